@@ -1,0 +1,1 @@
+"""Metergate: a gRPC metering gateway that turns AI compute into a prepaid utility."""

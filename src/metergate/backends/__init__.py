@@ -1,0 +1,1 @@
+"""Adapters to the servers that run models, named after their protocol."""

@@ -1,0 +1,43 @@
+"""The models on sale: who made each, what it costs, how it is counted, which backends run it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from metergate.core.errors import ModelNotFound, PriceUnavailable
+from metergate.core.rating import RateCard, current_card
+from metergate.core.usage import CountingSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """One model an app can ask for."""
+
+    model_id: str
+    display_name: str
+    provider_id: str  # its developer, who is paid
+    context_tokens: int  # prompt and completion together
+    counting_source: CountingSource
+    backend_ids: tuple[str, ...]  # in order of preference, at least one
+    rate_cards: tuple[RateCard, ...]  # in order of effect
+    usage_tolerance_tokens: int  # counted and reported may differ by this much of completion without being flagged
+
+    def rate_card(self, now_us: int) -> RateCard:
+        """The card in effect; PriceUnavailable if there is none (L8)."""
+        card = current_card(self.rate_cards, now_us)
+        if card is None:
+            raise PriceUnavailable(model_id=self.model_id)
+        return card
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """All models by id."""
+
+    models: Mapping[str, Model]
+
+    def get(self, model_id: str) -> Model:
+        """The model; ModelNotFound if there is none."""
+        try:
+            return self.models[model_id]
+        except KeyError:
+            raise ModelNotFound(model_id=model_id) from None

@@ -1,0 +1,264 @@
+"""Every failure a caller can decide on is one class here; its docstring's first line is the message.
+
+``reason`` is stable and sent to the app; the fields are sent beside it as metadata. Nothing here knows gRPC or HTTP.
+"""
+
+import inspect
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+
+class MetergateError(Exception):
+    """Metergate could not do what was asked."""
+
+    reason: ClassVar[str] = "INTERNAL"
+
+    def metadata(self) -> dict[str, str]:
+        """The error's fields as text, by name; None is left out."""
+        if not hasattr(self, "__dataclass_fields__"):
+            return {}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: str(value) for name, value in values.items() if value is not None}
+
+    def __str__(self) -> str:
+        first_line = inspect.cleandoc(self.__doc__ or "").splitlines()[0]
+        return first_line.format_map(self.metadata())
+
+
+# --- credit ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class InsufficientCredit(MetergateError):
+    """The wallet has {available_microcredits} microcredits available; this needs at least {required_microcredits}."""
+
+    reason: ClassVar[str] = "INSUFFICIENT_CREDIT"
+    available_microcredits: int
+    required_microcredits: int
+
+
+@dataclass(kw_only=True, eq=False)
+class CapReached(MetergateError):
+    """The {cap} leaves {remaining_microcredits} microcredits; this needs at least {required_microcredits}."""
+
+    reason: ClassVar[str] = "CAP_REACHED"
+    cap: str  # "authorization's cap" or "request's credit limit"
+    remaining_microcredits: int
+    required_microcredits: int
+
+
+@dataclass(kw_only=True, eq=False)
+class WalletSuspended(MetergateError):
+    """The wallet of this subscriber is suspended."""
+
+    reason: ClassVar[str] = "WALLET_SUSPENDED"
+
+
+# --- access ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class Unauthenticated(MetergateError):
+    """The call has no valid key: {problem}."""
+
+    reason: ClassVar[str] = "UNAUTHENTICATED"
+    problem: str
+
+
+@dataclass(kw_only=True, eq=False)
+class AuthorizationRevoked(MetergateError):
+    """The key or its authorization was revoked."""
+
+    reason: ClassVar[str] = "AUTHORIZATION_REVOKED"
+
+
+@dataclass(kw_only=True, eq=False)
+class SubscriberKeyRequired(MetergateError):
+    """Only the subscriber's own key may see this; an app's key may not."""
+
+    reason: ClassVar[str] = "SUBSCRIBER_KEY_REQUIRED"
+
+
+@dataclass(kw_only=True, eq=False)
+class ModelNotAllowed(MetergateError):
+    """This authorization does not allow the model {model_id}."""
+
+    reason: ClassVar[str] = "MODEL_NOT_ALLOWED"
+    model_id: str
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class ModelNotFound(MetergateError):
+    """There is no model {model_id}."""
+
+    reason: ClassVar[str] = "MODEL_NOT_FOUND"
+    model_id: str
+
+
+@dataclass(kw_only=True, eq=False)
+class ResourceNotFound(MetergateError):
+    """There is no {resource_name}."""
+
+    reason: ClassVar[str] = "RESOURCE_NOT_FOUND"
+    resource_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """What is wrong with one field of a request."""
+
+    field: str  # path in the request: "messages[2].role"
+    description: str
+
+
+class RequestInvalid(MetergateError):
+    """The request is invalid."""
+
+    reason: ClassVar[str] = "INVALID_REQUEST"
+
+    def __init__(self, *violations: Violation) -> None:
+        super().__init__()
+        self.violations = violations
+
+    def __str__(self) -> str:
+        return "; ".join(f"{violation.field}: {violation.description}" for violation in self.violations)
+
+
+@dataclass(kw_only=True, eq=False)
+class PromptTooLong(MetergateError):
+    """The prompt has {prompt_tokens} tokens; {model_id} takes at most {prompt_tokens_max} and one of completion."""
+
+    reason: ClassVar[str] = "PROMPT_TOO_LONG"
+    model_id: str
+    prompt_tokens: int
+    prompt_tokens_max: int
+
+
+@dataclass(kw_only=True, eq=False)
+class MessageTooLarge(MetergateError):
+    """The request has {bytes} bytes; at most {bytes_max} are taken."""
+
+    reason: ClassVar[str] = "MESSAGE_TOO_LARGE"
+    bytes: int
+    bytes_max: int
+
+
+@dataclass(kw_only=True, eq=False)
+class RequestIdConflict(MetergateError):
+    """The request id {request_id} was used with other content."""
+
+    reason: ClassVar[str] = "REQUEST_ID_CONFLICT"
+    request_id: str
+
+
+@dataclass(kw_only=True, eq=False)
+class RequestInProgress(MetergateError):
+    """The request {request_id} is still running."""
+
+    reason: ClassVar[str] = "REQUEST_IN_PROGRESS"
+    request_id: str
+
+
+# --- what the gateway needs -----------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class BackendUnavailable(MetergateError):
+    """The backend of {model_id} failed: {problem}."""
+
+    reason: ClassVar[str] = "BACKEND_UNAVAILABLE"
+    model_id: str
+    problem: str
+    charge: str | None = None  # name of the charge for what was delivered before the failure
+
+
+@dataclass(kw_only=True, eq=False)
+class BackendRejected(MetergateError):
+    """The backend of {model_id} refused the request: {problem}."""
+
+    reason: ClassVar[str] = "BACKEND_REJECTED"
+    model_id: str
+    problem: str
+
+
+@dataclass(kw_only=True, eq=False)
+class StoreUnavailable(MetergateError):
+    """The ledger's store is unavailable."""
+
+    reason: ClassVar[str] = "STORE_UNAVAILABLE"
+
+
+@dataclass(kw_only=True, eq=False)
+class ShuttingDown(MetergateError):
+    """The gateway is shutting down."""
+
+    reason: ClassVar[str] = "SHUTTING_DOWN"
+    charge: str | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class DeadlineExceeded(MetergateError):
+    """The request took longer than {limit}."""
+
+    reason: ClassVar[str] = "DEADLINE_EXCEEDED"
+    limit: str
+    charge: str | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class PriceUnavailable(MetergateError):
+    """The model {model_id} has no price at this time."""
+
+    reason: ClassVar[str] = "PRICE_UNAVAILABLE"
+    model_id: str
+
+
+# --- setting up -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class RateCardInvalid(MetergateError):
+    """The rate card {rate_card_id} is invalid: {problem}."""
+
+    reason: ClassVar[str] = "RATE_CARD_INVALID"
+    rate_card_id: str
+    problem: str
+
+
+@dataclass(kw_only=True, eq=False)
+class IdConflict(MetergateError):
+    """The id {id} was used for another {resource}."""
+
+    reason: ClassVar[str] = "ID_CONFLICT"
+    resource: str
+    id: str
+
+
+@dataclass(kw_only=True, eq=False)
+class StoreRefused(MetergateError):
+    """The store {path} cannot be opened: {problem}."""
+
+    reason: ClassVar[str] = "STORE_REFUSED"
+    path: str
+    problem: str
+
+
+# --- defects --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class TransitionInvalid(MetergateError):
+    """A reservation that is {state} cannot {event}."""
+
+    state: str
+    event: str
+
+
+@dataclass(kw_only=True, eq=False)
+class LedgerInvariantBroken(MetergateError):
+    """The ledger refused an operation that would break a law: {problem}."""
+
+    problem: str

@@ -1,0 +1,150 @@
+"""An inference request and what a backend answers, in the domain's own words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from metergate.core.rows import FinishReason
+from metergate.core.usage import Usage
+
+
+class Role(StrEnum):
+    """Who said a message."""
+
+    SYSTEM = "SYSTEM"
+    USER = "USER"
+    ASSISTANT = "ASSISTANT"
+    TOOL = "TOOL"
+
+
+class ResponseFormatKind(StrEnum):
+    """The form the answer must have."""
+
+    TEXT = "TEXT"
+    JSON_OBJECT = "JSON_OBJECT"
+    JSON_SCHEMA = "JSON_SCHEMA"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call that the model asks the app to make."""
+
+    tool_call_id: str
+    name: str
+    arguments: str  # JSON text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of the conversation."""
+
+    role: Role
+    parts: tuple[str, ...] = ()  # text parts, in order
+    tool_calls: tuple[ToolCall, ...] = ()  # of an ASSISTANT
+    tool_call_id: str = ""  # of a TOOL: the call it answers
+
+    def text(self) -> str:
+        """All text parts as one."""
+        return "".join(self.parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function the model may ask the app to call."""
+
+    name: str
+    description: str = ""
+    parameters_json_schema: str = ""  # JSON text of an object; "": no parameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseFormat:
+    """The form the answer must have; the schema only with JSON_SCHEMA."""
+
+    kind: ResponseFormatKind = ResponseFormatKind.TEXT
+    schema_name: str = ""
+    json_schema: str = ""  # JSON text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen; None leaves it to the backend."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What the prompt's tokens are counted from."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceRequest:
+    """A validated request of an app."""
+
+    request_id: str
+    model_id: str
+    prompt: Prompt
+    sampling: Sampling = Sampling()
+    response_format: ResponseFormat = ResponseFormat()
+    max_completion_tokens: int | None = None  # >= 1; None: as far as the model's context and the credit go
+    credit_limit_microcredits: int | None = None  # > 0; None: no limit of its own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendRequest:
+    """What is sent to a backend."""
+
+    model_id: str  # the model's id in this gateway; the adapter knows the backend's own name for it
+    prompt: Prompt
+    sampling: Sampling
+    response_format: ResponseFormat
+    max_completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallDelta:
+    """A piece of a tool call; pieces of one index belong together."""
+
+    index: int
+    tool_call_id: str = ""  # with the first piece
+    name: str = ""  # with the first piece
+    arguments: str = ""  # appended piece by piece
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """A piece of a model's answer. Within one delta, reasoning comes before content before tool calls."""
+
+    reasoning_content: str = ""
+    content: str = ""
+    tool_calls: Sequence[ToolCallDelta] = ()
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing to deliver."""
+        return not (self.content or self.reasoning_content or self.tool_calls)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """The backend said why its answer ended."""
+
+    reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageReport:
+    """The backend said what it counted: cumulative, classes made disjoint by the adapter."""
+
+    usage: Usage
+
+
+BackendEvent = Delta | Finish | UsageReport

@@ -1,0 +1,157 @@
+"""What the ledger can be asked to do, and what it answers.
+
+Each operation carries the id that makes its retry harmless (L4).
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from metergate.core.reservation import CloseCause, Owner, Reservation
+from metergate.core.rows import Attempt, Authorization, Charge, FinishReason, Grant, Wallet
+from metergate.core.usage import CountingSource, Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddGrant:
+    """Add credits.
+
+    The same grant id with the same content answers with the first grant; with other content it is IdConflict.
+    """
+
+    grant: Grant  # remaining_microcredits == amount_microcredits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserve:
+    """Set credit aside for a request and capture its first part.
+
+    Reserves ``wanted_microcredits``, or what there is of it, but at least ``minimum_microcredits`` or nothing.
+    """
+
+    reservation_id: str
+    subscriber_id: str
+    authorization_id: str
+    request_id: str
+    content_hash: bytes
+    owner: Owner
+    model_id: str
+    provider_id: str
+    counting_source: CountingSource
+    rate_card_id: str
+    minimum_microcredits: int  # the prompt and one token
+    wanted_microcredits: int  # the prompt and a first slice of completion
+    limit_microcredits: int  # the request's own ceiling
+    capture_microcredits: int  # the prompt; <= minimum_microcredits
+    capture_usage: Usage  # what capture_microcredits is the price of
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserved:
+    """The request may run."""
+
+    reservation: Reservation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """The request was charged before; this is the record. Nothing was reserved."""
+
+    charge: Charge
+    spendable_microcredits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capture:
+    """Debit a reservation up to a cumulative amount, extending it on the way as far as grants and caps allow."""
+
+    reservation_id: str
+    subscriber_id: str
+    owner: Owner
+    target_microcredits: int  # cumulative; below what is captured already: nothing changes
+    target_usage: Usage  # cumulative; what target_microcredits is the price of
+    wanted_microcredits: int  # cumulative; extend the reservation to this if possible
+    delivered_microcredits: int  # cost of what had been delivered when this was asked for
+    now_us: int
+
+
+class CaptureStatus(StrEnum):
+    """Whether the reservation still took captures."""
+
+    OPEN = "OPEN"
+    CLOSED = "CLOSED"  # it is settled or released, or unknown
+    NOT_OWNER = "NOT_OWNER"  # it belongs to another process or epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captured:
+    """Where the reservation stands. Deliver only what ``captured_microcredits`` covers."""
+
+    status: CaptureStatus
+    captured_microcredits: int
+    reserved_microcredits: int
+    refusal: (
+        CloseCause | None
+    )  # why the reservation is less than wanted: CREDIT_EXHAUSTED, CAP_REACHED, CREDIT_LIMIT_REACHED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """What a charge records of the request, as far as the reservation does not know it."""
+
+    charge_id: str
+    charged_microcredits: int
+    usage_counted: Usage
+    usage_reported: Usage | None
+    usage_mismatch: bool
+    attempts: tuple[Attempt, ...]
+    finish_reason: FinishReason
+    captured_microcredits: int  # captured in the same commit if the reservation covers it; 0: nothing more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settle:
+    """Close a reservation: charge it, or with no settlement release it. What is not charged goes back.
+
+    Asked again, it answers with the first outcome.
+    """
+
+    reservation_id: str
+    subscriber_id: str
+    owner: Owner
+    close_cause: CloseCause
+    settlement: Settlement | None
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recover:
+    """Settle an ACTIVE reservation of an owner that died at what was captured; release it if that is nothing (L5)."""
+
+    reservation_id: str
+    subscriber_id: str
+    charge_id: str
+    survivor: Owner  # a reservation of this owner is alive and is left alone
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """The reservation is closed."""
+
+    charge: Charge | None  # None: released, nothing charged
+    spendable_microcredits: int  # what the authorization may still spend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddSubscriber:
+    """Open a wallet. The same subscriber again answers with the first wallet."""
+
+    wallet: Wallet  # sequence == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddAuthorization:
+    """Record a subscriber's consent. The same id with other content is IdConflict."""
+
+    authorization: Authorization  # charged and reserved are 0

@@ -1,0 +1,173 @@
+"""The ledger's rows besides reservations.
+
+Rows are immutable: a change is a new row in the old one's place, a correction is a new transfer.
+Accounts (double entry): ``grant:{grant_id}`` is what the operator owes the subscriber; the business accounts are the
+constants below. Times are microseconds since the epoch, UTC.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from metergate.core.reservation import CloseCause
+from metergate.core.usage import CountingSource, Usage
+
+PAYMENTS_ACCOUNT = "payments"  # debited for credits that were paid for
+GOODWILL_ACCOUNT = "goodwill"  # debited for credits that were given away
+REVENUE_ACCOUNT = "revenue"  # credited with every charge
+BREAKAGE_ACCOUNT = "breakage"  # credited with what expired unused
+
+
+def grant_account(grant_id: str) -> str:
+    """The account of one grant."""
+    return f"grant:{grant_id}"
+
+
+class WalletState(StrEnum):
+    """Whether a wallet may be spent from."""
+
+    ACTIVE = "ACTIVE"
+    SUSPENDED = "SUSPENDED"
+
+
+class GrantSource(StrEnum):
+    """Where a grant's credits came from."""
+
+    PLAN_CYCLE = "PLAN_CYCLE"
+    TOP_UP = "TOP_UP"
+    GIFT = "GIFT"
+    REFUND = "REFUND"
+    ROLLOVER = "ROLLOVER"
+
+
+class Channel(StrEnum):
+    """Through what a subscriber's credits are spent."""
+
+    APP = "APP"
+    CLOUD_PHONE = "CLOUD_PHONE"
+    CLOUD_PC = "CLOUD_PC"
+
+
+class TransferKind(StrEnum):
+    """Why credit moved."""
+
+    GRANT = "GRANT"
+    CHARGE = "CHARGE"
+    EXPIRY = "EXPIRY"
+
+
+class FinishReason(StrEnum):
+    """Why the model's answer ended."""
+
+    STOP = "STOP"
+    LENGTH = "LENGTH"
+    TOOL_CALLS = "TOOL_CALLS"
+    CONTENT_FILTER = "CONTENT_FILTER"
+    CREDIT_EXHAUSTED = "CREDIT_EXHAUSTED"  # the gateway cut the answer where the credit ended
+    INTERRUPTED = "INTERRUPTED"  # it did not end by itself; the close cause says why
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wallet:
+    """One subscriber: what it may spend is the sum of its grants' ``remaining_microcredits``."""
+
+    subscriber_id: str
+    state: WalletState
+    sequence: int  # of its last transfer; 0 before the first
+    create_time_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """Credits added to a wallet."""
+
+    grant_id: str  # unique within the subscriber
+    subscriber_id: str
+    source: GrantSource
+    priority: int  # lower is drawn first
+    amount_microcredits: int  # > 0
+    remaining_microcredits: int  # neither reserved, charged nor expired
+    effective_time_us: int  # inclusive
+    expire_time_us: int | None  # exclusive; None: never
+    create_time_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authorization:
+    """A subscriber's revocable consent that an app may spend; without an app, the subscriber's own access."""
+
+    authorization_id: str
+    subscriber_id: str
+    app_id: str  # "" for the subscriber's own
+    channel: Channel
+    cap_microcredits: int | None  # most it may ever spend; None: all the wallet has
+    allowed_models: tuple[str, ...]  # empty: every model
+    charged_microcredits: int
+    reserved_microcredits: int  # of its open reservations
+    create_time_us: int
+    revoke_time_us: int | None
+
+    def is_subscribers_own(self) -> bool:
+        """Whether it may see the whole wallet."""
+        return not self.app_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """A bearer key; only its hash is stored."""
+
+    key_id: str
+    secret_hash: bytes  # SHA-256 of the whole key
+    authorization_id: str
+    create_time_us: int
+    revoke_time_us: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One dispatch of a request to one backend."""
+
+    backend_id: str
+    problem: str  # "" if it served the request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """The immutable record of one settled request (the CDR)."""
+
+    charge_id: str
+    reservation_id: str
+    subscriber_id: str
+    authorization_id: str
+    app_id: str
+    channel: Channel
+    request_id: str
+    content_hash: bytes
+    model_id: str
+    provider_id: str
+    attempts: tuple[Attempt, ...]  # in order; empty after a crash
+    counting_source: CountingSource
+    usage_counted: Usage  # what the charge is the price of
+    usage_reported: Usage | None  # the backend's own report; None: it sent none
+    usage_mismatch: bool  # the two differ by more than the model's tolerance
+    rate_card_id: str
+    captured_microcredits: int  # >= charged_microcredits
+    charged_microcredits: int
+    finish_reason: FinishReason
+    close_cause: CloseCause
+    create_time_us: int  # of the reservation
+    settle_time_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """One double-entry row."""
+
+    subscriber_id: str
+    sequence: int  # 1, 2, 3, ... without a gap within the subscriber
+    kind: TransferKind
+    debit_account: str
+    credit_account: str
+    amount_microcredits: int  # > 0
+    grant_id: str
+    charge_id: str  # "" if no charge moved it
+    create_time_us: int

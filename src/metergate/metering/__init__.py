@@ -1,0 +1,1 @@
+"""The use case: admit, dispatch, pull, count, capture, deliver, settle."""

@@ -1,0 +1,261 @@
+"""What the use cases need of the outside, in the domain's words: never SQL, HTTP or gRPC."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from metergate.core.inference import BackendEvent, BackendRequest, Prompt
+from metergate.core.operations import (
+    AddAuthorization,
+    AddGrant,
+    AddSubscriber,
+    Capture,
+    Captured,
+    Replayed,
+    Reserve,
+    Reserved,
+    Settle,
+    Settled,
+)
+from metergate.core.rating import RateCard
+from metergate.core.reservation import Owner, Reservation
+from metergate.core.rows import ApiKey, Authorization, Charge, Grant, Transfer, Wallet
+
+Row = TypeVar("Row")
+
+
+class Clock(Protocol):
+    """Wall time for records and expiry; monotonic time comes from the event loop."""
+
+    def now_us(self) -> int:
+        """Microseconds since the epoch, UTC."""
+        ...
+
+
+class CompletionCounter(Protocol):
+    """Counts a text that grows. After any chunking, the count equals that of the whole text at once (L7)."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all text so far, exactly. It may shrink as text is added."""
+        ...
+
+    @property
+    def tail_characters(self) -> int:
+        """How much text the next ``add`` encodes again; a large one belongs in a thread."""
+        ...
+
+    def add(self, text: str) -> int:
+        """Append text and return ``tokens``."""
+        ...
+
+    def peek(self, text: str) -> int:
+        """What ``add`` would return, without appending."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """The counting rule of one model. All methods are plain computation and safe in threads."""
+
+    def count_text(self, text: str) -> int:
+        """Tokens of a text as the model's own vocabulary has it, without a template."""
+        ...
+
+    def count_prompt(self, prompt: Prompt) -> int:
+        """Tokens of the prompt through the model's own chat template, the generation prompt included.
+
+        RequestInvalid if the template refuses the messages.
+        """
+        ...
+
+    def completion_counter(self) -> CompletionCounter:
+        """A new counter for one growing text."""
+        ...
+
+
+class Backend(Protocol):
+    """A server that runs models."""
+
+    @property
+    def backend_id(self) -> str:
+        """Its id in the configuration."""
+        ...
+
+    def generate(self, request: BackendRequest) -> AsyncGenerator[BackendEvent, None]:
+        """Run the request. Closing the generator stops the generation on the backend.
+
+        Raises BackendUnavailable (it could not be reached, failed, or answered nonsense) or BackendRejected (it refused
+        the request as such; another backend would too).
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close its connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grantee:
+    """What a bearer key stands for."""
+
+    key: ApiKey
+    authorization: Authorization
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """A wallet at one instant."""
+
+    wallet: Wallet
+    available_microcredits: int  # in effect, not expired, not reserved
+    reserved_microcredits: int  # of open reservations
+    spendable_microcredits: int  # what the asking authorization may still spend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChargeFilter:
+    """Which charges to list: all that match every given field."""
+
+    authorization_id: str | None = None
+    app_id: str | None = None
+    model_id: str | None = None
+    settle_time_us_min: int | None = None  # inclusive
+    settle_time_us_max: int | None = None  # exclusive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferFilter:
+    """Which transfers to list: all that match every given field."""
+
+    app_id: str | None = None  # of the charge that moved it
+    model_id: str | None = None  # of the charge that moved it
+    create_time_us_min: int | None = None  # inclusive
+    create_time_us_max: int | None = None  # exclusive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page(Generic[Row]):
+    """Some rows and where the next ones begin."""
+
+    rows: tuple[Row, ...]
+    next_cursor: str | None  # None: these were the last
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriberLedger:
+    """Everything the ledger holds of one subscriber, for the audit. Sequences are read once, in order, lazily."""
+
+    wallet: Wallet
+    grants: tuple[Grant, ...]
+    authorizations: tuple[Authorization, ...]
+    open_reservations: tuple[Reservation, ...]
+    settled_reservation_ids_without_charge: tuple[str, ...]
+    charges: AsyncIterator[Charge]  # in order of settling
+    transfers: AsyncIterator[Transfer]  # in order of sequence
+
+
+class LedgerStore(Protocol):
+    """The ledger on durable storage. Every writing verb is one atomic transaction, acknowledged after its commit.
+
+    A cancelled caller does not stop an operation that was handed over. Every verb raises StoreUnavailable when storage
+    fails; its outcome is then unknown, and every reservation of this owner is left to recovery. The operations' own
+    refusals are the errors that ``core.ledger`` names.
+    """
+
+    @property
+    def owner(self) -> Owner:
+        """This process in its present epoch; a new epoch begins whenever the store had to be opened again."""
+        ...
+
+    @property
+    def content_key(self) -> bytes:
+        """The secret this store keys content hashes with (L11)."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was handed over and close."""
+        ...
+
+    # --- credit -----------------------------------------------------------------------------------------------------
+
+    async def reserve(self, operation: Reserve) -> Reserved | Replayed:
+        """Set credit aside for a request."""
+        ...
+
+    async def capture(self, operation: Capture) -> Captured:
+        """Debit a reservation before a delivery."""
+        ...
+
+    async def settle(self, operation: Settle) -> Settled:
+        """Close a reservation."""
+        ...
+
+    async def add_grant(self, operation: AddGrant) -> Grant:
+        """Add credits to a wallet."""
+        ...
+
+    # --- setting up -------------------------------------------------------------------------------------------------
+
+    async def add_subscriber(self, operation: AddSubscriber) -> Wallet:
+        """Open a wallet."""
+        ...
+
+    async def add_authorization(self, operation: AddAuthorization) -> Authorization:
+        """Record a subscriber's consent."""
+        ...
+
+    async def add_key(self, key: ApiKey) -> ApiKey:
+        """Record a key's hash."""
+        ...
+
+    async def revoke_key(self, key_id: str, now_us: int) -> ApiKey:
+        """Revoke a key; ResourceNotFound if there is none. A second revocation keeps the first's time."""
+        ...
+
+    async def add_rate_cards(self, cards: Sequence[RateCard]) -> None:
+        """Record rate cards for audits; IdConflict if one was recorded with other prices: cards are immutable."""
+        ...
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    async def find_grantee(self, secret_hash: bytes) -> Grantee | None:
+        """Whom a key stands for, revoked or not; None if the key is unknown."""
+        ...
+
+    async def balance(self, subscriber_id: str, authorization_id: str | None, now_us: int) -> Balance:
+        """The wallet now. ResourceNotFound without such a subscriber."""
+        ...
+
+    async def list_grants(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grant]:
+        """Grants, newest first."""
+        ...
+
+    async def list_charges(
+        self, subscriber_id: str, where: ChargeFilter, *, cursor: str | None, size: int
+    ) -> Page[Charge]:
+        """Charges, newest first."""
+        ...
+
+    async def get_charge(self, subscriber_id: str, charge_id: str) -> Charge:
+        """One charge of this subscriber; ResourceNotFound otherwise."""
+        ...
+
+    async def list_transfers(
+        self, subscriber_id: str, where: TransferFilter, *, cursor: str | None, size: int
+    ) -> Page[Transfer]:
+        """Transfers, newest first."""
+        ...
+
+    # --- audit ------------------------------------------------------------------------------------------------------
+
+    async def rate_cards(self) -> tuple[RateCard, ...]:
+        """Every rate card that was ever recorded."""
+        ...
+
+    async def count_subscribers(self) -> int:
+        """How many wallets there are."""
+        ...
+
+    def audit(self) -> AsyncIterator[SubscriberLedger]:
+        """Every subscriber's books, in one consistent view of the store."""
+        ...

@@ -1,0 +1,1 @@
+"""Counting rules, named after the form their vocabulary comes in."""
