@@ -4,7 +4,7 @@
 """
 
 import inspect
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import ClassVar
 
 
@@ -15,7 +15,7 @@ class MetergateError(Exception):
 
     def metadata(self) -> dict[str, str]:
         """The error's fields as text, by name; None is left out."""
-        if not hasattr(self, "__dataclass_fields__"):
+        if not is_dataclass(self):
             return {}
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: str(value) for name, value in values.items() if value is not None}
