@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from metergate.core.inference import BackendEvent, BackendRequest, Prompt
+from metergate.core.inference import BackendEvent, BackendRequest, Delta, Prompt
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
@@ -18,6 +18,7 @@ from metergate.core.operations import (
     Settled,
 )
 from metergate.core.rating import RateCard
+from metergate.core.receipts import Admission, Receipt
 from metergate.core.reservation import Owner, Reservation
 from metergate.core.rows import ApiKey, Authorization, Charge, Grant, Transfer, Wallet
 
@@ -91,6 +92,22 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Close its connections."""
+        ...
+
+
+class Sink(Protocol):
+    """The app's end of a stream. A write counts as delivered from the moment it begins, whether it ends or not."""
+
+    async def admit(self, admission: Admission) -> None:
+        """Write the admission."""
+        ...
+
+    async def deliver(self, delta: Delta) -> None:
+        """Write a piece of the answer; returns when the app's flow control lets the next one follow."""
+        ...
+
+    async def receipt(self, receipt: Receipt) -> None:
+        """Write the receipt."""
         ...
 
 
