@@ -162,6 +162,14 @@ class RequestInProgress(MetergateError):
     request_id: str
 
 
+@dataclass(kw_only=True, eq=False)
+class ReservationNotOwned(MetergateError):
+    """The reservation {reservation_id} belongs to another gateway process, or to an earlier epoch of this one."""
+
+    reason: ClassVar[str] = "RESERVATION_NOT_OWNED"
+    reservation_id: str
+
+
 # --- what the gateway needs -----------------------------------------------------------------------------------------
 
 
@@ -244,6 +252,33 @@ class StoreRefused(MetergateError):
     reason: ClassVar[str] = "STORE_REFUSED"
     path: str
     problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigProblem:
+    """What is wrong with one key of the configuration file."""
+
+    key: str  # path in the file: "models.smollm2.backends"; "" for the file itself
+    description: str
+
+
+class ConfigInvalid(MetergateError):
+    """The configuration is invalid."""
+
+    reason: ClassVar[str] = "CONFIG_INVALID"
+
+    def __init__(self, file: object, *problems: ConfigProblem) -> None:
+        super().__init__()
+        self.file = str(file)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{self.file}: {problem.key}: {problem.description}"
+            if problem.key
+            else f"{self.file}: {problem.description}"
+            for problem in self.problems
+        )
 
 
 # --- defects --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,79 @@
+"""Which credits are spent first: lowest priority, then earliest expiry, then oldest, then by id.
+
+What goes back, goes back in reverse, so that a request leaves the grants as if it had only ever taken its charge.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from metergate.core.reservation import Allocation
+from metergate.core.rows import Grant
+
+
+def burn_key(grant: Grant) -> tuple[int, bool, int, int, str]:
+    """Sorts grants in burn order; a grant that never expires comes after all that do."""
+    never = grant.expire_time_us is None
+    return (grant.priority, never, grant.expire_time_us or 0, grant.create_time_us, grant.grant_id)
+
+
+def is_expired(grant: Grant, now_us: int) -> bool:
+    """Whether its time is over; what remains of it is breakage."""
+    return grant.expire_time_us is not None and grant.expire_time_us <= now_us
+
+
+def is_spendable(grant: Grant, now_us: int) -> bool:
+    """Whether it is in effect, not expired, and has credit left."""
+    return grant.remaining_microcredits > 0 and grant.effective_time_us <= now_us and not is_expired(grant, now_us)
+
+
+def available(grants: Iterable[Grant], now_us: int) -> int:
+    """Microcredits that could be reserved now."""
+    return sum(grant.remaining_microcredits for grant in grants if is_spendable(grant, now_us))
+
+
+def allocate(grants: Iterable[Grant], amount_microcredits: int, now_us: int) -> tuple[Allocation, ...]:
+    """What to take from which grant, in burn order. ValueError if the spendable grants hold less than the amount."""
+    allocations: list[Allocation] = []
+    missing = amount_microcredits
+    for grant in sorted((grant for grant in grants if is_spendable(grant, now_us)), key=burn_key):
+        if missing == 0:
+            break
+        part = min(missing, grant.remaining_microcredits)
+        allocations.append(Allocation(grant_id=grant.grant_id, amount_microcredits=part))
+        missing -= part
+    if missing > 0:
+        raise ValueError(f"{missing} microcredits too few to allocate {amount_microcredits}")
+    return tuple(allocations)
+
+
+def merge(
+    held: Sequence[Allocation], more: Sequence[Allocation], grants: Mapping[str, Grant]
+) -> tuple[Allocation, ...]:
+    """Both lists as one allocation a grant, in burn order; ``grants`` has every grant they name, by id."""
+    amounts: dict[str, int] = {}
+    for allocation in (*held, *more):
+        amounts[allocation.grant_id] = amounts.get(allocation.grant_id, 0) + allocation.amount_microcredits
+    ordered = sorted(amounts, key=lambda grant_id: burn_key(grants[grant_id]))
+    return tuple(Allocation(grant_id=grant_id, amount_microcredits=amounts[grant_id]) for grant_id in ordered)
+
+
+def give_back(
+    allocations: Sequence[Allocation], amount_microcredits: int
+) -> tuple[tuple[Allocation, ...], tuple[Allocation, ...]]:
+    """What stays and what goes back if this much of the allocations is returned, the last drawn first.
+
+    The first result is in burn order, the second in reverse. ValueError if the allocations hold less than the amount.
+    """
+    kept: list[Allocation] = []
+    returned: list[Allocation] = []
+    missing = amount_microcredits
+    for allocation in reversed(allocations):
+        part = min(missing, allocation.amount_microcredits)
+        missing -= part
+        rest = allocation.amount_microcredits - part
+        if part > 0:
+            returned.append(Allocation(grant_id=allocation.grant_id, amount_microcredits=part))
+        if rest > 0:
+            kept.append(Allocation(grant_id=allocation.grant_id, amount_microcredits=rest))
+    if missing > 0:
+        raise ValueError(f"{missing} microcredits too few to give back {amount_microcredits}")
+    return tuple(reversed(kept)), tuple(returned)

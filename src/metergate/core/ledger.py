@@ -1,0 +1,541 @@
+"""The ledger: decides one operation at a time over loaded rows, and refuses without having changed anything.
+
+Stores load the rows, hand over a batch in ``in_order`` and write what changed; nothing here waits or reads a clock.
+Grants whose time is over become breakage whenever an operation changes their wallet: lazily, once, never below zero.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from metergate.core.books import Books, grants_by_id, request_key
+from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
+from metergate.core.errors import (
+    AuthorizationRevoked,
+    CapReached,
+    IdConflict,
+    InsufficientCredit,
+    LedgerInvariantBroken,
+    RequestIdConflict,
+    RequestInProgress,
+    RequestInvalid,
+    ReservationNotOwned,
+    ResourceNotFound,
+    Violation,
+    WalletSuspended,
+)
+from metergate.core.grants import allocate, available, give_back, is_expired, merge
+from metergate.core.operations import (
+    AddAuthorization,
+    AddGrant,
+    AddSubscriber,
+    Capture,
+    Captured,
+    CaptureStatus,
+    Recover,
+    Replayed,
+    Reserve,
+    Reserved,
+    Settle,
+    Settled,
+    Settlement,
+)
+from metergate.core.reservation import (
+    Allocation,
+    CloseCause,
+    Reservation,
+    ReservationEvent,
+    ReservationState,
+    next_state,
+)
+from metergate.core.rows import (
+    BREAKAGE_ACCOUNT,
+    GOODWILL_ACCOUNT,
+    PAYMENTS_ACCOUNT,
+    REVENUE_ACCOUNT,
+    Authorization,
+    Channel,
+    Charge,
+    FinishReason,
+    Grant,
+    GrantSource,
+    TransferKind,
+    Wallet,
+    WalletState,
+    grant_account,
+)
+from metergate.core.usage import CountingSource
+
+Operation = Capture | Settle | Recover | Reserve | AddGrant | AddSubscriber | AddAuthorization
+Outcome = Captured | Settled | Reserved | Replayed | Grant | Wallet | Authorization
+
+# What was paid for with money; every other source is the operator's goodwill.
+PAID_SOURCES = frozenset({GrantSource.PLAN_CYCLE, GrantSource.TOP_UP})
+
+_UNKNOWN = Captured(
+    status=CaptureStatus.CLOSED, captured_microcredits=0, reserved_microcredits=0, refusal=None
+)  # of a reservation that is not there
+
+_PLACES: dict[type[Operation], int] = {Capture: 0, Settle: 1, Recover: 1}
+
+
+def in_order(operations: Iterable[Operation]) -> list[Operation]:
+    """A batch as it is decided: captures, then settles and recoveries, then the rest, each in order of arrival.
+
+    Running streams come first, and a new reservation finds what a settled one gave back.
+    """
+    return sorted(operations, key=place)
+
+
+def place(operation: Operation) -> int:
+    """The sort key of ``in_order``."""
+    return _PLACES.get(type(operation), 2)
+
+
+class Ledger:
+    """Decides operations over ``books``, which hold at least every row the operations touch."""
+
+    def __init__(self, books: Books) -> None:
+        self._books = books
+        self._deciders: dict[type[Operation], Callable[[Any], Outcome]] = {
+            Capture: self.capture,
+            Settle: self.settle,
+            Recover: self.recover,
+            Reserve: self.reserve,
+            AddGrant: self.add_grant,
+            AddSubscriber: self.add_subscriber,
+            AddAuthorization: self.add_authorization,
+        }
+
+    def decide(self, operation: Operation) -> Outcome:
+        """Carry out one operation on the books, or raise its refusal and leave them as they were."""
+        return self._deciders[type(operation)](operation)
+
+    # --- reserving --------------------------------------------------------------------------------------------------
+
+    def reserve(self, operation: Reserve) -> Reserved | Replayed:
+        """Set credit aside.
+
+        Refusals: ResourceNotFound, RequestIdConflict, RequestInProgress, WalletSuspended, AuthorizationRevoked,
+        CapReached, InsufficientCredit.
+        """
+        wallet, authorization = self._payer(operation.subscriber_id, operation.authorization_id)
+        known = self._outcome_before(operation, authorization)
+        if known is not None:
+            return known
+        if wallet.state is WalletState.SUSPENDED:
+            raise WalletSuspended
+        if authorization.revoke_time_us is not None:
+            raise AuthorizationRevoked
+        amount = self._reservable(operation, authorization)
+        self._expire(operation.subscriber_id, operation.now_us)
+        reservation = Reservation(
+            reservation_id=operation.reservation_id,
+            subscriber_id=operation.subscriber_id,
+            authorization_id=operation.authorization_id,
+            app_id=authorization.app_id,
+            channel=authorization.channel,
+            request_id=operation.request_id,
+            content_hash=operation.content_hash,
+            owner=operation.owner,
+            model_id=operation.model_id,
+            provider_id=operation.provider_id,
+            counting_source=operation.counting_source,
+            rate_card_id=operation.rate_card_id,
+            limit_microcredits=operation.limit_microcredits,
+            state=ReservationState.ACTIVE,
+            close_cause=None,
+            reserved_microcredits=amount,
+            captured_microcredits=operation.capture_microcredits,
+            captured_usage=operation.capture_usage,
+            delivered_microcredits=0,
+            allocations=self._draw(authorization, amount, operation.now_us),
+            create_time_us=operation.now_us,
+            close_time_us=None,
+        )
+        self._books.add_reservation(reservation)
+        return Reserved(reservation=reservation)
+
+    def _outcome_before(self, operation: Reserve, authorization: Authorization) -> Reserved | Replayed | None:
+        """What this request was answered already (L4); None if it is to run."""
+        key = (operation.subscriber_id, operation.authorization_id, operation.request_id)
+        charge = self._books.charge_of_request(key)
+        if charge is not None:
+            if charge.content_hash != operation.content_hash:
+                raise RequestIdConflict(request_id=operation.request_id)
+            return Replayed(charge=charge, spendable_microcredits=self._spendable(authorization, operation.now_us))
+        active = self._books.active_reservation(key)
+        if active is not None:
+            if active.content_hash != operation.content_hash:
+                raise RequestIdConflict(request_id=operation.request_id)
+            if (active.reservation_id, active.owner) != (operation.reservation_id, operation.owner):
+                raise RequestInProgress(request_id=operation.request_id)
+            return Reserved(reservation=active)
+        if self._books.reservations.get(operation.reservation_id) is not None:
+            raise LedgerInvariantBroken(problem=f"reservation {operation.reservation_id} was there before")
+        return None
+
+    def _reservable(self, operation: Reserve, authorization: Authorization) -> int:
+        """How much of what is wanted can be reserved; at least the minimum."""
+        minimum = operation.minimum_microcredits
+        if not 0 <= operation.capture_microcredits <= minimum <= operation.wanted_microcredits:
+            raise LedgerInvariantBroken(problem="a reservation needs 0 <= captured <= minimum <= wanted")
+        limit = min(operation.limit_microcredits, AMOUNT_MICROCREDITS_MAX)
+        if limit < minimum:
+            raise CapReached(cap="request's credit limit", remaining_microcredits=limit, required_microcredits=minimum)
+        cap_left = _cap_left(authorization)
+        if cap_left < minimum:
+            raise CapReached(cap="authorization's cap", remaining_microcredits=cap_left, required_microcredits=minimum)
+        credit = available(self._books.grants_of(operation.subscriber_id), operation.now_us)
+        if credit < minimum:
+            raise InsufficientCredit(available_microcredits=credit, required_microcredits=minimum)
+        return min(operation.wanted_microcredits, limit, cap_left, credit)
+
+    def _draw(self, authorization: Authorization, amount_microcredits: int, now_us: int) -> tuple[Allocation, ...]:
+        """Take the amount from the grants, in burn order, and from the authorization's cap."""
+        subscriber_id = authorization.subscriber_id
+        allocations = allocate(self._books.grants_of(subscriber_id), amount_microcredits, now_us)
+        for allocation in allocations:
+            self._books.change_remaining(subscriber_id, allocation.grant_id, -allocation.amount_microcredits)
+        self._move_counters(authorization, reserved_by=amount_microcredits, charged_by=0)
+        return allocations
+
+    # --- capturing --------------------------------------------------------------------------------------------------
+
+    def capture(self, operation: Capture) -> Captured:
+        """Debit a reservation, extending it on the way as far as grants and caps allow.
+
+        A refused extension never voids a capture that fits; an extension stays even if the capture does not fit. One
+        that needs no extension touches the reservation's row only. LedgerInvariantBroken if more was delivered than
+        is captured (L1).
+        """
+        before = self._books.reservations.get(operation.reservation_id)
+        if before is None or before.subscriber_id != operation.subscriber_id:
+            return _UNKNOWN
+        if before.state is not ReservationState.ACTIVE:
+            return _captured(CaptureStatus.CLOSED, before)
+        if before.owner != operation.owner:
+            return _captured(CaptureStatus.NOT_OWNER, before)
+        target = operation.target_microcredits
+        wanted = max(operation.wanted_microcredits, target)
+        reserved, refusal = before.reserved_microcredits, None
+        if wanted > reserved:
+            more, refusal = self._extension(before, wanted, operation.now_us)
+            reserved += more
+        captures = before.captured_microcredits <= target <= reserved
+        captured = target if captures else before.captured_microcredits
+        delivered = max(before.delivered_microcredits, operation.delivered_microcredits)
+        if delivered > captured:
+            raise LedgerInvariantBroken(problem=f"{delivered} microcredits delivered, only {captured} captured")
+        after = replace(
+            before,
+            reserved_microcredits=reserved,
+            captured_microcredits=captured,
+            captured_usage=operation.target_usage if captures else before.captured_usage,
+            delivered_microcredits=delivered,
+        )
+        if reserved > before.reserved_microcredits:
+            after = self._extend(after, reserved - before.reserved_microcredits, operation.now_us)
+        self._books.reservations.change(after.reservation_id, after)
+        return _captured(CaptureStatus.OPEN, after, refusal)
+
+    def _extension(self, reservation: Reservation, wanted: int, now_us: int) -> tuple[int, CloseCause | None]:
+        """By how much a reservation can grow towards ``wanted``, and what keeps it from all of it.
+
+        A revoked authorization leaves nothing of its cap; a suspended wallet has nothing available.
+        """
+        wallet, authorization = self._payer(reservation.subscriber_id, reservation.authorization_id)
+        missing = wanted - reservation.reserved_microcredits
+        cap_left = 0 if authorization.revoke_time_us is not None else _cap_left(authorization)
+        is_suspended = wallet.state is WalletState.SUSPENDED
+        credit = 0 if is_suspended else available(self._books.grants_of(reservation.subscriber_id), now_us)
+        limit_left = min(reservation.limit_microcredits, AMOUNT_MICROCREDITS_MAX) - reservation.reserved_microcredits
+        bounds = (
+            (limit_left, CloseCause.CREDIT_LIMIT_REACHED),
+            (cap_left, CloseCause.CAP_REACHED),
+            (credit, CloseCause.CREDIT_EXHAUSTED),
+        )
+        room, cause = min(bounds, key=lambda bound: bound[0])
+        return (missing, None) if missing <= room else (max(0, room), cause)
+
+    def _extend(self, reservation: Reservation, more: int, now_us: int) -> Reservation:
+        self._expire(reservation.subscriber_id, now_us)
+        _, authorization = self._payer(reservation.subscriber_id, reservation.authorization_id)
+        drawn = self._draw(authorization, more, now_us)
+        grants = grants_by_id(self._books.grants_of(reservation.subscriber_id))
+        return replace(reservation, allocations=merge(reservation.allocations, drawn, grants))
+
+    # --- closing ----------------------------------------------------------------------------------------------------
+
+    def settle(self, operation: Settle) -> Settled:
+        """Close a reservation.
+
+        Asked again, the first outcome. Refusals: ResourceNotFound (no such reservation), ReservationNotOwned,
+        LedgerInvariantBroken (a charge above what is captured, a capture above what is reserved).
+        """
+        reservation = self._reservation(operation.reservation_id, operation.subscriber_id)
+        if reservation.state is not ReservationState.ACTIVE:
+            return self._settled(reservation, operation.now_us)
+        if reservation.owner != operation.owner:
+            raise ReservationNotOwned(reservation_id=reservation.reservation_id)
+        return self._close(reservation, operation.close_cause, operation.settlement, operation.now_us)
+
+    def recover(self, operation: Recover) -> Settled | Reserved:
+        """Close what a dead owner left open, at what it had captured; Reserved if its owner is the survivor."""
+        reservation = self._reservation(operation.reservation_id, operation.subscriber_id)
+        if reservation.state is not ReservationState.ACTIVE:
+            return self._settled(reservation, operation.now_us)
+        if reservation.owner == operation.survivor:
+            return Reserved(reservation=reservation)
+        settlement = None
+        if reservation.captured_microcredits > 0:
+            settlement = Settlement(
+                charge_id=operation.charge_id,
+                charged_microcredits=reservation.captured_microcredits,
+                usage_counted=reservation.captured_usage,
+                usage_reported=None,
+                usage_mismatch=False,
+                attempts=(),
+                finish_reason=FinishReason.INTERRUPTED,
+                captured_microcredits=0,
+            )
+        return self._close(reservation, CloseCause.CRASH, settlement, operation.now_us)
+
+    def _close(
+        self, reservation: Reservation, cause: CloseCause, settlement: Settlement | None, now_us: int
+    ) -> Settled:
+        """Charge and give back the rest, or give back everything; all checks come before the first change."""
+        event = ReservationEvent.RELEASE if settlement is None else ReservationEvent.SETTLE
+        captured, charged = reservation.captured_microcredits, 0
+        if settlement is not None:
+            captured = max(captured, settlement.captured_microcredits)
+            charged = settlement.charged_microcredits
+            self._check_settlement(reservation, settlement, captured)
+        raised = settlement is not None and captured > reservation.captured_microcredits
+        closed = replace(
+            reservation,
+            state=next_state(reservation.state, event),
+            close_cause=cause,
+            captured_microcredits=captured,
+            captured_usage=settlement.usage_counted if settlement and raised else reservation.captured_usage,
+            allocations=(),
+            close_time_us=now_us,
+        )
+        subscriber_id = reservation.subscriber_id
+        self._expire(subscriber_id, now_us)
+        consumed, returned = give_back(reservation.allocations, reservation.reserved_microcredits - charged)
+        if settlement is not None:
+            self._books.add_charge(_charge(closed, settlement))
+            for part in consumed:
+                self._post_from_grant(subscriber_id, TransferKind.CHARGE, part, settlement.charge_id, now_us)
+        for part in returned:
+            self._books.change_remaining(subscriber_id, part.grant_id, part.amount_microcredits)
+        self._expire(subscriber_id, now_us)  # what came back to a grant whose time is over
+        self._books.close_reservation(closed)
+        _, authorization = self._payer(subscriber_id, reservation.authorization_id)
+        self._move_counters(authorization, reserved_by=-reservation.reserved_microcredits, charged_by=charged)
+        return self._settled(closed, now_us)
+
+    def _check_settlement(self, reservation: Reservation, settlement: Settlement, captured: int) -> None:
+        if captured > reservation.reserved_microcredits:
+            problem = f"{captured} microcredits captured, only {reservation.reserved_microcredits} reserved"
+            raise LedgerInvariantBroken(problem=problem)
+        if not 0 <= settlement.charged_microcredits <= captured:
+            problem = f"{settlement.charged_microcredits} microcredits charged, only {captured} captured"
+            raise LedgerInvariantBroken(problem=problem)
+        if self._books.charges.get(settlement.charge_id) is not None:
+            raise LedgerInvariantBroken(problem=f"charge {settlement.charge_id} was there before")
+        if self._books.charge_of_request(request_key(reservation)) is not None:
+            raise LedgerInvariantBroken(problem=f"request {reservation.request_id} was charged before")
+
+    def _settled(self, closed: Reservation, now_us: int) -> Settled:
+        _, authorization = self._payer(closed.subscriber_id, closed.authorization_id)
+        return Settled(
+            charge=self._books.charge_of_reservation(closed.reservation_id),
+            spendable_microcredits=self._spendable(authorization, now_us),
+        )
+
+    # --- credit and consent -----------------------------------------------------------------------------------------
+
+    def add_grant(self, operation: AddGrant) -> Grant:
+        """Add credits; refusals: ResourceNotFound (no such subscriber), IdConflict, RequestInvalid."""
+        grant = operation.grant
+        if self._books.wallets.get(grant.subscriber_id) is None:
+            raise ResourceNotFound(resource_name=f"subscribers/{grant.subscriber_id}")
+        first = self._books.grants.get((grant.subscriber_id, grant.grant_id))
+        if first is not None:
+            if _grant_content(first) != _grant_content(grant):
+                raise IdConflict(resource="grant", id=grant.grant_id)
+            return first
+        self._check_grant(grant)
+        self._books.add_grant(grant)
+        self._books.post(
+            TransferKind.GRANT,
+            subscriber_id=grant.subscriber_id,
+            debit_account=PAYMENTS_ACCOUNT if grant.source in PAID_SOURCES else GOODWILL_ACCOUNT,
+            credit_account=grant_account(grant.grant_id),
+            amount_microcredits=grant.amount_microcredits,
+            grant_id=grant.grant_id,
+            charge_id="",
+            now_us=grant.create_time_us,
+        )
+        return grant
+
+    def _check_grant(self, grant: Grant) -> None:
+        """RequestInvalid unless the grant is a valid one and the wallet's sum stays in range."""
+        amount = grant.amount_microcredits
+        if not 0 < amount <= AMOUNT_MICROCREDITS_MAX:
+            raise RequestInvalid(Violation("amount_microcredits", f"must be from 1 to {AMOUNT_MICROCREDITS_MAX}"))
+        if grant.remaining_microcredits != amount:
+            raise RequestInvalid(Violation("remaining_microcredits", "a new grant has all its amount remaining"))
+        if grant.expire_time_us is not None and grant.expire_time_us <= grant.effective_time_us:
+            raise RequestInvalid(Violation("expire_time", "must be later than effective_time"))
+        held = sum(other.remaining_microcredits for other in self._books.grants_of(grant.subscriber_id))
+        reserved = sum(
+            authorization.reserved_microcredits
+            for authorization in self._books.authorizations.rows.values()
+            if authorization.subscriber_id == grant.subscriber_id
+        )
+        if held + reserved + amount > AMOUNT_MICROCREDITS_MAX:
+            problem = f"the wallet would hold more than {AMOUNT_MICROCREDITS_MAX} microcredits"
+            raise RequestInvalid(Violation("amount_microcredits", problem))
+
+    def add_subscriber(self, operation: AddSubscriber) -> Wallet:
+        """Open a wallet, or answer with the one that is open already."""
+        first = self._books.wallets.get(operation.wallet.subscriber_id)
+        if first is not None:
+            return first
+        if operation.wallet.sequence != 0:
+            raise LedgerInvariantBroken(problem="a new wallet's sequence is not 0")
+        self._books.wallets.add(operation.wallet.subscriber_id, operation.wallet)
+        return operation.wallet
+
+    def add_authorization(self, operation: AddAuthorization) -> Authorization:
+        """Record a consent; refusals: ResourceNotFound (no such subscriber), IdConflict, RequestInvalid."""
+        authorization = operation.authorization
+        if self._books.wallets.get(authorization.subscriber_id) is None:
+            raise ResourceNotFound(resource_name=f"subscribers/{authorization.subscriber_id}")
+        first = self._books.authorizations.get(authorization.authorization_id)
+        if first is not None:
+            if _consent(first) != _consent(authorization):
+                raise IdConflict(resource="authorization", id=authorization.authorization_id)
+            return first
+        if authorization.charged_microcredits or authorization.reserved_microcredits:
+            raise LedgerInvariantBroken(problem="a new authorization has spent already")
+        cap = authorization.cap_microcredits
+        if cap is not None and not 0 <= cap <= AMOUNT_MICROCREDITS_MAX:
+            raise RequestInvalid(Violation("cap_microcredits", f"must be from 0 to {AMOUNT_MICROCREDITS_MAX}"))
+        self._books.authorizations.add(authorization.authorization_id, authorization)
+        return authorization
+
+    # --- shared -----------------------------------------------------------------------------------------------------
+
+    def _payer(self, subscriber_id: str, authorization_id: str) -> tuple[Wallet, Authorization]:
+        wallet = self._books.wallets.get(subscriber_id)
+        if wallet is None:
+            raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}")
+        authorization = self._books.authorizations.get(authorization_id)
+        if authorization is None or authorization.subscriber_id != subscriber_id:
+            raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}/authorizations/{authorization_id}")
+        return wallet, authorization
+
+    def _reservation(self, reservation_id: str, subscriber_id: str) -> Reservation:
+        reservation = self._books.reservations.get(reservation_id)
+        if reservation is None or reservation.subscriber_id != subscriber_id:
+            raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}/reservations/{reservation_id}")
+        return reservation
+
+    def _spendable(self, authorization: Authorization, now_us: int) -> int:
+        return spendable(authorization, available(self._books.grants_of(authorization.subscriber_id), now_us))
+
+    def _move_counters(self, authorization: Authorization, *, reserved_by: int, charged_by: int) -> None:
+        after = replace(
+            authorization,
+            reserved_microcredits=authorization.reserved_microcredits + reserved_by,
+            charged_microcredits=authorization.charged_microcredits + charged_by,
+        )
+        self._books.authorizations.change(after.authorization_id, after)
+
+    def _expire(self, subscriber_id: str, now_us: int) -> None:
+        """What remains of grants whose time is over becomes breakage."""
+        for grant in self._books.grants_of(subscriber_id):
+            if grant.remaining_microcredits > 0 and is_expired(grant, now_us):
+                rest = Allocation(grant_id=grant.grant_id, amount_microcredits=grant.remaining_microcredits)
+                self._books.change_remaining(subscriber_id, grant.grant_id, -grant.remaining_microcredits)
+                self._post_from_grant(subscriber_id, TransferKind.EXPIRY, rest, "", now_us)
+
+    def _post_from_grant(
+        self, subscriber_id: str, kind: TransferKind, part: Allocation, charge_id: str, now_us: int
+    ) -> None:
+        self._books.post(
+            kind,
+            subscriber_id=subscriber_id,
+            debit_account=grant_account(part.grant_id),
+            credit_account=REVENUE_ACCOUNT if kind is TransferKind.CHARGE else BREAKAGE_ACCOUNT,
+            amount_microcredits=part.amount_microcredits,
+            grant_id=part.grant_id,
+            charge_id=charge_id,
+            now_us=now_us,
+        )
+
+
+def spendable(authorization: Authorization, available_microcredits: int) -> int:
+    """What an authorization may still spend of what is available."""
+    return min(available_microcredits, _cap_left(authorization))
+
+
+def _cap_left(authorization: Authorization) -> int:
+    """What the cap leaves; without a cap, what keeps the authorization's counters in range."""
+    cap = AMOUNT_MICROCREDITS_MAX if authorization.cap_microcredits is None else authorization.cap_microcredits
+    return max(0, cap - authorization.charged_microcredits - authorization.reserved_microcredits)
+
+
+def _captured(status: CaptureStatus, reservation: Reservation, refusal: CloseCause | None = None) -> Captured:
+    return Captured(
+        status=status,
+        captured_microcredits=reservation.captured_microcredits,
+        reserved_microcredits=reservation.reserved_microcredits,
+        refusal=refusal,
+    )
+
+
+def _grant_content(grant: Grant) -> Grant:
+    """What makes a grant that is asked for again the same: all but what was spent and when it was asked for."""
+    return replace(grant, remaining_microcredits=0, create_time_us=0)
+
+
+def _consent(authorization: Authorization) -> Authorization:
+    """What makes an authorization that is asked for again the same."""
+    return replace(
+        authorization, charged_microcredits=0, reserved_microcredits=0, create_time_us=0, revoke_time_us=None
+    )
+
+
+def _charge(closed: Reservation, settlement: Settlement) -> Charge:
+    """The record of a reservation that was just closed."""
+    assert closed.close_cause is not None
+    assert closed.close_time_us is not None
+    return Charge(
+        charge_id=settlement.charge_id,
+        reservation_id=closed.reservation_id,
+        subscriber_id=closed.subscriber_id,
+        authorization_id=closed.authorization_id,
+        app_id=closed.app_id,
+        channel=Channel(closed.channel),
+        request_id=closed.request_id,
+        content_hash=closed.content_hash,
+        model_id=closed.model_id,
+        provider_id=closed.provider_id,
+        attempts=settlement.attempts,
+        counting_source=CountingSource(closed.counting_source),
+        usage_counted=settlement.usage_counted,
+        usage_reported=settlement.usage_reported,
+        usage_mismatch=settlement.usage_mismatch,
+        rate_card_id=closed.rate_card_id,
+        captured_microcredits=closed.captured_microcredits,
+        charged_microcredits=settlement.charged_microcredits,
+        finish_reason=settlement.finish_reason,
+        close_cause=closed.close_cause,
+        create_time_us=closed.create_time_us,
+        settle_time_us=closed.close_time_us,
+    )
