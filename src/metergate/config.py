@@ -1,0 +1,363 @@
+"""The one configuration file: its shape, its defaults and what makes it wrong. The only reader of the environment.
+
+Every problem of a file is found before anything starts, and every one names its key. Nothing is guessed: an unknown key
+is a problem, because a mistyped limit or price that is silently ignored costs somebody money.
+"""
+
+import os
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
+
+from metergate.core.catalog import Catalog, Model
+from metergate.core.errors import ConfigInvalid, ConfigProblem, RateCardInvalid
+from metergate.core.rating import RateCard, check_schedule
+from metergate.core.usage import CountingSource, TokenClass
+
+# The largest context and the highest price: their product is 10^18, the highest cost of one request before it is
+# divided by a million. That is below AMOUNT_MICROCREDITS_MAX, so no sum of a request can leave 64 bits.
+CONTEXT_TOKENS_MAX = 10_000_000
+PRICE_MICROCREDITS_MAX = 100_000_000_000
+
+# A configuration is read by people; a file beyond this is the wrong file.
+FILE_BYTES_MAX = 1024 * 1024
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65_535:
+        raise ValueError("must be HOST:PORT, such as 127.0.0.1:50051")
+    return text
+
+
+# One segment of a resource name (models/{model}): what a URL and a metric label carry unescaped.
+Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Address = Annotated[str, AfterValidator(_address)]
+Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+[^\s]*$")]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Price = Annotated[int, Field(ge=0, le=PRICE_MICROCREDITS_MAX)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Listener(_Table):
+    """Where apps call."""
+
+    address: Address = "127.0.0.1:50051"  # only this machine until the operator says otherwise; gRPC's customary port
+
+
+class Store(_Table):
+    """Where the ledger is."""
+
+    path: Text  # of the SQLite file, relative to the configuration file
+
+
+class Limits(_Table):
+    """What is bounded, and by how much (L10)."""
+
+    # gRPC's own default: a 128k-token prompt of Chinese text is below 1 MiB, so that real requests never meet it.
+    message_bytes_max: int = Field(default=4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+    # What one delivery holds at most, and so the most that a crash can debit without delivering (L5): a screen of text.
+    delivery_characters_max: int = Field(default=2_048, ge=16, le=65_536)
+    # Completion reserved at a time: about two seconds of a fast model. Small, so that other streams find credit too.
+    slice_tokens: int = Field(default=256, ge=1, le=65_536)
+    # How far the gateway reads ahead of what it delivered, which is what the operator loses when a stream is cut:
+    # room for one slow commit.
+    read_ahead_tokens: int = Field(default=1_024, ge=16, le=65_536)
+    # The longest answer that is still sensible: 128k tokens at 40 a second. A stuck stream holds credit no longer.
+    stream_age_seconds_max: Seconds = 3_600
+    # A long prompt on a busy backend waits tens of seconds for its first token.
+    first_token_seconds: Seconds = 60
+    # A backend that has begun and says nothing for this long is stuck.
+    between_tokens_seconds: Seconds = 30
+    # Kubernetes kills 30 s after SIGTERM; settling what is left takes the rest.
+    drain_seconds: Seconds = 20
+    # How long the text of a charged request is kept for a retry, in memory only: retries come within minutes.
+    replay_seconds: Seconds = 300
+    # What that memory holds at most: some ten thousand answers.
+    replay_bytes_max: int = Field(default=64 * 1024 * 1024, ge=0, le=16 * 1024 * 1024 * 1024)
+
+
+class OpenAIBackend(_Table):
+    """A server that speaks OpenAI's HTTP protocol."""
+
+    kind: Literal["openai"]
+    url: Url  # up to and including /v1
+    api_key_env: Text | None = None  # name of the environment variable that holds its key
+    stream: bool = True  # False: the server cannot stream; the answer is asked for whole
+    connect_timeout_seconds: Seconds = (
+        5  # within a data centre a connection takes milliseconds; beyond this try the next
+    )
+
+
+class GrpcBackend(_Table):
+    """A server that implements metergate.v1.BackendService."""
+
+    kind: Literal["grpc"]
+    address: Address
+    connect_timeout_seconds: Seconds = 5  # as above
+
+
+class TokenizerFile(_Table):
+    """The counting rule of a model."""
+
+    kind: Literal["gguf", "tokenizer_json", "tiktoken"]
+    path: Text  # relative to the configuration file
+    pattern: Text | None = None  # how text is split before the vocabulary applies; tiktoken only
+    chat_template_path: Text | None = None  # Jinja; None: the template inside the vocabulary's own file
+
+
+class ModelTable(_Table):
+    """A model on sale."""
+
+    display_name: Text | None = None  # None: its id
+    provider: Id  # its developer, who is paid
+    context_tokens: int = Field(ge=2, le=CONTEXT_TOKENS_MAX)  # prompt and completion together
+    backends: list[Id] = Field(min_length=1, max_length=64)  # in order of preference
+    backend_models: dict[Id, Text] = {}  # what a backend itself calls the model; absent: its id here
+    counting: Literal["TOKENIZER"]
+    tokenizer: TokenizerFile
+    # How far the reported completion may be from the counted one without a flag: many count an end-of-turn token.
+    usage_tolerance_tokens: int = Field(default=1, ge=0, le=1_000)
+
+
+class Prices(_Table):
+    """Microcredits per 1,000,000 tokens, by class."""
+
+    prompt: Price
+    completion: Price
+    cached_prompt: Price | None = None  # None: as prompt
+    reasoning: Price | None = None  # None: as completion
+
+    def by_class(self) -> tuple[tuple[TokenClass, int], ...]:
+        """Every class with its price."""
+        prices = {
+            TokenClass.PROMPT: self.prompt,
+            TokenClass.CACHED_PROMPT: self.prompt if self.cached_prompt is None else self.cached_prompt,
+            TokenClass.COMPLETION: self.completion,
+            TokenClass.REASONING: self.completion if self.reasoning is None else self.reasoning,
+        }
+        return tuple((token_class, prices[token_class]) for token_class in TokenClass)
+
+
+class RateCardTable(_Table):
+    """The prices of one model from a time on. Once served it is immutable: change a price with a new card."""
+
+    id: Id
+    model: Id
+    effective_time: AwareDatetime  # inclusive
+    expire_time: AwareDatetime | None = None  # exclusive; None: until the next card takes effect
+    microcredits_per_million_tokens: Prices
+
+    def card(self) -> RateCard:
+        """The same in the domain's words."""
+        return RateCard(
+            rate_card_id=self.id,
+            model_id=self.model,
+            effective_time_us=_microseconds(self.effective_time),
+            expire_time_us=None if self.expire_time is None else _microseconds(self.expire_time),
+            prices=self.microcredits_per_million_tokens.by_class(),
+        )
+
+
+BackendTable = Annotated[OpenAIBackend | GrpcBackend, Field(discriminator="kind")]
+
+
+class _File(_Table):
+    listener: Listener = Listener()
+    store: Store
+    limits: Limits = Limits()
+    backends: dict[Id, BackendTable] = Field(min_length=1)
+    models: dict[Id, ModelTable] = Field(min_length=1)
+    rate_cards: list[RateCardTable] = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A configuration that was found right, with its paths resolved and its secrets read."""
+
+    file: Path
+    listener: Listener
+    store_path: Path
+    limits: Limits
+    backends: Mapping[str, OpenAIBackend | GrpcBackend]
+    models: Mapping[str, ModelTable]
+    rate_cards: tuple[RateCard, ...]
+    api_keys: Mapping[str, str] = field(repr=False)  # by backend id; absent: the backend takes none
+
+    def resolve(self, path: str) -> Path:
+        """A path of the file, which is relative to the file."""
+        return self.file.parent / path
+
+
+def load_config(path: Path) -> Config:
+    """Read and check the file; ConfigInvalid names everything that is wrong with it."""
+    document = _read(path)
+    try:
+        file = _File.model_validate(document)
+    except ValidationError as exc:
+        raise ConfigInvalid(path, *(_problem_of(error, document) for error in exc.errors())) from None
+    problems = [*_semantic_problems(file, path.parent), *_environment_problems(file.backends)]
+    if problems:
+        raise ConfigInvalid(path, *problems)
+    return Config(
+        file=path,
+        listener=file.listener,
+        store_path=path.parent / file.store.path,
+        limits=file.limits,
+        backends=file.backends,
+        models=file.models,
+        rate_cards=tuple(table.card() for table in file.rate_cards),
+        api_keys={backend_id: key for backend_id, backend in file.backends.items() if (key := _api_key(backend))},
+    )
+
+
+def catalog_of(config: Config) -> Catalog:
+    """The models on sale, with their prices in order of effect."""
+    return Catalog(
+        {
+            model_id: Model(
+                model_id=model_id,
+                display_name=table.display_name or model_id,
+                provider_id=table.provider,
+                context_tokens=table.context_tokens,
+                counting_source=CountingSource(table.counting),
+                backend_ids=tuple(table.backends),
+                rate_cards=check_schedule([card for card in config.rate_cards if card.model_id == model_id]),
+                usage_tolerance_tokens=table.usage_tolerance_tokens,
+            )
+            for model_id, table in config.models.items()
+        }
+    )
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(FILE_BYTES_MAX + 1)
+    except OSError as exc:
+        raise ConfigInvalid(path, ConfigProblem("", f"it cannot be read: {exc.strerror}")) from exc
+    if len(content) > FILE_BYTES_MAX:
+        raise ConfigInvalid(path, ConfigProblem("", f"it is larger than {FILE_BYTES_MAX:,} bytes"))
+    try:
+        return tomllib.loads(content.decode())
+    except UnicodeDecodeError as exc:
+        raise ConfigInvalid(path, ConfigProblem("", f"it is not UTF-8 text: byte {exc.start} is wrong")) from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigInvalid(path, ConfigProblem("", f"it is not TOML: {exc}")) from exc
+
+
+def _api_key(backend: OpenAIBackend | GrpcBackend) -> str:
+    """What its variable holds; "" if it names none or the variable holds nothing."""
+    if isinstance(backend, GrpcBackend) or backend.api_key_env is None:
+        return ""
+    return os.environ.get(backend.api_key_env, "")
+
+
+# --- what is wrong --------------------------------------------------------------------------------------------------
+
+_SHAPE_PROBLEMS = {
+    "extra_forbidden": "is not a known key",
+    "missing": "is missing",
+    "union_tag_not_found": "needs a kind: {expected_kinds}",
+    "union_tag_invalid": "has an unknown kind {tag!r}: it must be {expected_tags}",
+    "timezone_aware": "needs a time zone, such as 2026-01-01T00:00:00+08:00",
+    "too_short": "needs at least {min_length}",
+}
+
+
+def _problem_of(error: ErrorDetails, document: Mapping[str, Any]) -> ConfigProblem:
+    key = _key_of(error["loc"], document)
+    context = {"expected_kinds": "'openai' or 'grpc'", **error.get("ctx", {})}
+    if error["type"] == "literal_error" and key.endswith(".counting"):
+        return ConfigProblem(key, "must be 'TOKENIZER': the other counting sources are not built yet")
+    template = _SHAPE_PROBLEMS.get(error["type"])
+    if template is not None:
+        return ConfigProblem(key, template.format_map(context))
+    if error["type"] == "string_pattern_mismatch" and error["loc"][-1:] != ("url",):
+        return ConfigProblem(key, "must be 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit")
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return ConfigProblem(key, f"{message[:1].lower()}{message[1:]}")
+
+
+def _key_of(location: Sequence[int | str], document: Mapping[str, Any]) -> str:
+    """The key as the file has it; the name of a union's chosen branch, which pydantic inserts, is left out."""
+    key = ""
+    here: Any = document
+    for index, part in enumerate(location):
+        if isinstance(part, int):
+            key, here = f"{key}[{part}]", here[part]
+        elif isinstance(here, Mapping) and part in here:
+            key, here = f"{key}.{part}".lstrip("."), here[part]
+        elif index == len(location) - 1 and part != "[key]":
+            key = f"{key}.{part}".lstrip(".")
+    return key
+
+
+def _environment_problems(backends: Mapping[str, OpenAIBackend | GrpcBackend]) -> Iterator[ConfigProblem]:
+    for backend_id, backend in backends.items():
+        if isinstance(backend, OpenAIBackend) and backend.api_key_env and not _api_key(backend):
+            problem = f"the environment variable {backend.api_key_env} is not set"
+            yield ConfigProblem(f"backends.{backend_id}.api_key_env", problem)
+
+
+def _semantic_problems(file: _File, folder: Path) -> Iterator[ConfigProblem]:
+    priced = {table.model for table in file.rate_cards}
+    for model_id, model in file.models.items():
+        key = f"models.{model_id}"
+        if model_id not in priced:
+            yield ConfigProblem(key, "has no price: add a [[rate_cards]] for it")
+        yield from _backend_problems(key, model, file.backends)
+        yield from _tokenizer_problems(f"{key}.tokenizer", model.tokenizer, folder)
+    yield from _rate_card_problems(file)
+
+
+def _backend_problems(key: str, model: ModelTable, backends: Mapping[str, object]) -> Iterator[ConfigProblem]:
+    for backend_id, times in Counter(model.backends).items():
+        if backend_id not in backends:
+            yield ConfigProblem(f"{key}.backends", f"there is no backend {backend_id!r}")
+        if times > 1:
+            yield ConfigProblem(f"{key}.backends", f"names {backend_id!r} {times} times")
+    for backend_id in model.backend_models:
+        if backend_id not in model.backends:
+            yield ConfigProblem(f"{key}.backend_models", f"{backend_id!r} is no backend of this model")
+
+
+def _tokenizer_problems(key: str, tokenizer: TokenizerFile, folder: Path) -> Iterator[ConfigProblem]:
+    for name in ("path", "chat_template_path"):
+        path = getattr(tokenizer, name)
+        if path is not None and not (folder / path).is_file():
+            yield ConfigProblem(f"{key}.{name}", f"there is no file {folder / path}")
+
+
+def _rate_card_problems(file: _File) -> Iterator[ConfigProblem]:
+    for rate_card_id, times in Counter(table.id for table in file.rate_cards).items():
+        if times > 1:
+            yield ConfigProblem("rate_cards", f"the id {rate_card_id!r} is used {times} times")
+    for index, table in enumerate(file.rate_cards):
+        if table.model not in file.models:
+            yield ConfigProblem(f"rate_cards[{index}].model", f"there is no model {table.model!r}")
+    for model_id in file.models:
+        try:
+            check_schedule([table.card() for table in file.rate_cards if table.model == model_id])
+        except RateCardInvalid as exc:
+            yield ConfigProblem("rate_cards", f"the rate card {exc.rate_card_id!r} of {model_id!r}: {exc.problem}")
+
+
+def _microseconds(time: datetime) -> int:
+    return (time - _EPOCH) // timedelta(microseconds=1)

@@ -1,0 +1,232 @@
+"""Every wrong configuration is refused before anything starts, with the file, the key and the reason."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from metergate.config import Config, GrpcBackend, Limits, catalog_of, load_config
+from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
+from metergate.core.errors import ConfigInvalid
+from metergate.core.rating import rate_ceil
+from metergate.core.usage import TokenClass, Usage
+
+GOOD = """
+[store]
+path = "ledger.db"
+
+[backends.llama]
+kind = "openai"
+url = "http://127.0.0.1:8080/v1"
+
+[models.smollm2]
+provider = "huggingface"
+context_tokens = 2048
+backends = ["llama"]
+counting = "TOKENIZER"
+tokenizer = { kind = "gguf", path = "model.gguf" }
+
+[[rate_cards]]
+id = "card-1"
+model = "smollm2"
+effective_time = 2026-01-01T00:00:00Z
+microcredits_per_million_tokens = { prompt = 500_000, completion = 2_000_000 }
+"""
+
+SECOND_CARD = """
+[[rate_cards]]
+id = "card-2"
+model = "smollm2"
+effective_time = 2026-02-01T00:00:00+08:00
+microcredits_per_million_tokens = { prompt = 1, completion = 2, cached_prompt = 0, reasoning = 3 }
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "model.gguf").touch()
+    file = folder / "metergate.toml"
+    file.write_text(text)
+    return file
+
+
+def load(folder: Path, text: str) -> Config:
+    return load_config(write(folder, text))
+
+
+def problems(folder: Path, text: str) -> dict[str, str]:
+    """Each problem's reason by key; the whole message names the file too."""
+    file = write(folder, text)
+    with pytest.raises(ConfigInvalid) as caught:
+        load_config(file)
+    assert all(line.startswith(f"{file}: ") for line in str(caught.value).splitlines())
+    return {problem.key: problem.description for problem in caught.value.problems}
+
+
+def test_a_good_file_loads_with_paths_relative_to_itself_and_defaults(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD)
+    assert config.store_path == tmp_path / "ledger.db"
+    assert config.resolve("model.gguf") == tmp_path / "model.gguf"
+    assert config.listener.address == "127.0.0.1:50051"
+    assert config.limits == Limits()
+    assert config.models["smollm2"].backends == ["llama"]
+
+
+def test_the_catalog_has_the_models_with_their_cards_in_order_of_effect(tmp_path: Path) -> None:
+    early = GOOD.partition("[[rate_cards]]")
+    config = load(tmp_path, early[0] + SECOND_CARD + early[1] + early[2])
+    model = catalog_of(config).get("smollm2")
+    assert model.display_name == "smollm2"
+    assert model.backend_ids == ("llama",)
+    assert [card.rate_card_id for card in model.rate_cards] == ["card-1", "card-2"]
+    local_midnight = datetime(2026, 1, 31, 16, tzinfo=UTC)
+    assert model.rate_cards[1].effective_time_us == int(local_midnight.timestamp()) * 1_000_000
+
+
+def test_a_cached_prompt_costs_as_a_prompt_and_reasoning_as_a_completion_unless_priced(tmp_path: Path) -> None:
+    default, priced = load(tmp_path, GOOD + SECOND_CARD).rate_cards
+    assert dict(default.prices) == {
+        TokenClass.PROMPT: 500_000,
+        TokenClass.CACHED_PROMPT: 500_000,
+        TokenClass.COMPLETION: 2_000_000,
+        TokenClass.REASONING: 2_000_000,
+    }
+    assert priced.price(TokenClass.CACHED_PROMPT) == 0
+    assert priced.price(TokenClass.REASONING) == 3
+
+
+def test_the_highest_price_of_the_largest_context_stays_within_an_amount(tmp_path: Path) -> None:
+    text = GOOD.replace("500_000", "100_000_000_000").replace("2048", "10_000_000")
+    config = load(tmp_path, text)
+    usage = Usage.of({TokenClass.PROMPT: config.models["smollm2"].context_tokens})
+    assert rate_ceil(usage, config.rate_cards[0]) * 1_000_000 <= AMOUNT_MICROCREDITS_MAX
+
+
+def test_a_free_model_is_allowed(tmp_path: Path) -> None:
+    text = GOOD.replace("prompt = 500_000, completion = 2_000_000", "prompt = 0, completion = 0")
+    assert load(tmp_path, text).rate_cards[0].price(TokenClass.REASONING) == 0
+
+
+def test_a_key_is_read_from_the_environment_and_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_KEY", "very-secret")
+    config = load(tmp_path, GOOD.replace("[models.smollm2]", 'api_key_env = "LLAMA_KEY"\n[models.smollm2]'))
+    assert config.api_keys == {"llama": "very-secret"}
+    assert "very-secret" not in repr(config)
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_named_variable_that_holds_nothing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    monkeypatch.delenv("LLAMA_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("LLAMA_KEY", value)
+    text = GOOD.replace("[models.smollm2]", 'api_key_env = "LLAMA_KEY"\n[models.smollm2]')
+    assert problems(tmp_path, text) == {"backends.llama.api_key_env": "the environment variable LLAMA_KEY is not set"}
+
+
+def test_a_grpc_backend_has_an_address(tmp_path: Path) -> None:
+    text = GOOD.replace('"openai"', '"grpc"').replace('url = "http://127.0.0.1:8080/v1"', 'address = "127.0.0.1:9"')
+    assert isinstance(load(tmp_path, text).backends["llama"], GrpcBackend)
+
+
+# (what is replaced, by what, the key that must be named, a part of the reason)
+WRONG = [
+    ('path = "ledger.db"', 'path = "ledger.db"\npth = 1', "store.pth", "is not a known key"),
+    ("[store]", "[listner]\n[store]", "listner", "is not a known key"),
+    ("context_tokens = 2048", "context_tokens = 2048\nprice = 1", "models.smollm2.price", "is not a known key"),
+    ("2_000_000 }", "2_000_000, prmpt = 1 }", "rate_cards[0].microcredits_per_million_tokens.prmpt", "not a known key"),
+    ('path = "ledger.db"', "", "store.path", "is missing"),
+    (', path = "model.gguf"', "", "models.smollm2.tokenizer.path", "is missing"),
+    ('url = "http://127.0.0.1:8080/v1"', "", "backends.llama.url", "is missing"),
+    (", completion = 2_000_000", "", "rate_cards[0].microcredits_per_million_tokens.completion", "is missing"),
+    ("context_tokens = 2048", 'context_tokens = "2048"', "models.smollm2.context_tokens", "valid integer"),
+    ("context_tokens = 2048", "context_tokens = 2048.0", "models.smollm2.context_tokens", "valid integer"),
+    ("context_tokens = 2048", "context_tokens = true", "models.smollm2.context_tokens", "valid integer"),
+    ("context_tokens = 2048", "context_tokens = 1", "models.smollm2.context_tokens", "greater than or equal to 2"),
+    ("context_tokens = 2048", "context_tokens = 10_000_001", "models.smollm2.context_tokens", "less than or equal"),
+    ('backends = ["llama"]', 'backends = "llama"', "models.smollm2.backends", "valid list"),
+    ('backends = ["llama"]', "backends = []", "models.smollm2.backends", "needs at least 1"),
+    ('backends = ["llama"]', 'backends = ["lama"]', "models.smollm2.backends", "there is no backend 'lama'"),
+    ('["llama"]', '["llama", "llama"]', "models.smollm2.backends", "names 'llama' 2 times"),
+    ('["llama"]', '["llama"]\nbackend_models = { x = "y" }', "models.smollm2.backend_models", "'x' is no backend"),
+    ('kind = "openai"', 'kind = "soap"', "backends.llama", "unknown kind 'soap'"),
+    ('kind = "openai"', "", "backends.llama", "needs a kind"),
+    ("http://127", "ftp://127", "backends.llama.url", "should match pattern"),
+    ('"TOKENIZER"', '"BACKEND"', "models.smollm2.counting", "must be 'TOKENIZER'"),
+    ("model.gguf", "missing.gguf", "models.smollm2.tokenizer.path", "there is no file"),
+    ("[models.smollm2]", '[models."a/b"]', "models.a/b", "must be 1 to 63 letters"),
+    ("= 500_000", "= -1", "rate_cards[0].microcredits_per_million_tokens.prompt", "greater than or equal to 0"),
+    ("= 500_000", "= 1.5", "rate_cards[0].microcredits_per_million_tokens.prompt", "valid integer"),
+    ("= 500_000", "= 100_000_000_001", "rate_cards[0].microcredits_per_million_tokens.prompt", "less than or equal"),
+    ("00:00:00Z", "00:00:00", "rate_cards[0].effective_time", "needs a time zone"),
+    ("2026-01-01T00:00:00Z", "2026-01-01", "rate_cards[0].effective_time", "valid datetime"),
+    ('model = "smollm2"', 'model = "smollm3"', "rate_cards[0].model", "there is no model 'smollm3'"),
+    ('model = "smollm2"', 'model = "smollm3"', "models.smollm2", "has no price"),
+    ("[store]", "[limits]\nslice_tokens = 0\n[store]", "limits.slice_tokens", "greater than or equal to 1"),
+    ("[store]", "[limits]\ndrain_seconds = inf\n[store]", "limits.drain_seconds", ""),
+    ("[store]", "[limits]\ndrain_seconds = -1\n[store]", "limits.drain_seconds", "greater than 0"),
+    ("[store]", '[listener]\naddress = "50051"\n[store]', "listener.address", "must be HOST:PORT"),
+    ("[store]", '[listener]\naddress = "a:65536"\n[store]', "listener.address", "must be HOST:PORT"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "key", "reason"), WRONG)
+def test_a_wrong_key_is_named_with_the_reason(tmp_path: Path, old: str, new: str, key: str, reason: str) -> None:
+    assert old in GOOD
+    found = problems(tmp_path, GOOD.replace(old, new))
+    assert key in found
+    assert reason in found[key]
+
+
+def test_overlapping_rate_cards_are_refused(tmp_path: Path) -> None:
+    first = GOOD.replace("00:00:00Z", "00:00:00Z\nexpire_time = 2026-02-01T00:00:00Z")
+    assert problems(tmp_path, first + SECOND_CARD) == {
+        "rate_cards": "the rate card 'card-2' of 'smollm2': it overlaps card-1"
+    }
+
+
+def test_a_card_that_expires_before_its_effect_is_refused(tmp_path: Path) -> None:
+    text = GOOD.replace("00:00:00Z", "00:00:00Z\nexpire_time = 2025-02-01T00:00:00Z")
+    assert "expires before" in problems(tmp_path, text)["rate_cards"]
+
+
+def test_a_card_id_used_twice_is_refused(tmp_path: Path) -> None:
+    found = problems(tmp_path, GOOD + SECOND_CARD.replace("card-2", "card-1"))
+    assert found == {"rate_cards": "the id 'card-1' is used 2 times"}
+
+
+@pytest.mark.parametrize("missing", ["models", "rate_cards", "backends", "store"])
+def test_a_missing_part_is_named(tmp_path: Path, missing: str) -> None:
+    parts = {"store": '[store]\npath = "x"', "backends": "[backends]", "models": "[models]", "rate_cards": ""}
+    text = "rate_cards = []\n" * (missing != "rate_cards")
+    text += "\n".join(part for name, part in parts.items() if name != missing)
+    assert missing in problems(tmp_path, text)
+
+
+def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace('["llama"]', '["lama"]').replace('model = "smollm2"', 'model = "smollm3"')
+    assert problems(tmp_path, text).keys() == {"models.smollm2", "models.smollm2.backends", "rate_cards[0].model"}
+
+
+def test_a_syntax_error_is_named_with_its_line(tmp_path: Path) -> None:
+    assert "at line 2, column 7" in problems(tmp_path, "\n[store\n")[""]
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "metergate.toml"
+    file.write_bytes(b"a = '\xff'")
+    with pytest.raises(ConfigInvalid, match="not UTF-8 text: byte 5"):
+        load_config(file)
+
+
+@pytest.mark.parametrize("name", ["missing.toml", "."])
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigInvalid, match="cannot be read"):
+        load_config(tmp_path / name)
+
+
+def test_an_enormous_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "metergate.toml"
+    file.write_bytes(b"#" * (1024 * 1024 + 1))
+    with pytest.raises(ConfigInvalid, match="larger than 1,048,576 bytes"):
+        load_config(file)
