@@ -69,25 +69,25 @@ class Limits(_Table):
 
     # gRPC's own default: a 128k-token prompt of Chinese text is below 1 MiB, so that real requests never meet it.
     message_bytes_max: int = Field(default=4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+    # Credit set aside ahead of delivery: small, because other requests of the wallet need credit too; large enough that
+    # a stream of 50 tokens a second extends its reservation about once a second.
+    slice_tokens: int = Field(default=64, ge=1, le=65_536)
     # What one delivery holds at most, and so the most that a crash can debit without delivering (L5): a screen of text.
     delivery_characters_max: int = Field(default=2_048, ge=16, le=65_536)
-    # Completion reserved at a time: about two seconds of a fast model. Small, so that other streams find credit too.
-    slice_tokens: int = Field(default=256, ge=1, le=65_536)
-    # How far the gateway reads ahead of what it delivered, which is what the operator loses when a stream is cut:
-    # room for one slow commit.
-    read_ahead_tokens: int = Field(default=1_024, ge=16, le=65_536)
-    # The longest answer that is still sensible: 128k tokens at 40 a second. A stuck stream holds credit no longer.
-    stream_age_seconds_max: Seconds = 3_600
+    # Read from the backend but not yet delivered: what a slow app can make the operator pay for in vain.
+    read_ahead_characters_max: int = Field(default=8_192, ge=16, le=1_048_576)
     # A long prompt on a busy backend waits tens of seconds for its first token.
-    first_token_seconds: Seconds = 60
+    first_token_seconds_max: Seconds = 60.0
     # A backend that has begun and says nothing for this long is stuck.
-    between_tokens_seconds: Seconds = 30
-    # Kubernetes kills 30 s after SIGTERM; settling what is left takes the rest.
-    drain_seconds: Seconds = 20
-    # How long the text of a charged request is kept for a retry, in memory only: retries come within minutes.
-    replay_seconds: Seconds = 300
-    # What that memory holds at most: some ten thousand answers.
-    replay_bytes_max: int = Field(default=64 * 1024 * 1024, ge=0, le=16 * 1024 * 1024 * 1024)
+    between_tokens_seconds_max: Seconds = 30.0
+    # A request's whole time. A grant that expires while reserved is honoured for no longer than this.
+    request_seconds_max: Seconds = 600.0
+    # Kubernetes kills 30 s after SIGTERM; closing what is left takes the rest.
+    drain_seconds_max: Seconds = 20.0
+    # How long the text of a charged request is kept for a retry, in memory only: time enough for an app to reconnect.
+    replay_seconds: Seconds = 120.0
+    # What those texts hold in all: about a thousand long answers.
+    replay_characters_max: int = Field(default=4_000_000, ge=0, le=4_000_000_000)
 
 
 class OpenAIBackend(_Table):

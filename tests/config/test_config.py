@@ -1,5 +1,6 @@
 """Every wrong configuration is refused before anything starts, with the file, the key and the reason."""
 
+import dataclasses
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
 from metergate.core.errors import ConfigInvalid
 from metergate.core.rating import rate_ceil
 from metergate.core.usage import TokenClass, Usage
+from metergate.metering import limits as metering
 
 GOOD = """
 [store]
@@ -129,6 +131,13 @@ def test_a_grpc_backend_has_an_address(tmp_path: Path) -> None:
     assert isinstance(load(tmp_path, text).backends["llama"], GrpcBackend)
 
 
+def test_the_documented_limits_are_those_of_the_use_case() -> None:
+    documented, built_in = Limits(), metering.Limits()
+    shared = Limits.model_fields.keys() & {field.name for field in dataclasses.fields(built_in)}
+    assert len(shared) >= 8
+    assert {name: getattr(documented, name) for name in shared} == {name: getattr(built_in, name) for name in shared}
+
+
 # (what is replaced, by what, the key that must be named, a part of the reason)
 WRONG = [
     ('path = "ledger.db"', 'path = "ledger.db"\npth = 1', "store.pth", "is not a known key"),
@@ -163,8 +172,8 @@ WRONG = [
     ('model = "smollm2"', 'model = "smollm3"', "rate_cards[0].model", "there is no model 'smollm3'"),
     ('model = "smollm2"', 'model = "smollm3"', "models.smollm2", "has no price"),
     ("[store]", "[limits]\nslice_tokens = 0\n[store]", "limits.slice_tokens", "greater than or equal to 1"),
-    ("[store]", "[limits]\ndrain_seconds = inf\n[store]", "limits.drain_seconds", ""),
-    ("[store]", "[limits]\ndrain_seconds = -1\n[store]", "limits.drain_seconds", "greater than 0"),
+    ("[store]", "[limits]\ndrain_seconds_max = inf\n[store]", "limits.drain_seconds_max", ""),
+    ("[store]", "[limits]\ndrain_seconds_max = -1\n[store]", "limits.drain_seconds_max", "greater than 0"),
     ("[store]", '[listener]\naddress = "50051"\n[store]', "listener.address", "must be HOST:PORT"),
     ("[store]", '[listener]\naddress = "a:65536"\n[store]', "listener.address", "must be HOST:PORT"),
 ]
