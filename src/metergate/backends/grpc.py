@@ -1,0 +1,295 @@
+"""Backends that implement ``metergate.v1.BackendService``.
+
+Leaving ``generate`` in any way, a cancellation included, cancels the call: that is what stops the generation on the
+backend. The adapter limits the connecting only; how long an answer may take is decided by its reader. The details of a
+status are not passed on: they are the backend's own words and may quote the prompt.
+"""
+
+import logging
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import grpc
+from grpc import aio
+
+from metergate.core.errors import BackendRejected, BackendUnavailable
+from metergate.core.inference import (
+    BackendEvent,
+    BackendRequest,
+    Delta,
+    Finish,
+    Message,
+    ResponseFormat,
+    ResponseFormatKind,
+    Role,
+    Sampling,
+    Tool,
+    ToolCallDelta,
+    UsageReport,
+)
+from metergate.core.rows import FinishReason
+from metergate.core.usage import TokenClass, Usage
+from metergate.v1 import backend_pb2, backend_pb2_grpc, chat_pb2, usage_pb2
+
+_log = logging.getLogger(__name__)
+
+# One message holds at most one whole answer: 131,072 tokens of 4 bytes, and as much again for what surrounds them.
+_ANSWER_BYTES_MAX = 1024 * 1024
+
+# A lost peer is noticed after 40 s without a word. Servers tolerate pings every 10 s or less often; gRPC's own default
+# server counts them as abuse without any data, which is why gRPC sends no third one before data flows.
+_PING_MILLISECONDS = 30_000
+_PING_ANSWER_MILLISECONDS = 10_000
+
+# A backend that comes back is used again this soon; meanwhile calls fail at once, so that others can serve them.
+_RECONNECT_MILLISECONDS_MAX = 5_000
+_RECONNECT_MILLISECONDS_MIN = 500
+
+# The request as such was refused; another backend would refuse it too.
+_REJECTED_CODES = frozenset({grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE})
+
+_ROLES = {
+    Role.SYSTEM: chat_pb2.ROLE_SYSTEM,
+    Role.USER: chat_pb2.ROLE_USER,
+    Role.ASSISTANT: chat_pb2.ROLE_ASSISTANT,
+    Role.TOOL: chat_pb2.ROLE_TOOL,
+}
+
+_FINISH_REASONS = {
+    chat_pb2.FINISH_REASON_STOP: FinishReason.STOP,
+    chat_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+    chat_pb2.FINISH_REASON_TOOL_CALLS: FinishReason.TOOL_CALLS,
+    chat_pb2.FINISH_REASON_CONTENT_FILTER: FinishReason.CONTENT_FILTER,
+}
+
+_TOKEN_CLASSES = {
+    usage_pb2.TOKEN_CLASS_PROMPT: TokenClass.PROMPT,
+    usage_pb2.TOKEN_CLASS_CACHED_PROMPT: TokenClass.CACHED_PROMPT,
+    usage_pb2.TOKEN_CLASS_COMPLETION: TokenClass.COMPLETION,
+    usage_pb2.TOKEN_CLASS_REASONING: TokenClass.REASONING,
+}
+
+_TOKENS_MAX = 2**31 - 1  # a count above this is no count; every sum of such counts fits in 64 bits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpcBackendOptions:
+    """How to reach one backend that implements BackendService."""
+
+    backend_id: str
+    address: str  # "127.0.0.1:50061", or any gRPC target
+    model_names: Mapping[str, str]  # the backend's own name of each model, by the model's id in this gateway
+    api_key: str | None = field(default=None, repr=False)  # sent as a bearer token in the call's metadata
+    connect_timeout_seconds: float  # >= 0.1; name look-up included
+
+
+class GrpcBackend:
+    """One BackendService backend. Create it within the event loop that uses it."""
+
+    def __init__(self, options: GrpcBackendOptions) -> None:
+        self._options = options
+        # A connection attempt ends with its time limit, and a call that waits for it fails with it.
+        connect_milliseconds = round(options.connect_timeout_seconds * 1000)
+        self._channel = aio.insecure_channel(
+            options.address,
+            options=(
+                ("grpc.max_receive_message_length", _ANSWER_BYTES_MAX),
+                ("grpc.keepalive_time_ms", _PING_MILLISECONDS),
+                ("grpc.keepalive_timeout_ms", _PING_ANSWER_MILLISECONDS),
+                ("grpc.min_reconnect_backoff_ms", connect_milliseconds),
+                ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MILLISECONDS_MIN),
+                ("grpc.max_reconnect_backoff_ms", _RECONNECT_MILLISECONDS_MAX),
+                # The windows of flow control stay at 64 KiB: grown to the bandwidth, they would read ahead megabytes.
+                ("grpc.http2.bdp_probe", 0),
+                # A dispatched request is never sent again unasked: what it cost the operator would go unrecorded.
+                ("grpc.enable_retries", 0),
+            ),
+        )
+        self._stub: backend_pb2_grpc.BackendServiceAsyncStub = backend_pb2_grpc.BackendServiceStub(self._channel)
+        self._metadata = (("authorization", f"Bearer {options.api_key}"),) if options.api_key is not None else None
+
+    @property
+    def backend_id(self) -> str:
+        """Its id in the configuration."""
+        return self._options.backend_id
+
+    async def close(self) -> None:
+        """Cancel all calls and close the connection."""
+        await self._channel.close()
+
+    async def generate(self, request: BackendRequest) -> AsyncGenerator[BackendEvent, None]:
+        """Run the request: deltas, one finish reason after them, and usage if the backend reports any.
+
+        BackendRejected if the request as such was refused (INVALID_ARGUMENT, OUT_OF_RANGE); BackendUnavailable for all
+        else.
+        """
+        model = self._options.model_names.get(request.model_id)
+        if model is None:
+            raise BackendUnavailable(model_id=request.model_id, problem="it is not set up to run this model")
+        reader = _AnswerReader(backend_id=self.backend_id, model_id=request.model_id)
+        call = self._stub.Generate(encode_request(request, model=model), metadata=self._metadata)
+        try:
+            while (message := await _read(call, request.model_id)) is not None:
+                for event in reader.read(message):
+                    yield event
+            reader.end()
+        finally:
+            call.cancel()  # of a call that has ended: nothing
+
+
+async def _read(
+    call: aio.UnaryStreamCall[backend_pb2.GenerateRequest, backend_pb2.GenerateResponse], model_id: str
+) -> backend_pb2.GenerateResponse | None:
+    """The next message; None at the end of an answer whose status is OK."""
+    try:
+        message = await call.read()
+    except aio.AioRpcError as exc:
+        # Not chained: the status's details would be printed with it.
+        problem = f"gRPC status {exc.code().name}"
+        if exc.code() in _REJECTED_CODES:
+            raise BackendRejected(model_id=model_id, problem=problem) from None
+        raise BackendUnavailable(model_id=model_id, problem=problem) from None
+    return message if isinstance(message, backend_pb2.GenerateResponse) else None
+
+
+# --- the request ----------------------------------------------------------------------------------------------------
+
+
+def encode_request(request: BackendRequest, *, model: str) -> backend_pb2.GenerateRequest:
+    """The message for ``model``, the backend's own name of it."""
+    return backend_pb2.GenerateRequest(
+        model=model,
+        messages=[_message(message) for message in request.prompt.messages],
+        sampling=_sampling(request.sampling),
+        max_completion_tokens=request.max_completion_tokens,
+        tools=[_tool(tool) for tool in request.prompt.tools],
+        response_format=_response_format(request.response_format),
+    )
+
+
+def _message(message: Message) -> chat_pb2.Message:
+    return chat_pb2.Message(
+        role=_ROLES[message.role],
+        content_parts=[chat_pb2.ContentPart(text=part) for part in message.parts],
+        tool_calls=[
+            chat_pb2.ToolCall(tool_call_id=call.tool_call_id, name=call.name, arguments=call.arguments)
+            for call in message.tool_calls
+        ],
+        tool_call_id=message.tool_call_id,
+    )
+
+
+def _sampling(sampling: Sampling) -> chat_pb2.Sampling:
+    return chat_pb2.Sampling(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        stop=sampling.stop,
+        seed=sampling.seed,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+    )
+
+
+def _tool(tool: Tool) -> chat_pb2.Tool:
+    return chat_pb2.Tool(
+        name=tool.name, description=tool.description, parameters_json_schema=tool.parameters_json_schema
+    )
+
+
+def _response_format(response_format: ResponseFormat) -> chat_pb2.ResponseFormat:
+    if response_format.kind is ResponseFormatKind.JSON_OBJECT:
+        return chat_pb2.ResponseFormat(json_object=chat_pb2.ResponseFormat.JsonObjectFormat())
+    if response_format.kind is ResponseFormatKind.JSON_SCHEMA:
+        return chat_pb2.ResponseFormat(
+            json_schema=chat_pb2.ResponseFormat.JsonSchemaFormat(
+                name=response_format.schema_name, schema=response_format.json_schema
+            )
+        )
+    return chat_pb2.ResponseFormat(text=chat_pb2.ResponseFormat.TextFormat())
+
+
+# --- the answer -----------------------------------------------------------------------------------------------------
+
+
+class _AnswerReader:
+    """Reads one answer. Every method raises BackendUnavailable when the answer makes no sense."""
+
+    def __init__(self, *, backend_id: str, model_id: str) -> None:
+        self._backend_id = backend_id
+        self._model_id = model_id
+        self._has_finished = False
+        self._has_warned_of_usage = False
+
+    def read(self, message: backend_pb2.GenerateResponse) -> Iterator[BackendEvent]:
+        """The events of one message."""
+        delta = self._delta(message.delta)
+        if not delta.is_empty():
+            if self._has_finished:
+                raise self._unavailable("its answer went on after the finish reason")
+            yield delta
+        if message.finish_reason != chat_pb2.FINISH_REASON_UNSPECIFIED and not self._has_finished:
+            finish = Finish(reason=self._finish_reason(message.finish_reason))
+            self._has_finished = True
+            yield finish
+        if message.HasField("usage"):
+            usage = self._usage(message.usage)
+            if usage is not None:
+                yield UsageReport(usage=usage)
+
+    def end(self) -> None:
+        """Say that nothing more comes; it is an error before the finish reason."""
+        if not self._has_finished:
+            raise self._unavailable("it ended without a finish reason")
+
+    def _delta(self, delta: chat_pb2.Delta) -> Delta:
+        if not delta.tool_calls:
+            return Delta(content=delta.content, reasoning_content=delta.reasoning_content)
+        if any(call.index < 0 for call in delta.tool_calls):
+            raise self._unavailable("it sent a piece of a tool call with a negative index")
+        return Delta(
+            content=delta.content,
+            reasoning_content=delta.reasoning_content,
+            tool_calls=tuple(
+                ToolCallDelta(
+                    index=call.index, tool_call_id=call.tool_call_id, name=call.name, arguments=call.arguments
+                )
+                for call in delta.tool_calls
+            ),
+        )
+
+    def _finish_reason(self, reason: chat_pb2.FinishReason) -> FinishReason:
+        if reason in (chat_pb2.FINISH_REASON_INTERRUPTED, chat_pb2.FINISH_REASON_CREDIT_EXHAUSTED):
+            raise self._unavailable("it did not get to the end of its answer")
+        known = _FINISH_REASONS.get(reason)
+        if known is not None:
+            return known
+        # The answer is whole, only the name of its end is new: STOP promises the app the least.
+        _log.warning(
+            "backend %s ended an answer of model %s with the unknown finish reason %d; taken for STOP",
+            self._backend_id,
+            self._model_id,
+            reason,
+        )
+        return FinishReason.STOP
+
+    def _usage(self, usage: usage_pb2.Usage) -> Usage | None:
+        """The report; None, and one warning an answer, if it cannot be true or has a class we do not know."""
+        tokens = {_TOKEN_CLASSES.get(count.token_class): count.tokens for count in usage.token_counts}
+        is_usable = (
+            None not in tokens
+            and len(tokens) == len(usage.token_counts)
+            and all(0 <= count <= _TOKENS_MAX for count in tokens.values())
+        )
+        if is_usable:
+            return Usage.of({token_class: count for token_class, count in tokens.items() if token_class is not None})
+        if not self._has_warned_of_usage:
+            self._has_warned_of_usage = True
+            _log.warning(
+                "backend %s reported a usage for model %s that cannot be true; it is ignored",
+                self._backend_id,
+                self._model_id,
+            )
+        return None
+
+    def _unavailable(self, problem: str) -> BackendUnavailable:
+        return BackendUnavailable(model_id=self._model_id, problem=problem)

@@ -1,0 +1,201 @@
+"""Backends that speak the OpenAI-compatible HTTP protocol: ``POST {url}/chat/completions``.
+
+Leaving ``generate`` in any way, a cancellation at any of its awaits included, closes the HTTP connection unless the
+answer was read to its end: that is what stops the generation on the backend. The adapter limits the connecting only;
+how long an answer may take is decided by its reader.
+"""
+
+import asyncio
+import errno
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import aiohttp
+
+from metergate.backends.openai_wire import AnswerReader, MaxTokensField, encode_request, error_answer_name
+from metergate.backends.sse import EVENT_BYTES_MAX
+from metergate.core.errors import BackendRejected, BackendUnavailable
+from metergate.core.inference import BackendEvent, BackendRequest
+
+# Read ahead of the consumer: about 60 deltas of 250 bytes. aiohttp stops reading the socket at twice this; what the
+# last read of the socket brought (up to 256 KiB) comes on top.
+_READ_AHEAD_BYTES = 16 * 1024
+
+# Below the 5 s after which uvicorn (vLLM, SGLang) and llama.cpp close an idle connection: the gateway goes first, so
+# that no request is lost on a connection that the backend is closing at that moment.
+_IDLE_CONNECTION_SECONDS = 4.0
+
+# A whole answer that is not streamed is as large as one event of a stream can be.
+_WHOLE_ANSWER_BYTES_MAX = EVENT_BYTES_MAX
+
+# Enough for the error objects of every server we know; HTML pages may be cut.
+_ERROR_BYTES_MAX = 4096
+
+# Of an answer that has said all it had to say, this long is waited for its end: a connection that ended is used again.
+# Well-behaved servers send the end with or right after the last event.
+_END_SECONDS = 0.1
+
+# An error's status is known; its name is worth a short wait, not a failover's delay.
+_ERROR_BODY_SECONDS = 1.0
+
+# The request as such was refused; another backend would refuse it too.
+_REJECTED_STATUSES = frozenset({400, 413, 422})
+
+# What went wrong, for people, by the first class that fits. No text of an error is passed on: aiohttp quotes the peer.
+_PROBLEMS: tuple[tuple[type[Exception], str], ...] = (
+    (aiohttp.ConnectionTimeoutError, "no connection within the time limit"),
+    (aiohttp.ClientConnectorDNSError, "its host name cannot be resolved"),
+    (aiohttp.ClientSSLError, "TLS failed"),
+    (aiohttp.ClientConnectorError, "it cannot be connected to"),
+    (aiohttp.ServerDisconnectedError, "it closed the connection without an answer"),
+    (aiohttp.ClientPayloadError, "its answer broke off"),
+    (aiohttp.ClientOSError, "the connection broke"),
+    (aiohttp.ClientResponseError, "it sent something else than HTTP"),
+    (aiohttp.InvalidURL, "its URL is invalid"),
+)
+_FAILURES = (aiohttp.ClientError, OSError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAIBackendOptions:
+    """How to reach one OpenAI-compatible backend."""
+
+    backend_id: str
+    url: str  # up to and including the version: "http://127.0.0.1:8080/v1"
+    model_names: Mapping[str, str]  # the backend's own name of each model, by the model's id in this gateway
+    api_key: str | None = field(default=None, repr=False)  # sent as a bearer token
+    connect_timeout_seconds: float  # > 0; name look-up, TLS and the wait for a free connection included
+    stream: bool = True  # False: the whole answer comes at once, for backends that cannot stream
+    include_usage: bool = True  # ask for usage in streams; False for backends that refuse ``stream_options``
+    max_tokens_field: MaxTokensField = "max_tokens"  # newer OpenAI models take only the other
+    connections_max: int = 1024  # a connection carries one answer; more requests wait, then fail over
+
+
+class OpenAIBackend:
+    """One OpenAI-compatible backend. Create it within the event loop that uses it."""
+
+    def __init__(self, options: OpenAIBackendOptions) -> None:
+        self._options = options
+        self._url = options.url.rstrip("/") + "/chat/completions"
+        # A compressed answer could grow without bound; it is not asked for, and not unpacked if it comes.
+        headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+        if options.api_key is not None:
+            headers["Authorization"] = f"Bearer {options.api_key}"
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=options.connections_max, keepalive_timeout=_IDLE_CONNECTION_SECONDS),
+            headers=headers,
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, connect=options.connect_timeout_seconds),
+            read_bufsize=_READ_AHEAD_BYTES,
+        )
+
+    @property
+    def backend_id(self) -> str:
+        """Its id in the configuration."""
+        return self._options.backend_id
+
+    async def close(self) -> None:
+        """Close all connections, those in use included."""
+        await self._session.close()
+
+    async def generate(self, request: BackendRequest) -> AsyncGenerator[BackendEvent, None]:
+        """Run the request: deltas, one finish reason after them, and usage if the backend reports any.
+
+        BackendRejected if the request as such was refused (400, 413, 422); BackendUnavailable for all else.
+        """
+        reader = AnswerReader(backend_id=self.backend_id, model_id=request.model_id)
+        response = await self._send(request)
+        try:
+            await self._check(response, request.model_id)
+            if self._options.stream:
+                while not reader.is_done and (chunk := await self._read(response, request.model_id)):
+                    for event in reader.feed(chunk):
+                        yield event
+                reader.end()
+                await self._read_to_end(response)
+            else:
+                for event in reader.read_whole(await self._read_whole(response, request.model_id)):
+                    yield event
+        finally:
+            response.close()
+
+    async def _send(self, request: BackendRequest) -> aiohttp.ClientResponse:
+        """Send the request and return the head of the answer."""
+        model = self._options.model_names.get(request.model_id)
+        if model is None:
+            raise BackendUnavailable(model_id=request.model_id, problem="it is not set up to run this model")
+        body = encode_request(
+            request,
+            model=model,
+            stream=self._options.stream,
+            include_usage=self._options.include_usage,
+            max_tokens_field=self._options.max_tokens_field,
+        )
+        try:
+            # A redirect could carry the key to another host: its status is an error like any other.
+            return await self._session.post(self._url, data=body, allow_redirects=False)
+        except _FAILURES as exc:
+            _raise_unavailable(request.model_id, exc)
+
+    async def _check(self, response: aiohttp.ClientResponse, model_id: str) -> None:
+        """Raise unless the head of the answer promises what was asked for."""
+        if response.status != 200:
+            problem = f"HTTP {response.status}{await self._error_name(response)}"
+            if response.status in _REJECTED_STATUSES:
+                raise BackendRejected(model_id=model_id, problem=problem)
+            raise BackendUnavailable(model_id=model_id, problem=problem)
+        wanted = "text/event-stream" if self._options.stream else "application/json"
+        if response.content_type != wanted:
+            problem = f"it sent no {wanted}{await self._error_name(response)}"
+            raise BackendUnavailable(model_id=model_id, problem=problem)
+
+    async def _error_name(self, response: aiohttp.ClientResponse) -> str:
+        """What the body calls the error, as " (type, code)"; "" if that does not come soon."""
+        body = b""
+        try:
+            async with asyncio.timeout(_ERROR_BODY_SECONDS):
+                while len(body) < _ERROR_BYTES_MAX and (
+                    chunk := await response.content.read(_ERROR_BYTES_MAX - len(body))
+                ):
+                    body += chunk
+        except _FAILURES:
+            return ""  # the status says enough
+        return error_answer_name(body)
+
+    async def _read(self, response: aiohttp.ClientResponse, model_id: str) -> bytes:
+        """What has come of the body, at least a byte; nothing at its end."""
+        try:
+            return await response.content.readany()
+        except _FAILURES as exc:
+            _raise_unavailable(model_id, exc)
+
+    async def _read_whole(self, response: aiohttp.ClientResponse, model_id: str) -> bytes:
+        body = bytearray()
+        while chunk := await self._read(response, model_id):
+            body += chunk
+            if len(body) > _WHOLE_ANSWER_BYTES_MAX:
+                problem = f"it sent an answer of more than {_WHOLE_ANSWER_BYTES_MAX} bytes"
+                raise BackendUnavailable(model_id=model_id, problem=problem)
+        return bytes(body)
+
+    async def _read_to_end(self, response: aiohttp.ClientResponse) -> None:
+        """Give the answer a moment to end, so that its connection can be used again."""
+        try:
+            async with asyncio.timeout(_END_SECONDS):
+                while await response.content.readany():
+                    pass
+        except _FAILURES:
+            return  # the answer was complete; only the connection is lost
+
+
+def _raise_unavailable(model_id: str, failure: Exception) -> NoReturn:
+    problem = next((text for kind, text in _PROBLEMS if isinstance(failure, kind)), type(failure).__name__)
+    if isinstance(failure, OSError) and failure.errno is not None and failure.errno in errno.errorcode:
+        problem += f" ({errno.errorcode[failure.errno]})"
+    # A cause is printed with its error. aiohttp's errors of the protocol quote the peer, and show the request's headers
+    # with the key: only errors of the system are passed on.
+    raise BackendUnavailable(model_id=model_id, problem=problem) from (
+        failure if isinstance(failure, OSError) else None
+    )

@@ -1,0 +1,362 @@
+"""What an OpenAI-compatible server is sent, and what it answers. Pure: bytes on one side, the domain on the other.
+
+The request is an allow-list: nothing is sent that the gateway did not understand. Of the answer only the fields named
+here are read. No text of the backend goes into an error or a log, not even its error messages: they may quote the
+prompt. A status, and words that look like a name (an error's type, its code), are all that is kept.
+"""
+
+import logging
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from metergate.backends.sse import EventStreamDecoder, EventStreamInvalid
+from metergate.core.errors import BackendRejected, BackendUnavailable
+from metergate.core.inference import (
+    BackendEvent,
+    BackendRequest,
+    Delta,
+    Finish,
+    Message,
+    ResponseFormat,
+    ResponseFormatKind,
+    Tool,
+    ToolCallDelta,
+    UsageReport,
+)
+from metergate.core.rows import FinishReason
+from metergate.core.usage import TokenClass, Usage
+
+_log = logging.getLogger(__name__)
+
+MaxTokensField = Literal["max_tokens", "max_completion_tokens"]
+
+_DONE = "[DONE]"
+
+_FINISH_REASONS = {
+    "stop": FinishReason.STOP,
+    "length": FinishReason.LENGTH,
+    "tool_calls": FinishReason.TOOL_CALLS,
+    "function_call": FinishReason.TOOL_CALLS,
+    "content_filter": FinishReason.CONTENT_FILTER,
+}
+
+# With these the backend says that it did not get to the end; vLLM aborts, routers pass on an error.
+_FAILED_FINISH_REASONS = frozenset({"abort", "error"})
+
+# A word of the backend that may be shown: what types and codes look like, and too short for much else.
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}|[0-9]{3,5}")
+
+
+# --- the request ----------------------------------------------------------------------------------------------------
+
+
+def encode_request(
+    request: BackendRequest, *, model: str, stream: bool, include_usage: bool, max_tokens_field: MaxTokensField
+) -> bytes:
+    """The JSON body of a chat completion request for ``model``, the backend's own name of it.
+
+    BackendRejected if a JSON Schema of the request is no JSON.
+    """
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [_message(message) for message in request.prompt.messages],
+        max_tokens_field: request.max_completion_tokens,
+        "stream": stream,
+    }
+    if stream and include_usage:
+        body["stream_options"] = {"include_usage": True}
+    sampling = request.sampling
+    optional: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "stop": sampling.stop or None,
+        "seed": sampling.seed,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+    }
+    body |= {name: value for name, value in optional.items() if value is not None}
+    try:
+        if request.prompt.tools:
+            body["tools"] = [_tool(tool) for tool in request.prompt.tools]
+        if request.response_format.kind is not ResponseFormatKind.TEXT:
+            body["response_format"] = _response_format(request.response_format)
+    except (msgspec.MsgspecError, RecursionError):
+        raise BackendRejected(model_id=request.model_id, problem="a JSON Schema of the request is not JSON") from None
+    return msgspec.json.encode(body)
+
+
+def _message(message: Message) -> dict[str, Any]:
+    # The text goes as one plain string, an empty one if there is none: that is what its tokens were counted from, and
+    # the one form that every backend and every chat template takes.
+    encoded: dict[str, Any] = {"role": message.role.value.lower(), "content": message.text()}
+    if message.tool_calls:
+        encoded["tool_calls"] = [
+            {"id": call.tool_call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        encoded["tool_call_id"] = message.tool_call_id
+    return encoded
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name}
+    if tool.description:
+        function["description"] = tool.description
+    if tool.parameters_json_schema:
+        # Decoded, not pasted: pasted text could close the object and add fields of its own to the request.
+        function["parameters"] = msgspec.json.decode(tool.parameters_json_schema)
+    return {"type": "function", "function": function}
+
+
+def _response_format(response_format: ResponseFormat) -> dict[str, Any]:
+    if response_format.kind is ResponseFormatKind.JSON_OBJECT:
+        return {"type": "json_object"}
+    schema = msgspec.json.decode(response_format.json_schema)
+    # Strict, because the app was promised a value that the schema describes.
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": response_format.schema_name, "schema": schema, "strict": True},
+    }
+
+
+# --- the answer -----------------------------------------------------------------------------------------------------
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(msgspec.Struct):
+    # 127: OpenAI takes at most 128 tools a request. Only streams number their calls.
+    index: Annotated[int, msgspec.Meta(ge=0, le=127)] | None = None
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Text(msgspec.Struct):
+    """A delta of a stream, or the message of a whole answer."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    delta: _Text | None = None
+    message: _Text | None = None
+    finish_reason: str | None = None
+
+
+class _Answer(msgspec.Struct):
+    """A chunk of a stream, or a whole answer."""
+
+    choices: list[_Choice] | None = None
+    usage: msgspec.Raw | None = None  # decoded apart: nonsense in it spoils the report, not the answer
+    error: msgspec.Raw | None = None
+
+
+# A count above this is no count; every sum of such counts fits in 64 bits.
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: _Tokens | None = None
+
+
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: _Tokens | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: _Tokens
+    completion_tokens: _Tokens
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+
+
+class _Error(msgspec.Struct):
+    type: str | None = None
+    code: str | int | None = None
+
+
+class _ErrorAnswer(msgspec.Struct):
+    error: _Error
+
+
+_answers = msgspec.json.Decoder(_Answer)
+_usages = msgspec.json.Decoder(_Usage)
+_errors = msgspec.json.Decoder(_Error)
+_error_answers = msgspec.json.Decoder(_ErrorAnswer)
+
+
+class AnswerReader:
+    """Reads one answer. Every method raises BackendUnavailable when the answer makes no sense."""
+
+    def __init__(self, *, backend_id: str, model_id: str) -> None:
+        self._backend_id = backend_id
+        self._model_id = model_id
+        self._decoder = EventStreamDecoder()
+        self._has_finished = False
+        self._has_warned_of_usage = False
+        self.is_done = False  # the stream said that nothing follows
+
+    def feed(self, chunk: bytes) -> Iterator[BackendEvent]:
+        """The events that this piece of a stream completes; consume them all before the next piece."""
+        try:
+            for data in self._decoder.feed(chunk):
+                if data == _DONE:
+                    self.is_done = True
+                    return
+                if data:  # some proxies keep a connection alive with an empty one
+                    yield from self._events(data)
+        except EventStreamInvalid as exc:
+            raise self._unavailable(str(exc)) from None
+
+    def read_whole(self, body: bytes) -> Iterator[BackendEvent]:
+        """The events of an answer that is not streamed."""
+        try:
+            text = body.decode()
+        except UnicodeDecodeError:
+            raise self._unavailable("it sent an answer that is not UTF-8") from None
+        yield from self._events(text)
+        self.end()
+
+    def end(self) -> None:
+        """Say that nothing more comes; it is an error before the finish reason."""
+        if not self._has_finished:
+            raise self._unavailable("its answer broke off before a finish reason")
+
+    def _events(self, text: str) -> Iterator[BackendEvent]:
+        try:
+            answer = _answers.decode(text)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            # The original error may name fields of the answer.
+            raise self._unavailable("it sent something else than a chat completion") from None
+        if answer.error is not None and bytes(answer.error) != b"null":
+            raise self._unavailable(f"it reported an error{_error_name(bytes(answer.error))}")
+        if answer.choices:
+            yield from self._choice(answer.choices)
+        if answer.usage is not None and bytes(answer.usage) != b"null":
+            usage = self._usage(bytes(answer.usage))
+            if usage is not None:
+                yield UsageReport(usage=usage)
+
+    def _choice(self, choices: list[_Choice]) -> Iterator[BackendEvent]:
+        choice = choices[0]
+        if len(choices) > 1 or choice.index != 0:
+            raise self._unavailable("it sent more than the one choice that was asked for")
+        text = choice.delta or choice.message
+        if text is not None:
+            delta = self._delta(text, is_whole=choice.message is not None)
+            if not delta.is_empty():
+                if self._has_finished:
+                    raise self._unavailable("its answer went on after the finish reason")
+                yield delta
+        # Some routers repeat the finish reason beside the usage: the first one counts.
+        if choice.finish_reason and not self._has_finished:
+            finish = Finish(reason=self._finish_reason(choice.finish_reason))
+            self._has_finished = True
+            yield finish
+
+    def _delta(self, text: _Text, *, is_whole: bool) -> Delta:
+        content = text.content or ""
+        if text.refusal:
+            content += text.refusal
+        # Two names for one thing: a server that sends both sends the same text twice.
+        reasoning = text.reasoning_content or text.reasoning or ""
+        if not text.tool_calls:
+            return Delta(content=content, reasoning_content=reasoning)
+        return Delta(
+            content=content,
+            reasoning_content=reasoning,
+            tool_calls=tuple(
+                self._tool_call(call, position if is_whole else call.index)
+                for position, call in enumerate(text.tool_calls)
+            ),
+        )
+
+    def _tool_call(self, call: _ToolCall, index: int | None) -> ToolCallDelta:
+        if index is None:
+            raise self._unavailable("it sent a piece of a tool call without an index")
+        function = call.function or _Function()
+        return ToolCallDelta(
+            index=index, tool_call_id=call.id or "", name=function.name or "", arguments=function.arguments or ""
+        )
+
+    def _finish_reason(self, reason: str) -> FinishReason:
+        if reason in _FAILED_FINISH_REASONS:
+            raise self._unavailable(f"it ended its answer with {reason}")
+        known = _FINISH_REASONS.get(reason)
+        if known is not None:
+            return known
+        # The answer is whole, only the word for its end is new: STOP promises the app the least.
+        _log.warning(
+            "backend %s ended an answer of model %s with an unknown finish reason%s; taken for STOP",
+            self._backend_id,
+            self._model_id,
+            _in_brackets(reason),
+        )
+        return FinishReason.STOP
+
+    def _usage(self, raw: bytes) -> Usage | None:
+        """The report with its classes made disjoint; None, and one warning an answer, if it cannot be true."""
+        try:
+            usage = _usages.decode(raw)
+            prompt_details = usage.prompt_tokens_details or _PromptDetails()
+            completion_details = usage.completion_tokens_details or _CompletionDetails()
+            cached = prompt_details.cached_tokens or 0
+            reasoning = completion_details.reasoning_tokens or 0
+            return Usage.of(
+                {
+                    TokenClass.PROMPT: usage.prompt_tokens - cached,
+                    TokenClass.CACHED_PROMPT: cached,
+                    TokenClass.COMPLETION: usage.completion_tokens - reasoning,
+                    TokenClass.REASONING: reasoning,
+                }
+            )
+        except (ValueError, RecursionError):  # msgspec's errors are ValueErrors, and so is a class below zero
+            if not self._has_warned_of_usage:
+                self._has_warned_of_usage = True
+                _log.warning(
+                    "backend %s reported a usage for model %s that cannot be true; it is ignored",
+                    self._backend_id,
+                    self._model_id,
+                )
+            return None
+
+    def _unavailable(self, problem: str) -> BackendUnavailable:
+        return BackendUnavailable(model_id=self._model_id, problem=problem)
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+def error_answer_name(body: bytes) -> str:
+    """What the body of an error answer calls its error, as " (type, code)"; "" if it names none."""
+    try:
+        error = _error_answers.decode(body).error
+    except (ValueError, RecursionError):
+        return ""
+    return _in_brackets(error.type, error.code)
+
+
+def _error_name(raw: bytes) -> str:
+    try:
+        error = _errors.decode(raw)
+    except (ValueError, RecursionError):
+        return ""
+    return _in_brackets(error.type, error.code)
+
+
+def _in_brackets(*words: str | int | None) -> str:
+    """Those words that look like a name, in brackets after a blank."""
+    names = [str(word) for word in words if word is not None and _NAME.fullmatch(str(word))]
+    return f" ({', '.join(names)})" if names else ""
