@@ -1,0 +1,65 @@
+"""Opens the tokenizer that a model's configuration names."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from metergate.core.errors import TokenizerInvalid
+from metergate.core.inference import Prompt
+from metergate.ports import Tokenizer
+from metergate.tokenizers.chat_template import ChatTemplate, TemplateSource, read_template
+from metergate.tokenizers.gguf import load_gguf
+from metergate.tokenizers.openai_prompt import count_openai_prompt
+from metergate.tokenizers.tiktoken_ranks import load_tiktoken
+from metergate.tokenizers.tokenizer_json import load_tokenizer_json
+from metergate.tokenizers.vocabulary import Vocabulary, VocabularyTokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerSpec:
+    """Where a model's counting rule is found."""
+
+    kind: Literal["gguf", "tokenizer_json", "tiktoken"]  # the form of the vocabulary
+    path: Path  # its file
+    pattern: str | None = None  # of a tiktoken vocabulary: o200k_base, cl100k_base, qwen or qwen3.5
+    prompt_rule: Literal["template", "openai"] = "template"  # the model's chat template, or OpenAI's published rule
+    # A tokenizer_config.json or a Jinja file. None: the GGUF's own, or the tokenizer_config.json beside the vocabulary.
+    chat_template_path: Path | None = None
+
+
+def open_tokenizer(spec: TokenizerSpec) -> Tokenizer:
+    """The tokenizer, read from its files; takes up to seconds. TokenizerInvalid if it would not count exactly (L8)."""
+    vocabulary, template = _load(spec)
+    return VocabularyTokenizer(vocabulary, _prompt_rule(spec, vocabulary, template))
+
+
+def _load(spec: TokenizerSpec) -> tuple[Vocabulary, TemplateSource | None]:
+    """The vocabulary, and the chat template in the same file if there is one."""
+    if spec.kind == "tiktoken":
+        if spec.pattern is None:
+            raise TokenizerInvalid(path=str(spec.path), problem="a tiktoken vocabulary needs its pattern named")
+        return load_tiktoken(spec.path, spec.pattern), None
+    if spec.pattern is not None:
+        raise TokenizerInvalid(path=str(spec.path), problem=f"a {spec.kind} vocabulary names its own pattern")
+    if spec.kind == "gguf":
+        loaded = load_gguf(spec.path)
+        return loaded.vocabulary, loaded.template
+    return load_tokenizer_json(spec.path), None
+
+
+def _prompt_rule(
+    spec: TokenizerSpec, vocabulary: Vocabulary, own_template: TemplateSource | None
+) -> Callable[[Prompt], int]:
+    if spec.prompt_rule == "openai":
+        return partial(count_openai_prompt, vocabulary.count_text)
+    source = own_template
+    if spec.chat_template_path is not None:
+        source = read_template(spec.chat_template_path)
+    elif source is None and spec.kind != "gguf":
+        source = read_template(spec.path.with_name("tokenizer_config.json"))
+    if source is None:
+        raise TokenizerInvalid(path=str(spec.path), problem="it has no chat template; name one with chat_template_path")
+    template = ChatTemplate(source, str(spec.chat_template_path or spec.path))
+    return lambda prompt: vocabulary.count_rendered(template.render(prompt))

@@ -1,0 +1,104 @@
+"""Vocabularies as tiktoken keeps them: a file of base64 tokens and their ranks, and a named pattern."""
+
+import base64
+import binascii
+import gzip
+import unicodedata
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import tiktoken
+
+from metergate.core.errors import TokenizerInvalid
+from metergate.tokenizers import pre_tokenizers as known
+from metergate.tokenizers.vocabulary import Vocabulary
+
+_CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+# No known file is above 8 MB unpacked; a small compressed one must not fill the memory.
+_FILE_BYTES_MAX = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pattern:
+    """What belongs to a rank file and is not in it."""
+
+    expression: str
+    special_tokens: tuple[str, ...]  # recognised in rendered prompts; in the model's output they are plain text
+    composes: bool = False  # texts are brought into Unicode's composed form (NFC) first
+
+
+_PATTERNS = {
+    "o200k_base": _Pattern(expression=known.O200K, special_tokens=("<|endoftext|>", "<|endofprompt|>")),
+    "cl100k_base": _Pattern(
+        expression=known.CL100K,
+        special_tokens=("<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|endofprompt|>"),
+    ),
+    "qwen": _Pattern(expression=known.QWEN2, special_tokens=_CHATML_TOKENS, composes=True),
+    "qwen3.5": _Pattern(expression=known.QWEN35, special_tokens=_CHATML_TOKENS, composes=True),
+}
+
+
+def load_tiktoken(path: Path, pattern_name: str) -> Vocabulary:
+    """Read a ``.tiktoken`` or ``.tiktoken.gz`` file; TokenizerInvalid if it is none, or the pattern is unknown."""
+    pattern = _PATTERNS.get(pattern_name)
+    if pattern is None:
+        known_names = ", ".join(sorted(_PATTERNS))
+        raise TokenizerInvalid(path=str(path), problem=f"the pattern {pattern_name!r} is unknown; known: {known_names}")
+    ranks = _read_ranks(path)
+    first_id = max(ranks.values()) + 1
+    try:
+        encoding = tiktoken.Encoding(
+            pattern_name,
+            pat_str=pattern.expression,
+            mergeable_ranks=ranks,
+            # Their own ids do not matter for a count, and rank files do not have them.
+            special_tokens={token: first_id + index for index, token in enumerate(pattern.special_tokens)},
+        )
+    except (ValueError, KeyError) as error:
+        raise TokenizerInvalid(path=str(path), problem=str(error)) from error
+    return _vocabulary(encoding, pattern)
+
+
+def _vocabulary(encoding: tiktoken.Encoding, pattern: _Pattern) -> Vocabulary:
+    special = frozenset(pattern.special_tokens)
+
+    def count_text(text: str) -> int:
+        return len(encoding.encode_ordinary(text))
+
+    def count_composed_text(text: str) -> int:
+        return len(encoding.encode_ordinary(unicodedata.normalize("NFC", text)))
+
+    def count_rendered(text: str) -> int:
+        composed = unicodedata.normalize("NFC", text) if pattern.composes else text
+        return len(encoding.encode(composed, allowed_special=special, disallowed_special=()))
+
+    return Vocabulary(
+        count_text=count_composed_text if pattern.composes else count_text,
+        count_rendered=count_rendered,
+        boundary=known.boundary(()),
+    )
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(_FILE_BYTES_MAX + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise TokenizerInvalid(path=str(path), problem=str(error)) from error
+    if len(content) > _FILE_BYTES_MAX:
+        raise TokenizerInvalid(path=str(path), problem=f"it has more than {_FILE_BYTES_MAX} bytes")
+    ranks = {}
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line:
+            continue
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error) as error:
+            raise TokenizerInvalid(
+                path=str(path), problem=f"line {number} is not a base64 token and its rank"
+            ) from error
+    if any(bytes([byte]) not in ranks for byte in range(256)):
+        raise TokenizerInvalid(path=str(path), problem="a single byte has no rank, so not every text can be counted")
+    return ranks
