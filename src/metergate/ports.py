@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from metergate.core.inference import BackendEvent, BackendRequest, Delta, Prompt
 from metergate.core.operations import (
@@ -50,8 +50,8 @@ class CompletionCounter(Protocol):
         """Append text and return ``tokens``."""
         ...
 
-    def peek(self, text: str) -> int:
-        """What ``add`` would return, without appending."""
+    def copy(self) -> Self:
+        """Return an independent counter of the same text so far, at a cost that does not grow with the text."""
         ...
 
 
@@ -96,7 +96,10 @@ class Backend(Protocol):
 
 
 class Sink(Protocol):
-    """The app's end of a stream. A write counts as delivered from the moment it begins, whether it ends or not."""
+    """The app's end of a stream. A write counts as delivered from the moment it begins, whether it ends or not.
+
+    Every write raises AppGone, or is cancelled, when the app is not there any more.
+    """
 
     async def admit(self, admission: Admission) -> None:
         """Write the admission."""

@@ -170,6 +170,12 @@ class ReservationNotOwned(MetergateError):
     reservation_id: str
 
 
+class AppGone(MetergateError):
+    """The app went away."""
+
+    reason: ClassVar[str] = "APP_GONE"
+
+
 # --- what the gateway needs -----------------------------------------------------------------------------------------
 
 
@@ -246,6 +252,15 @@ class IdConflict(MetergateError):
 
 
 @dataclass(kw_only=True, eq=False)
+class TokenizerInvalid(MetergateError):
+    """The tokenizer {path} cannot be used: {problem}."""
+
+    reason: ClassVar[str] = "TOKENIZER_INVALID"
+    path: str
+    problem: str
+
+
+@dataclass(kw_only=True, eq=False)
 class StoreRefused(MetergateError):
     """The store {path} cannot be opened: {problem}."""
 
@@ -279,6 +294,15 @@ class ConfigInvalid(MetergateError):
             else f"{self.file}: {problem.description}"
             for problem in self.problems
         )
+
+
+@dataclass(kw_only=True, eq=False)
+class ListenerRefused(MetergateError):
+    """The gateway cannot listen on {address}: {problem}."""
+
+    reason: ClassVar[str] = "LISTENER_REFUSED"
+    address: str
+    problem: str
 
 
 # --- defects --------------------------------------------------------------------------------------------------------

@@ -37,6 +37,10 @@ class Receipt:
     close_cause: CloseCause
     replayed: bool
 
+    def charge_name(self) -> str | None:
+        """The charge's resource name, or None without a charge."""
+        return f"subscribers/{self.subscriber_id}/charges/{self.charge_id}" if self.charge_id is not None else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:

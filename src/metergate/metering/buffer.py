@@ -1,0 +1,87 @@
+"""Between a backend and an app: bounded, merging while the app's side is busy, and ended exactly once."""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+
+from metergate.core.inference import Delta
+from metergate.core.reservation import CloseCause
+from metergate.core.rows import FinishReason
+from metergate.metering.deltas import join, joins, length, split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """Why no more will be delivered."""
+
+    cause: CloseCause
+    finish_reason: FinishReason = FinishReason.INTERRUPTED
+    error: Exception | None = None  # what the app is told after its receipt; None: the stream ends well
+
+
+class DeltaBuffer:
+    """A queue of deltas from one reader to one deliverer."""
+
+    def __init__(self, *, read_ahead_characters_max: int, delivery_characters_max: int) -> None:
+        self._read_ahead_characters_max = read_ahead_characters_max
+        self._delivery_characters_max = delivery_characters_max
+        self._deltas: deque[Delta] = deque()
+        self._characters = 0
+        self._end: End | None = None
+        self._arrived = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+
+    def is_full(self) -> bool:
+        """Whether ``put`` would wait."""
+        return self._characters >= self._read_ahead_characters_max
+
+    async def put(self, delta: Delta) -> None:
+        """Append a delta once there is room: the bound may be passed by the size of one delta."""
+        if not length(delta):
+            return
+        while self.is_full() and self._end is None:
+            self._room.clear()
+            await self._room.wait()
+        self._deltas.append(delta)
+        self._characters += length(delta)
+        self._arrived.set()
+
+    def finish(self, end: End) -> None:
+        """End after what was put; the first end stands."""
+        self._end = self._end or end
+        self._arrived.set()
+
+    def stop(self, end: End) -> None:
+        """End at once: what was put but not taken is dropped."""
+        self._deltas.clear()
+        self._characters = 0
+        self._end = end
+        self._arrived.set()
+        self._room.set()
+
+    async def take(self) -> Delta | End:
+        """Return everything that waits, as one delivery of bounded size; or, when nothing waits, the end."""
+        while not self._deltas:
+            if self._end is not None:
+                return self._end
+            self._arrived.clear()
+            await self._arrived.wait()
+        delta = self._next_delivery()
+        self._characters -= length(delta)
+        if not self.is_full():
+            self._room.set()
+        return delta
+
+    def _next_delivery(self) -> Delta:
+        taken = [self._deltas.popleft()]
+        room = self._delivery_characters_max - length(taken[0])
+        while self._deltas and room > 0 and joins(taken[-1], self._deltas[0]):
+            taken.append(self._deltas.popleft())
+            room -= length(taken[-1])
+        delta = join(taken)
+        if room < 0:
+            delta, rest = split(delta, self._delivery_characters_max)
+            if not rest.is_empty():
+                self._deltas.appendleft(rest)
+        return delta

@@ -1,0 +1,97 @@
+"""Cutting and joining deltas. Neither changes what the app receives in the end, nor its price (L7)."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from metergate.core.inference import Delta, Message, Role, ToolCall, ToolCallDelta
+
+
+def length(delta: Delta) -> int:
+    """Characters of a delta, all that is delivered of it."""
+    characters = len(delta.reasoning_content) + len(delta.content)
+    for call in delta.tool_calls:
+        characters += _head_length(call) + len(call.arguments)
+    return characters
+
+
+def _head_length(call: ToolCallDelta) -> int:
+    return len(call.tool_call_id) + len(call.name)
+
+
+def joins(earlier: Delta, later: Delta) -> bool:
+    """Whether the two can be one delta: inside one, reasoning comes before content before tool calls."""
+    if later.reasoning_content:
+        return not (earlier.content or earlier.tool_calls)
+    return not (later.content and earlier.tool_calls)
+
+
+def join(deltas: list[Delta]) -> Delta:
+    """Return one delta of several that join; pieces of one tool call that follow each other become one piece."""
+    if len(deltas) == 1:
+        return deltas[0]
+    if not any(delta.tool_calls or delta.reasoning_content for delta in deltas):
+        return Delta(content="".join([delta.content for delta in deltas]))
+    calls: list[ToolCallDelta] = []
+    for call in (call for delta in deltas for call in delta.tool_calls):
+        if calls and calls[-1].index == call.index and not call.name and not call.tool_call_id:
+            calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + call.arguments)
+        else:
+            calls.append(call)
+    return Delta(
+        reasoning_content="".join(delta.reasoning_content for delta in deltas),
+        content="".join(delta.content for delta in deltas),
+        tool_calls=tuple(calls),
+    )
+
+
+def split(delta: Delta, characters: int) -> tuple[Delta, Delta]:
+    """Return the first ``characters`` of a delta and the rest. A tool call's id and name are not cut."""
+    reasoning = delta.reasoning_content
+    if characters < len(reasoning):
+        return Delta(reasoning_content=reasoning[:characters]), replace(delta, reasoning_content=reasoning[characters:])
+    left = characters - len(reasoning)
+    if left < len(delta.content):
+        head = Delta(reasoning_content=reasoning, content=delta.content[:left])
+        return head, Delta(content=delta.content[left:], tool_calls=delta.tool_calls)
+    head_calls, tail_calls = _split_calls(delta.tool_calls, left - len(delta.content))
+    head = Delta(reasoning_content=reasoning, content=delta.content, tool_calls=head_calls)
+    return head, Delta(tool_calls=tail_calls)
+
+
+def _split_calls(
+    calls: Iterable[ToolCallDelta], characters: int
+) -> tuple[tuple[ToolCallDelta, ...], tuple[ToolCallDelta, ...]]:
+    head: list[ToolCallDelta] = []
+    tail: list[ToolCallDelta] = []
+    left = characters
+    for call in calls:
+        size = _head_length(call) + len(call.arguments)
+        if tail or left < _head_length(call):
+            tail.append(call)
+        elif left >= size:
+            head.append(call)
+            left -= size
+        else:
+            cut = left - _head_length(call)
+            head.append(replace(call, arguments=call.arguments[:cut]))
+            tail.append(ToolCallDelta(index=call.index, arguments=call.arguments[cut:]))
+    return tuple(head), tuple(tail)
+
+
+def whole_message(deltas: list[Delta]) -> tuple[Message, str]:
+    """Return the message and the reasoning that an answer's deltas make."""
+    calls: dict[int, ToolCall] = {}
+    for piece in (call for delta in deltas for call in delta.tool_calls):
+        call = calls.get(piece.index) or ToolCall(tool_call_id="", name="", arguments="")
+        calls[piece.index] = ToolCall(
+            tool_call_id=call.tool_call_id or piece.tool_call_id,
+            name=call.name + piece.name,
+            arguments=call.arguments + piece.arguments,
+        )
+    content = "".join(delta.content for delta in deltas)
+    message = Message(
+        role=Role.ASSISTANT,
+        parts=(content,) if content else (),
+        tool_calls=tuple(calls[index] for index in sorted(calls)),
+    )
+    return message, "".join(delta.reasoning_content for delta in deltas)

@@ -1,0 +1,58 @@
+"""What is known of a request before it runs: who pays, how its prompt counts, what it may cost at most."""
+
+from dataclasses import dataclass
+
+from metergate.core.catalog import Model
+from metergate.core.errors import PromptTooLong
+from metergate.core.inference import InferenceRequest
+from metergate.core.rating import RateCard, rate_ceil
+from metergate.core.rows import Authorization
+from metergate.core.usage import TokenClass, Usage
+
+
+def usage_of(prompt_tokens: int, completion_tokens: int = 0, reasoning_tokens: int = 0) -> Usage:
+    """Return the usage of a request as the gateway counts it."""
+    return Usage.of(
+        {
+            TokenClass.PROMPT: prompt_tokens,
+            TokenClass.COMPLETION: completion_tokens,
+            TokenClass.REASONING: reasoning_tokens,
+        }
+    )
+
+
+def completion_room(model: Model, prompt_tokens: int, max_completion_tokens: int | None) -> int:
+    """Return the most tokens an answer can have; PromptTooLong if the context leaves none."""
+    room = model.context_tokens - prompt_tokens
+    if room < 1:
+        raise PromptTooLong(
+            model_id=model.model_id, prompt_tokens=prompt_tokens, prompt_tokens_max=model.context_tokens - 1
+        )
+    return room if max_completion_tokens is None else min(room, max_completion_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A counted and priced request."""
+
+    caller: Authorization
+    request: InferenceRequest
+    content_hash: bytes
+    model: Model
+    rate_card: RateCard
+    prompt_tokens: int
+    completion_tokens_max: int  # of answer and reasoning together
+
+    def cost(self, completion_tokens: int, reasoning_tokens: int = 0) -> int:
+        """Microcredits of the prompt and an answer."""
+        return rate_ceil(usage_of(self.prompt_tokens, completion_tokens, reasoning_tokens), self.rate_card)
+
+    def cost_max(self, answer_tokens: int) -> int:
+        """Microcredits of the prompt and an answer of so many tokens of the dearer class."""
+        return max(self.cost(answer_tokens), self.cost(0, answer_tokens))
+
+    def limit_microcredits(self) -> int:
+        """Return what the request may cost at most."""
+        most = self.cost_max(self.completion_tokens_max)
+        limit = self.request.credit_limit_microcredits
+        return most if limit is None else min(most, limit)

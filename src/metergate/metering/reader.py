@@ -1,0 +1,91 @@
+"""Pulls a backend's answer into the buffer: within time limits, and from the next backend while nothing came yet."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import aclosing
+
+from metergate.core.errors import BackendRejected, BackendUnavailable
+from metergate.core.inference import BackendRequest, Delta, Finish
+from metergate.core.reservation import CloseCause
+from metergate.core.rows import Attempt, FinishReason
+from metergate.core.usage import Usage
+from metergate.metering.buffer import DeltaBuffer, End
+from metergate.metering.limits import Limits
+from metergate.ports import Backend
+
+logger = logging.getLogger(__name__)
+
+
+class Reader:
+    """One request's way through its backends."""
+
+    def __init__(
+        self, *, request: BackendRequest, backends: Sequence[Backend], buffer: DeltaBuffer, limits: Limits
+    ) -> None:
+        self._request = request
+        self._backends = backends
+        self._buffer = buffer
+        self._limits = limits
+        self._began = False
+        self.attempts: list[Attempt] = []
+        self.usage_reported: Usage | None = None
+
+    async def run(self) -> None:
+        """Read one answer to its end, and end the buffer whatever happens."""
+        try:
+            self._buffer.finish(await self._read_from_any())
+        except asyncio.CancelledError:
+            raise
+        except Exception as exc:
+            # A defect of an adapter ends the stream like any other failure.
+            logger.exception("reading from a backend failed")
+            self._buffer.finish(End(cause=CloseCause.GATEWAY_ERROR, error=exc))
+
+    async def _read_from_any(self) -> End:
+        end = End(cause=CloseCause.BACKEND_ERROR)
+        for backend in self._backends:
+            try:
+                finish_reason, problem = await self._read(backend), ""
+                end = End(cause=CloseCause.FINISHED, finish_reason=finish_reason)
+            except TimeoutError:
+                problem = "it kept the gateway waiting too long"
+                end = End(cause=CloseCause.BACKEND_TIMEOUT, error=self._unavailable(problem))
+            except (BackendUnavailable, BackendRejected) as exc:
+                problem = exc.problem
+                end = End(cause=CloseCause.BACKEND_ERROR, error=exc)
+            self.attempts.append(Attempt(backend_id=backend.backend_id, problem=problem))
+            if not problem:
+                return end
+            logger.warning("backend %s: model %s: %s", backend.backend_id, self._request.model_id, problem)
+            if self._began or isinstance(end.error, BackendRejected):
+                return end
+        return end
+
+    async def _read(self, backend: Backend) -> FinishReason:
+        """Read one backend's answer; TimeoutError if it keeps the gateway waiting."""
+        loop = asyncio.get_running_loop()
+        between_seconds = self._limits.between_tokens_seconds_max
+        self._began = False
+        self.usage_reported = None
+        finish_reason: FinishReason | None = None
+        async with aclosing(backend.generate(self._request)) as events:
+            async with asyncio.timeout(self._limits.first_token_seconds_max) as waiting:
+                async for event in events:
+                    if isinstance(event, Delta):
+                        self._began = True
+                        if self._buffer.is_full():
+                            # The app is slow, not the backend.
+                            waiting.reschedule(None)
+                        await self._buffer.put(event)
+                    elif isinstance(event, Finish):
+                        finish_reason = event.reason
+                    else:
+                        self.usage_reported = event.usage
+                    waiting.reschedule(loop.time() + between_seconds)
+        if finish_reason is None:
+            raise self._unavailable("it ended without a finish reason")
+        return finish_reason
+
+    def _unavailable(self, problem: str) -> BackendUnavailable:
+        return BackendUnavailable(model_id=self._request.model_id, problem=problem)

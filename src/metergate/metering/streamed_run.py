@@ -1,0 +1,47 @@
+"""A request whose answer is delivered piece by piece."""
+
+from typing import ClassVar, Unpack
+
+from metergate.core.inference import Delta
+from metergate.core.rating import rate_ceil
+from metergate.core.receipts import Admission, Receipt
+from metergate.core.reservation import CloseCause
+from metergate.metering.answer import AnswerCounter
+from metergate.metering.buffer import End
+from metergate.metering.run import Run, RunParts
+from metergate.ports import Sink
+
+
+class StreamedRun(Run):
+    """A request whose answer is delivered piece by piece, each captured before it is written."""
+
+    CAPTURES_AT_SETTLING: ClassVar[bool] = False
+
+    def __init__(self, *, sink: Sink, **parts: Unpack[RunParts]) -> None:
+        super().__init__(**parts)
+        self._sink = sink
+
+    async def _begin(self) -> None:
+        await self._sink.admit(
+            Admission(
+                subscriber_id=self._plan.caller.subscriber_id,
+                reservation_id=self._reservation.reservation_id,
+                prompt_tokens=self._plan.prompt_tokens,
+                model_id=self._plan.model.model_id,
+                rate_card_id=self._plan.rate_card.rate_card_id,
+            )
+        )
+
+    async def _debit(self, after: AnswerCounter) -> CloseCause | None:
+        usage = self._peak_usage(after)
+        return await self._capture(rate_ceil(usage, self._plan.rate_card), usage)
+
+    async def _deliver(self, delta: Delta) -> None:
+        self._delivered_microcredits = self._captured_microcredits
+        await self._sink.deliver(delta)
+
+    def _was_delivered(self, end: End) -> bool:
+        return bool(self.deltas)
+
+    async def _send_receipt(self, receipt: Receipt) -> None:
+        await self._sink.receipt(receipt)

@@ -1,0 +1,288 @@
+"""The use case: authorize, count, reserve, run, settle; and stop in good order."""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from metergate.core.catalog import Catalog, Model
+from metergate.core.errors import MetergateError, ModelNotAllowed, ShuttingDown, StoreUnavailable
+from metergate.core.inference import InferenceRequest, Prompt
+from metergate.core.operations import Replayed, Reserve, Reserved, Settle
+from metergate.core.receipts import Admission, Completion, Quote, Receipt
+from metergate.core.reservation import CloseCause
+from metergate.core.rows import Authorization
+from metergate.core.usage import TokenClass
+from metergate.metering.buffer import End
+from metergate.metering.closing import receipt_of_charge, settle
+from metergate.metering.deltas import whole_message
+from metergate.metering.limits import Limits
+from metergate.metering.plan import Plan, completion_room, usage_of
+from metergate.metering.replays import ReplayBuffer
+from metergate.metering.run import Run, RunParts
+from metergate.metering.services import BackgroundTasks, Services
+from metergate.metering.streamed_run import StreamedRun
+from metergate.metering.whole_run import WholeRun
+from metergate.ports import Backend, Clock, LedgerStore, Sink, Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+class Metering:
+    """Every request of every app goes through here."""
+
+    def __init__(
+        self,
+        *,
+        ledger: LedgerStore,
+        catalog: Catalog,
+        tokenizers: Mapping[str, Tokenizer],  # by model id
+        backends: Mapping[str, Backend],  # by backend id
+        clock: Clock,
+        new_id: Callable[[], str],
+        monotonic: Callable[[], float],
+        limits: Limits,
+    ) -> None:
+        self._catalog = catalog
+        self._tokenizers = tokenizers
+        self._backends = backends
+        self._services = Services(
+            ledger=ledger,
+            clock=clock,
+            new_id=new_id,
+            limits=limits,
+            replays=ReplayBuffer(
+                characters_max=limits.replay_characters_max,
+                seconds_max=limits.replay_seconds,
+                monotonic=monotonic,
+            ),
+            tasks=BackgroundTasks(),
+        )
+        self._is_draining = False  # admit nothing more
+        self._is_stopping = False  # end what runs
+        self._calls = 0
+        self._runs: set[Run] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # --- verbs ------------------------------------------------------------------------------------------------------
+
+    async def stream(
+        self, caller: Authorization, request: InferenceRequest, sink: Sink, *, time_left_seconds: float | None
+    ) -> None:
+        """Run a request and write admission, deltas and receipt to the sink; raise a MetergateError if it failed."""
+        async with self._call():
+            deadline = _deadline(time_left_seconds)
+            plan = await self._plan(caller, request)
+            outcome = await self._reserve(plan)
+            if isinstance(outcome, Replayed):
+                await self._replay(outcome, sink)
+            else:
+                await self._serve(StreamedRun(sink=sink, **self._parts(plan, outcome, deadline)))
+
+    async def complete(
+        self, caller: Authorization, request: InferenceRequest, *, time_left_seconds: float | None
+    ) -> Completion:
+        """Run a request and return its whole answer, charged; raise a MetergateError if it failed."""
+        async with self._call():
+            deadline = _deadline(time_left_seconds)
+            plan = await self._plan(caller, request)
+            outcome = await self._reserve(plan)
+            if isinstance(outcome, Replayed):
+                receipt = receipt_of_charge(outcome.charge, outcome.spendable_microcredits, replayed=True)
+                deltas = self._services.replays.get(outcome.charge.charge_id)
+            else:
+                run = WholeRun(**self._parts(plan, outcome, deadline))
+                receipt = await self._serve(run)
+                deltas = run.deltas
+        message, reasoning_content = whole_message(deltas or [])
+        return Completion(
+            message=None if deltas is None else message, reasoning_content=reasoning_content, receipt=receipt
+        )
+
+    async def count_tokens(
+        self, caller: Authorization, model_id: str, prompt: Prompt, max_completion_tokens: int | None
+    ) -> Quote:
+        """Count a prompt and say the most that running it can cost; nothing is charged."""
+        async with self._call():
+            model = self._model(caller, model_id)
+            rate_card = model.rate_card(self._services.clock.now_us())
+            prompt_tokens = await self._count_prompt(model, prompt)
+            plan = Plan(
+                caller=caller,
+                request=InferenceRequest(request_id="", model_id=model_id, prompt=prompt),
+                content_hash=b"",
+                model=model,
+                rate_card=rate_card,
+                prompt_tokens=prompt_tokens,
+                completion_tokens_max=completion_room(model, prompt_tokens, max_completion_tokens),
+            )
+            return Quote(
+                model_id=model_id,
+                prompt_tokens=prompt_tokens,
+                completion_tokens_max=plan.completion_tokens_max,
+                prompt_microcredits=plan.cost(0),
+                cost_microcredits_max=plan.limit_microcredits(),
+                rate_card=rate_card,
+                counting_source=model.counting_source,
+            )
+
+    async def drain(self, seconds_max: float) -> None:
+        """Admit nothing more; let what runs end within ``seconds_max``, then end it; return when all is settled."""
+        self._is_draining = True
+        try:
+            async with asyncio.timeout(seconds_max):
+                await self._idle.wait()
+        except TimeoutError:
+            logger.warning("draining: %d requests are ended", len(self._runs))
+        self._is_stopping = True
+        for run in tuple(self._runs):
+            run.stop(_drained())
+        await self._idle.wait()
+        await self._services.tasks.wait()
+
+    # --- admission --------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _call(self) -> AsyncIterator[None]:
+        if self._is_draining:
+            raise ShuttingDown
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
+    def _model(self, caller: Authorization, model_id: str) -> Model:
+        model = self._catalog.get(model_id)
+        if caller.allowed_models and model_id not in caller.allowed_models:
+            raise ModelNotAllowed(model_id=model_id)
+        return model
+
+    async def _count_prompt(self, model: Model, prompt: Prompt) -> int:
+        tokenizer = self._tokenizers[model.model_id]
+        characters = sum(len(part) for message in prompt.messages for part in message.parts)
+        characters += sum(len(tool.description) + len(tool.parameters_json_schema) for tool in prompt.tools)
+        if characters > self._services.limits.counted_in_loop_characters_max:
+            return await asyncio.to_thread(tokenizer.count_prompt, prompt)
+        return tokenizer.count_prompt(prompt)
+
+    async def _plan(self, caller: Authorization, request: InferenceRequest) -> Plan:
+        model = self._model(caller, request.model_id)
+        rate_card = model.rate_card(self._services.clock.now_us())
+        prompt_tokens = await self._count_prompt(model, request.prompt)
+        return Plan(
+            caller=caller,
+            request=request,
+            content_hash=self._content_hash(request),
+            model=model,
+            rate_card=rate_card,
+            prompt_tokens=prompt_tokens,
+            completion_tokens_max=completion_room(model, prompt_tokens, request.max_completion_tokens),
+        )
+
+    def _content_hash(self, request: InferenceRequest) -> bytes:
+        """Hash what was asked, keyed: the same request has the same hash, and none can be guessed from it (L11)."""
+        canonical = msgspec.json.encode(request)
+        return hashlib.blake2b(canonical, key=self._services.ledger.content_key, digest_size=32).digest()
+
+    async def _reserve(self, plan: Plan) -> Reserved | Replayed:
+        services = self._services
+        slice_tokens = min(services.limits.slice_tokens, plan.completion_tokens_max)
+        operation = Reserve(
+            reservation_id=services.new_id(),
+            subscriber_id=plan.caller.subscriber_id,
+            authorization_id=plan.caller.authorization_id,
+            request_id=plan.request.request_id,
+            content_hash=plan.content_hash,
+            owner=services.ledger.owner,
+            model_id=plan.model.model_id,
+            provider_id=plan.model.provider_id,
+            counting_source=plan.model.counting_source,
+            rate_card_id=plan.rate_card.rate_card_id,
+            minimum_microcredits=plan.cost_max(1),
+            wanted_microcredits=plan.cost_max(slice_tokens),
+            limit_microcredits=plan.limit_microcredits(),
+            capture_microcredits=plan.cost(0),
+            capture_usage=usage_of(plan.prompt_tokens),
+            now_us=services.clock.now_us(),
+        )
+        reserving = services.tasks.spawn(services.ledger.reserve(operation))
+        try:
+            return await asyncio.shield(reserving)
+        except (asyncio.CancelledError, StoreUnavailable):
+            # The reservation may exist, or come to exist, with nobody to run it.
+            services.tasks.spawn(self._release(reserving, operation))
+            raise
+
+    async def _release(self, reserving: "asyncio.Task[Reserved | Replayed]", operation: Reserve) -> None:
+        await asyncio.wait([reserving])
+        error = reserving.exception()
+        was_refused = isinstance(error, MetergateError) and not isinstance(error, StoreUnavailable)
+        if was_refused or (error is None and isinstance(reserving.result(), Replayed)):
+            return
+        release = Settle(
+            reservation_id=operation.reservation_id,
+            subscriber_id=operation.subscriber_id,
+            owner=operation.owner,
+            close_cause=CloseCause.CLIENT_CANCELLED,
+            settlement=None,
+            now_us=self._services.clock.now_us(),
+        )
+        try:
+            await settle(self._services, release)
+        except MetergateError as exc:
+            logger.info("reservation %s was not released: %s", operation.reservation_id, exc)
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    def _parts(self, plan: Plan, outcome: Reserved, deadline: float | None) -> RunParts:
+        return RunParts(
+            services=self._services,
+            plan=plan,
+            reservation=outcome.reservation,
+            tokenizer=self._tokenizers[plan.model.model_id],
+            backends=[self._backends[backend_id] for backend_id in plan.model.backend_ids],
+            deadline=deadline,
+        )
+
+    async def _serve(self, run: Run) -> Receipt:
+        self._runs.add(run)
+        if self._is_stopping:
+            run.stop(_drained())
+        try:
+            return await run.serve()
+        finally:
+            self._runs.discard(run)
+
+    async def _replay(self, outcome: Replayed, sink: Sink) -> None:
+        charge = outcome.charge
+        usage = charge.usage_counted
+        await sink.admit(
+            Admission(
+                subscriber_id=charge.subscriber_id,
+                reservation_id=charge.reservation_id,
+                prompt_tokens=usage.get(TokenClass.PROMPT) + usage.get(TokenClass.CACHED_PROMPT),
+                model_id=charge.model_id,
+                rate_card_id=charge.rate_card_id,
+            )
+        )
+        for delta in self._services.replays.get(charge.charge_id) or []:
+            await sink.deliver(delta)
+        await sink.receipt(receipt_of_charge(charge, outcome.spendable_microcredits, replayed=True))
+
+
+def _drained() -> End:
+    return End(cause=CloseCause.DRAINED, error=ShuttingDown())
+
+
+def _deadline(time_left_seconds: float | None) -> float | None:
+    if time_left_seconds is None:
+        return None
+    return asyncio.get_running_loop().time() + time_left_seconds
