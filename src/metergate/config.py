@@ -26,6 +26,9 @@ from metergate.core.usage import CountingSource, TokenClass
 CONTEXT_TOKENS_MAX = 10_000_000
 PRICE_MICROCREDITS_MAX = 100_000_000_000
 
+# One segment of a resource name (models/{model}): what a URL and a metric label carry unescaped.
+ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+
 # A configuration is read by people; a file beyond this is the wrong file.
 FILE_BYTES_MAX = 1024 * 1024
 
@@ -39,8 +42,7 @@ def _address(text: str) -> str:
     return text
 
 
-# One segment of a resource name (models/{model}): what a URL and a metric label carry unescaped.
-Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Id = Annotated[str, StringConstraints(pattern=rf"^{ID_PATTERN}$")]
 Address = Annotated[str, AfterValidator(_address)]
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+[^\s]*$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -90,24 +92,31 @@ class Limits(_Table):
     replay_characters_max: int = Field(default=4_000_000, ge=0, le=4_000_000_000)
 
 
-class OpenAIBackend(_Table):
+class _BackendTable(_Table):
+    api_key_env: Text | None = None  # name of the environment variable that holds its key; None: it takes none
+    # Within a data centre a connection takes milliseconds; beyond this the next backend is tried.
+    connect_timeout_seconds: float = Field(default=5.0, ge=0.1, le=60.0, allow_inf_nan=False)
+
+
+class OpenAIBackendTable(_BackendTable):
     """A server that speaks OpenAI's HTTP protocol."""
 
     kind: Literal["openai"]
-    url: Url  # up to and including /v1
-    api_key_env: Text | None = None  # name of the environment variable that holds its key
+    url: Url  # up to and including the version: http://127.0.0.1:8080/v1
     stream: bool = True  # False: the server cannot stream; the answer is asked for whole
-    connect_timeout_seconds: Seconds = (
-        5  # within a data centre a connection takes milliseconds; beyond this try the next
+    include_usage: bool = True  # False: the server refuses stream_options
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = (
+        "max_tokens"  # newer OpenAI models take the latter
     )
+    # Each carries one answer: as many as one gateway process streams at once.
+    connections_max: int = Field(default=1_024, ge=1, le=65_536)
 
 
-class GrpcBackend(_Table):
+class GrpcBackendTable(_BackendTable):
     """A server that implements metergate.v1.BackendService."""
 
     kind: Literal["grpc"]
     address: Address
-    connect_timeout_seconds: Seconds = 5  # as above
 
 
 class TokenizerFile(_Table):
@@ -115,8 +124,9 @@ class TokenizerFile(_Table):
 
     kind: Literal["gguf", "tokenizer_json", "tiktoken"]
     path: Text  # relative to the configuration file
-    pattern: Text | None = None  # how text is split before the vocabulary applies; tiktoken only
-    chat_template_path: Text | None = None  # Jinja; None: the template inside the vocabulary's own file
+    pattern: Text | None = None  # how a tiktoken vocabulary splits text: o200k_base, cl100k_base, qwen or qwen3.5
+    prompt_rule: Literal["template", "openai"] = "template"  # the model's chat template, or OpenAI's published rule
+    chat_template_path: Text | None = None  # None: the one in the vocabulary's own file, or beside it
 
 
 class ModelTable(_Table):
@@ -172,7 +182,7 @@ class RateCardTable(_Table):
         )
 
 
-BackendTable = Annotated[OpenAIBackend | GrpcBackend, Field(discriminator="kind")]
+BackendTable = Annotated[OpenAIBackendTable | GrpcBackendTable, Field(discriminator="kind")]
 
 
 class _File(_Table):
@@ -192,10 +202,18 @@ class Config:
     listener: Listener
     store_path: Path
     limits: Limits
-    backends: Mapping[str, OpenAIBackend | GrpcBackend]
+    backends: Mapping[str, OpenAIBackendTable | GrpcBackendTable]
     models: Mapping[str, ModelTable]
     rate_cards: tuple[RateCard, ...]
     api_keys: Mapping[str, str] = field(repr=False)  # by backend id; absent: the backend takes none
+
+    def model_names(self, backend_id: str) -> dict[str, str]:
+        """What a backend itself calls the models that it runs, by their ids here."""
+        return {
+            model_id: model.backend_models.get(backend_id, model_id)
+            for model_id, model in self.models.items()
+            if backend_id in model.backends
+        }
 
     def resolve(self, path: str) -> Path:
         """A path of the file, which is relative to the file."""
@@ -262,11 +280,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigInvalid(path, ConfigProblem("", f"it is not TOML: {exc}")) from exc
 
 
-def _api_key(backend: OpenAIBackend | GrpcBackend) -> str:
+def _api_key(backend: OpenAIBackendTable | GrpcBackendTable) -> str:
     """What its variable holds; "" if it names none or the variable holds nothing."""
-    if isinstance(backend, GrpcBackend) or backend.api_key_env is None:
-        return ""
-    return os.environ.get(backend.api_key_env, "")
+    return os.environ.get(backend.api_key_env, "") if backend.api_key_env else ""
 
 
 # --- what is wrong --------------------------------------------------------------------------------------------------
@@ -290,7 +306,7 @@ def _problem_of(error: ErrorDetails, document: Mapping[str, Any]) -> ConfigProbl
     if template is not None:
         return ConfigProblem(key, template.format_map(context))
     if error["type"] == "string_pattern_mismatch" and error["loc"][-1:] != ("url",):
-        return ConfigProblem(key, "must be 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit")
+        return ConfigProblem(key, "must be 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit")
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return ConfigProblem(key, f"{message[:1].lower()}{message[1:]}")
 
@@ -309,9 +325,9 @@ def _key_of(location: Sequence[int | str], document: Mapping[str, Any]) -> str:
     return key
 
 
-def _environment_problems(backends: Mapping[str, OpenAIBackend | GrpcBackend]) -> Iterator[ConfigProblem]:
+def _environment_problems(backends: Mapping[str, OpenAIBackendTable | GrpcBackendTable]) -> Iterator[ConfigProblem]:
     for backend_id, backend in backends.items():
-        if isinstance(backend, OpenAIBackend) and backend.api_key_env and not _api_key(backend):
+        if backend.api_key_env and not _api_key(backend):
             problem = f"the environment variable {backend.api_key_env} is not set"
             yield ConfigProblem(f"backends.{backend_id}.api_key_env", problem)
 

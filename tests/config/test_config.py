@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from metergate.config import Config, GrpcBackend, Limits, catalog_of, load_config
+from metergate.config import Config, GrpcBackendTable, Limits, catalog_of, load_config
 from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
 from metergate.core.errors import ConfigInvalid
 from metergate.core.rating import rate_ceil
@@ -128,7 +128,7 @@ def test_a_named_variable_that_holds_nothing_is_refused(
 
 def test_a_grpc_backend_has_an_address(tmp_path: Path) -> None:
     text = GOOD.replace('"openai"', '"grpc"').replace('url = "http://127.0.0.1:8080/v1"', 'address = "127.0.0.1:9"')
-    assert isinstance(load(tmp_path, text).backends["llama"], GrpcBackend)
+    assert isinstance(load(tmp_path, text).backends["llama"], GrpcBackendTable)
 
 
 def test_the_documented_limits_are_those_of_the_use_case() -> None:
@@ -136,6 +136,12 @@ def test_the_documented_limits_are_those_of_the_use_case() -> None:
     shared = Limits.model_fields.keys() & {field.name for field in dataclasses.fields(built_in)}
     assert len(shared) >= 8
     assert {name: getattr(documented, name) for name in shared} == {name: getattr(built_in, name) for name in shared}
+
+
+def test_a_backend_may_call_a_model_by_another_name(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD.replace('["llama"]', '["llama"]\nbackend_models = { llama = "SmolLM2" }'))
+    assert config.model_names("llama") == {"smollm2": "SmolLM2"}
+    assert load(tmp_path, GOOD).model_names("llama") == {"smollm2": "smollm2"}
 
 
 # (what is replaced, by what, the key that must be named, a part of the reason)
@@ -163,7 +169,7 @@ WRONG = [
     ("http://127", "ftp://127", "backends.llama.url", "should match pattern"),
     ('"TOKENIZER"', '"BACKEND"', "models.smollm2.counting", "must be 'TOKENIZER'"),
     ("model.gguf", "missing.gguf", "models.smollm2.tokenizer.path", "there is no file"),
-    ("[models.smollm2]", '[models."a/b"]', "models.a/b", "must be 1 to 63 letters"),
+    ("[models.smollm2]", '[models."a/b"]', "models.a/b", "must be 1 to 128 letters"),
     ("= 500_000", "= -1", "rate_cards[0].microcredits_per_million_tokens.prompt", "greater than or equal to 0"),
     ("= 500_000", "= 1.5", "rate_cards[0].microcredits_per_million_tokens.prompt", "valid integer"),
     ("= 500_000", "= 100_000_000_001", "rate_cards[0].microcredits_per_million_tokens.prompt", "less than or equal"),
