@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from metergate.core.audit import SubscriberLedger
 from metergate.core.books import Books
 from metergate.core.errors import IdConflict, ResourceNotFound, StoreUnavailable
 from metergate.core.grants import available
@@ -30,7 +31,6 @@ from metergate.ports import (
     ChargeFilter,
     Grantee,
     Page,
-    SubscriberLedger,
     TransferFilter,
 )
 
@@ -69,14 +69,16 @@ class MemoryLedgerStore:
         self._transfers: list[Transfer] = []
         self._keys: dict[str, ApiKey] = {}
         self._cards: dict[str, RateCard] = {}
+        self._successes = 0
         self._failures = 0
         self._fails_after_commit = False
         self._recoveries = 0
 
     # --- faults -----------------------------------------------------------------------------------------------------
 
-    def fail_next(self, operations: int, *, after_commit: bool = False) -> None:
-        """Make the next writing operations raise StoreUnavailable."""
+    def fail_next(self, operations: int, *, skip: int = 0, after_commit: bool = False) -> None:
+        """Make the next writing operations raise StoreUnavailable, after ``skip`` that succeed."""
+        self._successes = skip
         self._failures = operations
         self._fails_after_commit = after_commit
 
@@ -232,6 +234,9 @@ class MemoryLedgerStore:
                 authorizations=tuple(r for r in self.books.authorizations.rows.values() if r.subscriber_id == mine),
                 open_reservations=tuple(row for row in reservations if row.state is ReservationState.ACTIVE),
                 settled_reservation_ids_without_charge=tuple(sorted(settled - charged)),
+                charge_ids_without_settled_reservation=tuple(
+                    row.charge_id for row in charges if row.reservation_id not in settled
+                ),
                 charges=_aiter(charges),
                 transfers=_aiter([row for row in self._transfers if row.subscriber_id == mine]),
             )
@@ -239,7 +244,10 @@ class MemoryLedgerStore:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     async def _run(self, operation: Operation) -> Outcome:
-        fails, self._failures = self._failures > 0, max(0, self._failures - 1)
+        fails = self._failures > 0 and self._successes == 0
+        if fails:
+            self._failures -= 1
+        self._successes = max(0, self._successes - 1)
         if fails and not self._fails_after_commit:
             await asyncio.sleep(0)
             raise StoreUnavailable

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
+from metergate.core.audit import SubscriberLedger
 from metergate.core.inference import BackendEvent, BackendRequest, Delta, Prompt
 from metergate.core.operations import (
     AddAuthorization,
@@ -19,7 +20,7 @@ from metergate.core.operations import (
 )
 from metergate.core.rating import RateCard
 from metergate.core.receipts import Admission, Receipt
-from metergate.core.reservation import Owner, Reservation
+from metergate.core.reservation import Owner
 from metergate.core.rows import ApiKey, Authorization, Charge, Grant, Transfer, Wallet
 
 Row = TypeVar("Row")
@@ -98,7 +99,7 @@ class Backend(Protocol):
 class Sink(Protocol):
     """The app's end of a stream. A write counts as delivered from the moment it begins, whether it ends or not.
 
-    Every write raises AppGone, or is cancelled, when the app is not there any more.
+    Every write raises CancelledError when the app is not there any more.
     """
 
     async def admit(self, admission: Admission) -> None:
@@ -159,19 +160,6 @@ class Page(Generic[Row]):
 
     rows: tuple[Row, ...]
     next_cursor: str | None  # None: these were the last
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubscriberLedger:
-    """Everything the ledger holds of one subscriber, for the audit. Sequences are read once, in order, lazily."""
-
-    wallet: Wallet
-    grants: tuple[Grant, ...]
-    authorizations: tuple[Authorization, ...]
-    open_reservations: tuple[Reservation, ...]
-    settled_reservation_ids_without_charge: tuple[str, ...]
-    charges: AsyncIterator[Charge]  # in order of settling
-    transfers: AsyncIterator[Transfer]  # in order of sequence
 
 
 class LedgerStore(Protocol):

@@ -170,12 +170,6 @@ class ReservationNotOwned(MetergateError):
     reservation_id: str
 
 
-class AppGone(MetergateError):
-    """The app went away."""
-
-    reason: ClassVar[str] = "APP_GONE"
-
-
 # --- what the gateway needs -----------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import ClassVar, TypedDict, Unpack
 
 from metergate.core.errors import (
-    AppGone,
     BackendUnavailable,
     DeadlineExceeded,
     LedgerInvariantBroken,
@@ -154,8 +153,6 @@ class Run(ABC):
                 end = item if isinstance(item, End) else await self._handle(item)
                 if end is not None:
                     return end
-        except AppGone as exc:
-            return End(cause=self._cause_of_cancel(), error=exc)
         except StoreUnavailable as exc:
             return End(cause=CloseCause.STORE_ERROR, error=exc)
         except Exception as exc:

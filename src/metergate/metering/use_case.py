@@ -141,6 +141,10 @@ class Metering:
         self._is_stopping = True
         for run in tuple(self._runs):
             run.stop(_drained())
+        await self.settled()
+
+    async def settled(self) -> None:
+        """Wait until no call runs and everything that calls left behind is settled."""
         await self._idle.wait()
         await self._services.tasks.wait()
 

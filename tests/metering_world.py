@@ -1,0 +1,267 @@
+"""The metering use case over an in-memory ledger, with a scripted backend and a recorder at the app's end."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from fakes import FakeClock, MemoryLedgerStore
+
+from metergate.core.catalog import Catalog, Model
+from metergate.core.inference import (
+    BackendEvent,
+    BackendRequest,
+    Delta,
+    Finish,
+    InferenceRequest,
+    Message,
+    Prompt,
+    Role,
+)
+from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber
+from metergate.core.rating import RateCard, rate_ceil
+from metergate.core.receipts import Admission, Receipt
+from metergate.core.rows import Authorization, Channel, Charge, FinishReason, Grant, GrantSource, Wallet, WalletState
+from metergate.core.usage import CountingSource, TokenClass, Usage
+from metergate.metering.limits import Limits
+from metergate.metering.use_case import Metering
+from metergate.ports import Backend, ChargeFilter
+
+STOP = Finish(reason=FinishReason.STOP)
+
+# 2.5 microcredits a prompt token and 7.3 a completion token: every rounding shows.
+CARD = RateCard(
+    rate_card_id="card-1",
+    model_id="model-1",
+    effective_time_us=0,
+    expire_time_us=None,
+    prices=(
+        (TokenClass.PROMPT, 2_500_000),
+        (TokenClass.CACHED_PROMPT, 500_000),
+        (TokenClass.COMPLETION, 7_300_000),
+        (TokenClass.REASONING, 7_300_000),
+    ),
+)
+
+
+def count_words(text: str) -> int:
+    """Not monotone, as real counts are not: a word costs a token for 3 characters, but a word of 8 only 1."""
+    return sum(1 if len(word) == 8 else -(-len(word) // 3) for word in text.split(" "))
+
+
+class WordCounter:
+    """Counts all of its text anew."""
+
+    def __init__(self, text: str = "") -> None:
+        self._text = text
+
+    @property
+    def tokens(self) -> int:
+        return count_words(self._text)
+
+    @property
+    def tail_characters(self) -> int:
+        return len(self._text)
+
+    def add(self, text: str) -> int:
+        self._text += text
+        return self.tokens
+
+    def copy(self) -> "WordCounter":
+        return WordCounter(self._text)
+
+
+class WordTokenizer:
+    """Counts words; a message costs 3 more."""
+
+    def count_text(self, text: str) -> int:
+        return count_words(text)
+
+    def count_prompt(self, prompt: Prompt) -> int:
+        return sum(3 + count_words(message.text()) for message in prompt.messages)
+
+    def completion_counter(self) -> WordCounter:
+        return WordCounter()
+
+
+ScriptItem = BackendEvent | Exception | asyncio.Event
+
+
+class ScriptedBackend:
+    """Plays a script: events are sent, errors raised, asyncio events waited for."""
+
+    def __init__(self, script: Iterable[ScriptItem], backend_id: str = "backend-1") -> None:
+        self.backend_id = backend_id
+        self.script = list(script)
+        self.requests: list[BackendRequest] = []
+        self.open_generations = 0
+
+    async def generate(self, request: BackendRequest) -> AsyncGenerator[BackendEvent, None]:
+        self.requests.append(request)
+        self.open_generations += 1
+        try:
+            for item in self.script:
+                await asyncio.sleep(0)
+                if isinstance(item, Exception):
+                    raise item
+                if isinstance(item, asyncio.Event):
+                    await item.wait()
+                else:
+                    yield item
+        finally:
+            self.open_generations -= 1
+
+    async def close(self) -> None:
+        return None
+
+
+@dataclass
+class RecordingSink:
+    """The app: it keeps what it gets, and checks L1 at the instant of each delivery."""
+
+    ledger: MemoryLedgerStore
+    admissions: list[Admission] = field(default_factory=list)
+    deltas: list[Delta] = field(default_factory=list)
+    receipts: list[Receipt] = field(default_factory=list)
+    stall: asyncio.Event | None = None  # held back by it before a delivery returns
+    delivered: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def admit(self, admission: Admission) -> None:
+        self.admissions.append(admission)
+        await asyncio.sleep(0)
+
+    async def deliver(self, delta: Delta) -> None:
+        self.deltas.append(delta)
+        self.check_debited()
+        self.delivered.set()
+        await asyncio.sleep(0)
+        if self.stall is not None:
+            await self.stall.wait()
+
+    async def receipt(self, receipt: Receipt) -> None:
+        self.receipts.append(receipt)
+        await asyncio.sleep(0)
+
+    def text(self) -> str:
+        return "".join(delta.content for delta in self.deltas)
+
+    def check_debited(self) -> None:
+        admission = self.admissions[0]
+        captured = self.ledger.books.reservations.rows[admission.reservation_id].captured_microcredits
+        assert rate_ceil(usage(admission.prompt_tokens, self.text()), CARD) <= captured
+
+
+def usage(prompt_tokens: int, text: str) -> Usage:
+    """What an answer of content only counts."""
+    return Usage.of({TokenClass.PROMPT: prompt_tokens, TokenClass.COMPLETION: count_words(text)})
+
+
+def request(text: str = "what is it", request_id: str = "request-1", **fields: object) -> InferenceRequest:
+    prompt = Prompt(messages=(Message(role=Role.USER, parts=(text,)),))
+    return InferenceRequest(request_id=request_id, model_id="model-1", prompt=prompt, **fields)  # type: ignore[arg-type]
+
+
+def content(*pieces: str) -> list[Delta]:
+    return [Delta(content=piece) for piece in pieces]
+
+
+class World:
+    """One subscriber with one authorization, one model, and backends that play scripts."""
+
+    def __init__(
+        self,
+        script: Iterable[ScriptItem] = (),
+        *,
+        limits: Limits | None = None,
+        backends: Sequence[Backend] | None = None,
+    ) -> None:
+        self.clock = FakeClock()
+        self.ledger = MemoryLedgerStore(clock=self.clock)
+        self.backend = ScriptedBackend(script)
+        pool = list(backends) if backends is not None else [self.backend]
+        model = Model(
+            model_id="model-1",
+            display_name="Model 1",
+            provider_id="provider-1",
+            context_tokens=500,
+            counting_source=CountingSource.TOKENIZER,
+            backend_ids=tuple(backend.backend_id for backend in pool),
+            rate_cards=(CARD,),
+            usage_tolerance_tokens=1,
+        )
+        self._ids = 0
+        self.caller = Authorization(
+            authorization_id="authorization-1",
+            subscriber_id="subscriber-1",
+            app_id="app-1",
+            channel=Channel.APP,
+            cap_microcredits=None,
+            allowed_models=(),
+            charged_microcredits=0,
+            reserved_microcredits=0,
+            create_time_us=0,
+            revoke_time_us=None,
+        )
+        self.metering = Metering(
+            ledger=self.ledger,
+            catalog=Catalog({"model-1": model}),
+            tokenizers={"model-1": WordTokenizer()},
+            backends={backend.backend_id: backend for backend in pool},
+            clock=self.clock,
+            new_id=self.new_id,
+            monotonic=asyncio.get_running_loop().time,
+            limits=limits or Limits(slice_tokens=4, settle_seconds_max=5.0),
+        )
+        self.sink = RecordingSink(self.ledger)
+
+    def new_id(self) -> str:
+        self._ids += 1
+        return f"id-{self._ids}"
+
+    async def fund(self, amount_microcredits: int, *, cap_microcredits: int | None = None) -> "World":
+        now_us = self.clock.now_us()
+        wallet = Wallet(subscriber_id="subscriber-1", state=WalletState.ACTIVE, sequence=0, create_time_us=now_us)
+        await self.ledger.add_subscriber(AddSubscriber(wallet=wallet))
+        grant = Grant(
+            grant_id="grant-1",
+            subscriber_id="subscriber-1",
+            source=GrantSource.PLAN_CYCLE,
+            priority=0,
+            amount_microcredits=amount_microcredits,
+            remaining_microcredits=amount_microcredits,
+            effective_time_us=now_us,
+            expire_time_us=None,
+            create_time_us=now_us,
+        )
+        await self.ledger.add_grant(AddGrant(grant=grant))
+        caller = Authorization(
+            authorization_id=self.caller.authorization_id,
+            subscriber_id=self.caller.subscriber_id,
+            app_id=self.caller.app_id,
+            channel=self.caller.channel,
+            cap_microcredits=cap_microcredits,
+            allowed_models=(),
+            charged_microcredits=0,
+            reserved_microcredits=0,
+            create_time_us=0,
+            revoke_time_us=None,
+        )
+        self.caller = await self.ledger.add_authorization(AddAuthorization(authorization=caller))
+        return self
+
+    async def stream(self, asked: InferenceRequest | None = None, *, time_left_seconds: float | None = None) -> None:
+        await self.metering.stream(self.caller, asked or request(), self.sink, time_left_seconds=time_left_seconds)
+
+    async def settled(self) -> None:
+        """Wait until every settlement has been made."""
+        await self.metering.settled()
+
+    async def charges(self) -> tuple[Charge, ...]:
+        page = await self.ledger.list_charges("subscriber-1", ChargeFilter(), cursor=None, size=100)
+        return page.rows
+
+    async def available(self) -> int:
+        balance = await self.ledger.balance("subscriber-1", None, self.clock.now_us())
+        assert balance.reserved_microcredits == sum(
+            reservation.reserved_microcredits for reservation in self.ledger.open_reservations()
+        )
+        return balance.available_microcredits
