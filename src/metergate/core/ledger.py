@@ -142,7 +142,7 @@ class Ledger:
             provider_id=operation.provider_id,
             counting_source=operation.counting_source,
             rate_card_id=operation.rate_card_id,
-            limit_microcredits=operation.limit_microcredits,
+            limit_microcredits=min(operation.limit_microcredits, AMOUNT_MICROCREDITS_MAX),
             state=ReservationState.ACTIVE,
             close_cause=None,
             reserved_microcredits=amount,

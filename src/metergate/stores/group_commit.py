@@ -1,0 +1,121 @@
+"""Group commit: when the last commit returns, everything that is queued goes into the next one. No timers.
+
+The writer owns an operation from the moment it is queued: a caller that is cancelled stops waiting, and nothing else.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from metergate.core.errors import MetergateError, StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+Operation = TypeVar("Operation")
+
+# Operations in one transaction: SQLite writes 50,000 to 100,000 captures/s at this size, and gains little above it.
+BATCH_OPERATIONS_MAX = 512
+
+# Queued operations above which new work is refused: 16 batches, some 0.2 s of writing on the slowest machine measured.
+# Captures and settles are never refused for it: a stream has one of them in flight, so open streams bound them, and a
+# settle that was refused would leave credit set aside.
+QUEUED_OPERATIONS_MAX = 8_192
+
+# Waits between attempts to open the store again, doubling: long enough not to hammer a full disk, short enough that
+# a store which came back is used within seconds.
+REOPEN_WAIT_S_MIN = 0.1
+REOPEN_WAIT_S_MAX = 5.0
+
+
+class GroupCommit(Generic[Operation]):
+    """Hands queued operations to ``commit`` on one thread, in batches, and answers each caller after the commit.
+
+    ``commit`` returns a result for each operation (a MetergateError is raised to that caller alone) or raises, which
+    fails the whole batch with StoreUnavailable. ``reopen`` is called, at most once a wait, after such a failure.
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[Sequence[Operation]], list[object]],
+        *,
+        is_open: Callable[[], bool],
+        reopen: Callable[[], None],
+    ) -> None:
+        self._commit = commit
+        self._is_open = is_open
+        self._reopen = reopen
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
+        self._queue: deque[tuple[Operation, asyncio.Future[object]]] = deque()
+        self._queued = asyncio.Event()
+        self._is_closing = False
+        self._reopen_wait_s = REOPEN_WAIT_S_MIN
+        self._reopen_at = 0.0
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="ledger-writer")
+
+    async def submit(self, operation: Operation, *, is_new_work: bool) -> object:
+        """Queue an operation and wait for its outcome. StoreUnavailable for new work while the queue is full."""
+        if self._is_closing or (is_new_work and len(self._queue) >= QUEUED_OPERATIONS_MAX):
+            raise StoreUnavailable
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._queue.append((operation, future))
+        self._queued.set()
+        return await future
+
+    async def close(self) -> None:
+        """Commit what is queued and stop. A second call waits for the first."""
+        self._is_closing = True
+        self._queued.set()
+        await asyncio.shield(self._task)
+        self._thread.shutdown()
+
+    async def _run(self) -> None:
+        while self._queue or not self._is_closing:
+            if not self._queue:
+                self._queued.clear()
+                await self._queued.wait()
+                continue
+            count = min(len(self._queue), BATCH_OPERATIONS_MAX)
+            batch = [self._queue.popleft() for _ in range(count)]
+            try:
+                results = await self._in_thread([operation for operation, _ in batch])
+            except Exception as exc:
+                if not isinstance(exc, StoreUnavailable):
+                    logger.error("a batch of %d operations failed", count, exc_info=exc)
+                results = [StoreUnavailable() for _ in batch]
+            for (_, future), result in zip(batch, results, strict=True):
+                _answer(future, result)
+
+    async def _in_thread(self, operations: list[Operation]) -> list[object]:
+        loop = asyncio.get_running_loop()
+        if not self._is_open():
+            if loop.time() < self._reopen_at:
+                raise StoreUnavailable
+            try:
+                await loop.run_in_executor(self._thread, self._reopen)
+            except Exception as exc:
+                logger.error("the ledger cannot be opened again yet: %s", exc)
+                self._put_off_reopening(loop.time())
+                raise StoreUnavailable from exc
+        try:
+            results = await loop.run_in_executor(self._thread, self._commit, operations)
+        except Exception:
+            self._put_off_reopening(loop.time())
+            raise
+        self._reopen_wait_s = REOPEN_WAIT_S_MIN
+        return results
+
+    def _put_off_reopening(self, now_s: float) -> None:
+        self._reopen_at = now_s + self._reopen_wait_s
+        self._reopen_wait_s = min(2 * self._reopen_wait_s, REOPEN_WAIT_S_MAX)
+
+
+def _answer(future: asyncio.Future[object], result: object) -> None:
+    if future.done():
+        return  # its caller was cancelled
+    if isinstance(result, MetergateError):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

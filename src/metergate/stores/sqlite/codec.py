@@ -1,0 +1,343 @@
+"""Domain rows as SQLite columns and back. A class's columns are named once, in the order of its tuple."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from metergate.core.rating import RateCard
+from metergate.core.reservation import Allocation, CloseCause, Owner, Reservation, ReservationState
+from metergate.core.rows import (
+    ApiKey,
+    Attempt,
+    Authorization,
+    Channel,
+    Charge,
+    FinishReason,
+    Grant,
+    GrantSource,
+    Transfer,
+    TransferKind,
+    Wallet,
+    WalletState,
+)
+from metergate.core.usage import CountingSource, TokenClass, Usage
+
+Columns = tuple[Any, ...]  # one row as the driver binds and returns it
+
+WALLET = "subscriber_id, state, sequence, create_time_us"
+GRANT = (
+    "grant_id, subscriber_id, source, priority, amount_microcredits, remaining_microcredits, effective_time_us, "
+    "expire_time_us, create_time_us"
+)
+AUTHORIZATION = (
+    "authorization_id, subscriber_id, app_id, channel, cap_microcredits, allowed_models, charged_microcredits, "
+    "reserved_microcredits, create_time_us, revoke_time_us"
+)
+KEY = "key_id, secret_hash, authorization_id, create_time_us, revoke_time_us"
+RATE_CARD = "rate_card_id, model_id, effective_time_us, expire_time_us, prices"
+RESERVATION = (
+    "reservation_id, subscriber_id, authorization_id, app_id, channel, request_id, content_hash, owner_id, "
+    "owner_epoch, model_id, provider_id, counting_source, rate_card_id, limit_microcredits, state, close_cause, "
+    "reserved_microcredits, captured_microcredits, captured_usage, delivered_microcredits, allocations, "
+    "create_time_us, close_time_us"
+)
+CHARGE = (
+    "charge_id, reservation_id, subscriber_id, authorization_id, app_id, channel, request_id, content_hash, model_id, "
+    "provider_id, attempts, counting_source, usage_counted, usage_reported, usage_mismatch, rate_card_id, "
+    "captured_microcredits, charged_microcredits, finish_reason, close_cause, create_time_us, settle_time_us"
+)
+TRANSFER = (
+    "subscriber_id, sequence, kind, debit_account, credit_account, amount_microcredits, grant_id, charge_id, "
+    "create_time_us"
+)
+
+_encoder = msgspec.json.Encoder()
+
+
+def qualified(table: str, columns: str) -> str:
+    """The columns with the table's name before each, for joins."""
+    return ", ".join(f"{table}.{column.strip()}" for column in columns.split(","))
+
+
+def to_json(value: object) -> str:
+    """Compact JSON text."""
+    return _encoder.encode(value).decode()
+
+
+def usage_columns(usage: Usage) -> str:
+    """Usage as JSON text."""
+    return to_json(usage.tokens)
+
+
+def allocation_columns(allocations: Iterable[Allocation]) -> str:
+    """Allocations as JSON text."""
+    return to_json([(part.grant_id, part.amount_microcredits) for part in allocations])
+
+
+def _pairs(text: str) -> list[tuple[str, Any]]:
+    return [(pair[0], pair[1]) for pair in msgspec.json.decode(text)]
+
+
+def _usage(text: str) -> Usage:
+    return Usage(tuple((TokenClass(kind), tokens) for kind, tokens in _pairs(text)))
+
+
+# --- to columns -----------------------------------------------------------------------------------------------------
+
+
+def wallet_columns(row: Wallet) -> Columns:
+    """``WALLET``."""
+    return (row.subscriber_id, row.state, row.sequence, row.create_time_us)
+
+
+def grant_columns(row: Grant) -> Columns:
+    """``GRANT``."""
+    return (
+        row.grant_id,
+        row.subscriber_id,
+        row.source,
+        row.priority,
+        row.amount_microcredits,
+        row.remaining_microcredits,
+        row.effective_time_us,
+        row.expire_time_us,
+        row.create_time_us,
+    )
+
+
+def authorization_columns(row: Authorization) -> Columns:
+    """``AUTHORIZATION``."""
+    return (
+        row.authorization_id,
+        row.subscriber_id,
+        row.app_id,
+        row.channel,
+        row.cap_microcredits,
+        to_json(row.allowed_models),
+        row.charged_microcredits,
+        row.reserved_microcredits,
+        row.create_time_us,
+        row.revoke_time_us,
+    )
+
+
+def key_columns(row: ApiKey) -> Columns:
+    """``KEY``."""
+    return (row.key_id, row.secret_hash, row.authorization_id, row.create_time_us, row.revoke_time_us)
+
+
+def rate_card_columns(row: RateCard) -> Columns:
+    """``RATE_CARD``."""
+    return (row.rate_card_id, row.model_id, row.effective_time_us, row.expire_time_us, to_json(row.prices))
+
+
+def reservation_columns(row: Reservation) -> Columns:
+    """``RESERVATION``."""
+    return (
+        row.reservation_id,
+        row.subscriber_id,
+        row.authorization_id,
+        row.app_id,
+        row.channel,
+        row.request_id,
+        row.content_hash,
+        row.owner.owner_id,
+        row.owner.epoch,
+        row.model_id,
+        row.provider_id,
+        row.counting_source,
+        row.rate_card_id,
+        row.limit_microcredits,
+        row.state,
+        row.close_cause,
+        row.reserved_microcredits,
+        row.captured_microcredits,
+        usage_columns(row.captured_usage),
+        row.delivered_microcredits,
+        allocation_columns(row.allocations),
+        row.create_time_us,
+        row.close_time_us,
+    )
+
+
+def charge_columns(row: Charge) -> Columns:
+    """``CHARGE``."""
+    return (
+        row.charge_id,
+        row.reservation_id,
+        row.subscriber_id,
+        row.authorization_id,
+        row.app_id,
+        row.channel,
+        row.request_id,
+        row.content_hash,
+        row.model_id,
+        row.provider_id,
+        to_json([(attempt.backend_id, attempt.problem) for attempt in row.attempts]),
+        row.counting_source,
+        usage_columns(row.usage_counted),
+        None if row.usage_reported is None else usage_columns(row.usage_reported),
+        int(row.usage_mismatch),
+        row.rate_card_id,
+        row.captured_microcredits,
+        row.charged_microcredits,
+        row.finish_reason,
+        row.close_cause,
+        row.create_time_us,
+        row.settle_time_us,
+    )
+
+
+def transfer_columns(row: Transfer) -> Columns:
+    """``TRANSFER``."""
+    return (
+        row.subscriber_id,
+        row.sequence,
+        row.kind,
+        row.debit_account,
+        row.credit_account,
+        row.amount_microcredits,
+        row.grant_id,
+        row.charge_id,
+        row.create_time_us,
+    )
+
+
+# --- from columns ---------------------------------------------------------------------------------------------------
+
+
+def wallet(columns: Columns) -> Wallet:
+    """A row of ``WALLET``."""
+    subscriber_id, state, sequence, create_time_us = columns
+    return Wallet(
+        subscriber_id=subscriber_id, state=WalletState(state), sequence=sequence, create_time_us=create_time_us
+    )
+
+
+def grant(columns: Columns) -> Grant:
+    """A row of ``GRANT``."""
+    return Grant(
+        grant_id=columns[0],
+        subscriber_id=columns[1],
+        source=GrantSource(columns[2]),
+        priority=columns[3],
+        amount_microcredits=columns[4],
+        remaining_microcredits=columns[5],
+        effective_time_us=columns[6],
+        expire_time_us=columns[7],
+        create_time_us=columns[8],
+    )
+
+
+def authorization(columns: Columns) -> Authorization:
+    """A row of ``AUTHORIZATION``."""
+    return Authorization(
+        authorization_id=columns[0],
+        subscriber_id=columns[1],
+        app_id=columns[2],
+        channel=Channel(columns[3]),
+        cap_microcredits=columns[4],
+        allowed_models=tuple(msgspec.json.decode(columns[5])),
+        charged_microcredits=columns[6],
+        reserved_microcredits=columns[7],
+        create_time_us=columns[8],
+        revoke_time_us=columns[9],
+    )
+
+
+def key(columns: Columns) -> ApiKey:
+    """A row of ``KEY``."""
+    key_id, secret_hash, authorization_id, create_time_us, revoke_time_us = columns
+    return ApiKey(
+        key_id=key_id,
+        secret_hash=secret_hash,
+        authorization_id=authorization_id,
+        create_time_us=create_time_us,
+        revoke_time_us=revoke_time_us,
+    )
+
+
+def rate_card(columns: Columns) -> RateCard:
+    """A row of ``RATE_CARD``."""
+    rate_card_id, model_id, effective_time_us, expire_time_us, prices = columns
+    return RateCard(
+        rate_card_id=rate_card_id,
+        model_id=model_id,
+        effective_time_us=effective_time_us,
+        expire_time_us=expire_time_us,
+        prices=tuple((TokenClass(kind), price) for kind, price in _pairs(prices)),
+    )
+
+
+def reservation(columns: Columns) -> Reservation:
+    """A row of ``RESERVATION``."""
+    return Reservation(
+        reservation_id=columns[0],
+        subscriber_id=columns[1],
+        authorization_id=columns[2],
+        app_id=columns[3],
+        channel=columns[4],
+        request_id=columns[5],
+        content_hash=columns[6],
+        owner=Owner(owner_id=columns[7], epoch=columns[8]),
+        model_id=columns[9],
+        provider_id=columns[10],
+        counting_source=columns[11],
+        rate_card_id=columns[12],
+        limit_microcredits=columns[13],
+        state=ReservationState(columns[14]),
+        close_cause=None if columns[15] is None else CloseCause(columns[15]),
+        reserved_microcredits=columns[16],
+        captured_microcredits=columns[17],
+        captured_usage=_usage(columns[18]),
+        delivered_microcredits=columns[19],
+        allocations=tuple(
+            Allocation(grant_id=grant_id, amount_microcredits=amount) for grant_id, amount in _pairs(columns[20])
+        ),
+        create_time_us=columns[21],
+        close_time_us=columns[22],
+    )
+
+
+def charge(columns: Columns) -> Charge:
+    """A row of ``CHARGE``."""
+    return Charge(
+        charge_id=columns[0],
+        reservation_id=columns[1],
+        subscriber_id=columns[2],
+        authorization_id=columns[3],
+        app_id=columns[4],
+        channel=Channel(columns[5]),
+        request_id=columns[6],
+        content_hash=columns[7],
+        model_id=columns[8],
+        provider_id=columns[9],
+        attempts=tuple(Attempt(backend_id=backend, problem=problem) for backend, problem in _pairs(columns[10])),
+        counting_source=CountingSource(columns[11]),
+        usage_counted=_usage(columns[12]),
+        usage_reported=None if columns[13] is None else _usage(columns[13]),
+        usage_mismatch=bool(columns[14]),
+        rate_card_id=columns[15],
+        captured_microcredits=columns[16],
+        charged_microcredits=columns[17],
+        finish_reason=FinishReason(columns[18]),
+        close_cause=CloseCause(columns[19]),
+        create_time_us=columns[20],
+        settle_time_us=columns[21],
+    )
+
+
+def transfer(columns: Columns) -> Transfer:
+    """A row of ``TRANSFER``."""
+    return Transfer(
+        subscriber_id=columns[0],
+        sequence=columns[1],
+        kind=TransferKind(columns[2]),
+        debit_account=columns[3],
+        credit_account=columns[4],
+        amount_microcredits=columns[5],
+        grant_id=columns[6],
+        charge_id=columns[7],
+        create_time_us=columns[8],
+    )

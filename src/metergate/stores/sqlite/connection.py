@@ -1,0 +1,212 @@
+"""Opening the ledger's file: only our own, only in a version we know, only by one writing process at a time.
+
+A ledger has one writing connection, which also makes every checkpoint; all others are read-only. So the corruption that
+SQLite before 3.51.3 risks when two connections write and checkpoint one WAL at once cannot happen, and no version is
+refused for it.
+"""
+
+import fcntl
+import os
+import sqlite3
+from importlib import resources
+from pathlib import Path
+from typing import Self
+from urllib.parse import quote
+
+from metergate.core.errors import StoreRefused
+
+# "MGTR": marks the file as Metergate's, for us and for file(1).
+APPLICATION_ID = 0x4D475452
+
+# STRICT tables came with 3.37, the ->> operator with 3.38.
+SQLITE_VERSION_MIN = (3, 38, 0)
+
+# A backup or a shell may hold the file for a moment; what is blocked longer is refused, and its streams end.
+BUSY_TIMEOUT_S = 2.0
+
+# After a checkpoint the WAL is cut back to this: a long audit lets it grow, and the space should come back.
+WAL_BYTES_AFTER_CHECKPOINT = 64 * 1024 * 1024
+
+
+class FileLock:
+    """Keeps a second process from writing the same ledger; the operating system frees it when the process dies."""
+
+    def __init__(self, path: Path) -> None:
+        lock_path = f"{os.path.realpath(path)}.lock"
+        try:
+            self._descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise StoreRefused(path=str(path), problem=f"its lock file {lock_path}: {exc.strerror}") from exc
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            os.close(self._descriptor)
+            raise StoreRefused(
+                path=str(path), problem="a gateway or another command is writing it; stop it first"
+            ) from exc
+
+    def release(self) -> None:
+        """Free the lock. The lock file stays: removing it would let two processes lock two files of one name."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class FileIdentity:
+    """Which files a connection has open, to notice that one was deleted or replaced under it.
+
+    SQLite goes on writing to a deleted file without an error, and everything written there is lost.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._paths = (str(path), f"{path}-wal")
+        self._seen = self._look()
+
+    def _look(self) -> tuple[tuple[int, int], ...]:
+        return tuple((status.st_dev, status.st_ino) for status in map(os.stat, self._paths))
+
+    def is_intact(self) -> bool:
+        """Whether the names still lead to the same files."""
+        try:
+            return self._look() == self._seen
+        except OSError:
+            return False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FileIdentity) and self._seen[0] == other._seen[0]
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Refusal:
+    """Turns what the driver raises inside the block into StoreRefused."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, exc: BaseException | None, _traceback: object) -> None:
+        if isinstance(exc, sqlite3.Error):
+            raise StoreRefused(path=str(self._path), problem=_PROBLEMS.get(str(exc), str(exc))) from exc
+
+
+_PROBLEMS = {
+    "file is not a database": "it is not a database",
+    "attempt to write a readonly database": "it is read-only",
+    "database is locked": "another program holds it",
+}
+
+
+def open_for_writing(path: Path, *, create: bool) -> sqlite3.Connection:
+    """The writing connection, migrated to the newest schema; with ``create``, of a new file if there is none.
+
+    The caller holds the FileLock. StoreRefused if the file is missing, foreign, newer, read-only or no database.
+    """
+    check_path(path, create=create)
+    if create:
+        _create(path)
+    with Refusal(path):
+        connection = _connect(path, "rw")
+        try:
+            _require_ours(connection, path, allow_empty=create)
+            _set_up(connection, path)
+            _migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def open_for_reading(path: Path) -> sqlite3.Connection:
+    """A read-only connection; a gateway may be writing meanwhile.
+
+    StoreRefused if the file is missing, foreign, of another version, or no database.
+    """
+    check_path(path, create=False)
+    with Refusal(path):
+        connection = _connect(path, "ro")
+        try:
+            connection.execute("PRAGMA query_only = ON")
+            _require_ours(connection, path, allow_empty=False)
+            if _pragma(connection, "user_version") < len(migrations()):
+                raise StoreRefused(path=str(path), problem="it is of an older version; serve it once to migrate it")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def check_path(path: Path, *, create: bool) -> None:
+    """StoreRefused unless there is a file, or with ``create`` at least a directory for it, and SQLite is new enough."""
+    if sqlite3.sqlite_version_info < SQLITE_VERSION_MIN:
+        problem = f"SQLite {sqlite3.sqlite_version} is too old; 3.38 or newer is needed"
+        raise StoreRefused(path=str(path), problem=problem)
+    if not path.parent.is_dir():
+        raise StoreRefused(path=str(path), problem=f"there is no directory {path.parent}")
+    if not path.exists() and not create:
+        raise StoreRefused(path=str(path), problem="there is no such file")
+    if path.exists() and not path.is_file():
+        raise StoreRefused(path=str(path), problem="it is not a file")
+
+
+def migrations() -> list[str]:
+    """SQL of each schema version, in order: the file 0001_... makes version 1."""
+    folder = resources.files(__package__) / "migrations"
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
+    return [file.read_text(encoding="utf-8") for file in files]
+
+
+def _create(path: Path) -> None:
+    """Make an empty file that only its owner can read; an existing one is left as it is."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as exc:
+        raise StoreRefused(path=str(path), problem=exc.strerror or str(exc)) from exc
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    """A connection in autocommit mode: transactions are written out. One thread at a time uses it."""
+    uri = f"file:{quote(str(path.absolute()))}?mode={mode}"
+    return sqlite3.connect(
+        uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
+    )
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    (value,) = connection.execute(f"PRAGMA {name}").fetchone()
+    return int(value)
+
+
+def _require_ours(connection: sqlite3.Connection, path: Path, *, allow_empty: bool) -> None:
+    application_id, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    is_empty = application_id == 0 and version == 0 and tables == 0
+    if is_empty and allow_empty:
+        return
+    if application_id != APPLICATION_ID:
+        problem = "it is empty" if is_empty else "it belongs to another application"
+        raise StoreRefused(path=str(path), problem=problem)
+    if version > len(migrations()):
+        problem = f"its version {version} is newer than this program's {len(migrations())}"
+        raise StoreRefused(path=str(path), problem=problem)
+
+
+def _set_up(connection: sqlite3.Connection, path: Path) -> None:
+    """Durability first: a commit that was acknowledged survives a power cut, or the store is refused."""
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_AFTER_CHECKPOINT}")
+    full = 2
+    if mode != "wal" or _pragma(connection, "synchronous") != full:
+        raise StoreRefused(path=str(path), problem="its file system cannot do WAL with synchronous=FULL")
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Apply what is missing, each version in a transaction of its own."""
+    scripts = migrations()
+    for version in range(_pragma(connection, "user_version") + 1, len(scripts) + 1):
+        marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version};"
+        connection.executescript(f"BEGIN IMMEDIATE; {scripts[version - 1]}; {marks} COMMIT;")

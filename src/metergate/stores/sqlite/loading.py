@@ -1,0 +1,180 @@
+"""Loads every row that a batch of operations touches, set-based: a few statements, whatever the batch's size."""
+
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from metergate.core.books import Books, GrantKey, RequestKey, request_key
+from metergate.core.ledger import Operation
+from metergate.core.operations import (
+    AddAuthorization,
+    AddGrant,
+    AddSubscriber,
+    Capture,
+    Recover,
+    Reserve,
+    Settle,
+)
+from metergate.core.reservation import Reservation
+from metergate.stores.sqlite import codec
+
+Row = TypeVar("Row")
+
+_BY_REQUEST = """
+    {table}.subscriber_id = wanted.value ->> 0
+    AND {table}.authorization_id = wanted.value ->> 1
+    AND {table}.request_id = wanted.value ->> 2
+"""
+
+
+def _select(table: str, columns: str, condition: str, index: str = "") -> str:
+    """Rows of a table for each value of a JSON array; ``index`` where the planner may not see the best one."""
+    source = f"json_each(?) AS wanted CROSS JOIN {table} {index and f'INDEXED BY {index}'}"
+    return f"SELECT {codec.qualified(table, columns)} FROM {source} WHERE {condition}"  # noqa: S608 - constants only
+
+
+RESERVATIONS_BY_ID = _select("reservations", codec.RESERVATION, "reservations.reservation_id = wanted.value")
+RESERVATIONS_ACTIVE = _select(
+    "reservations",
+    codec.RESERVATION,
+    _BY_REQUEST.format(table="reservations") + " AND reservations.state = 'ACTIVE'",
+    index="reservations_active",
+)
+CHARGES_BY_ID = _select("charges", codec.CHARGE, "charges.charge_id = wanted.value")
+CHARGES_BY_RESERVATION = _select("charges", codec.CHARGE, "charges.reservation_id = wanted.value")
+CHARGES_BY_REQUEST = _select("charges", codec.CHARGE, _BY_REQUEST.format(table="charges"))
+WALLETS = _select("wallets", codec.WALLET, "wallets.subscriber_id = wanted.value")
+AUTHORIZATIONS_BY_ID = _select("authorizations", codec.AUTHORIZATION, "authorizations.authorization_id = wanted.value")
+AUTHORIZATIONS_RESERVED = _select(
+    "authorizations",
+    codec.AUTHORIZATION,
+    "authorizations.subscriber_id = wanted.value AND authorizations.reserved_microcredits > 0",
+)
+GRANTS_WITH_CREDIT = _select(
+    "grants",
+    codec.GRANT,
+    "grants.subscriber_id = wanted.value AND grants.remaining_microcredits > 0",
+    index="grants_with_credit",
+)
+GRANTS_BY_ID = _select(
+    "grants", codec.GRANT, "grants.subscriber_id = wanted.value ->> 0 AND grants.grant_id = wanted.value ->> 1"
+)
+
+
+class Loader:
+    """One batch's loading. ``kept`` are open reservations that the writer knows, by id: they are not read again."""
+
+    def __init__(self, connection: sqlite3.Connection, kept: Mapping[str, Reservation]) -> None:
+        self._connection = connection
+        self._kept = kept
+        self._subscribers: set[str] = set()
+        self._authorizations: set[str] = set()
+        self._grants: set[GrantKey] = set()
+        self._charges: set[str] = set()
+        self._requests: set[RequestKey] = set()
+        self._granted: set[str] = set()  # subscribers whose whole wallet must be summed up
+
+    def load(self, operations: Sequence[Operation]) -> Books:
+        """The books that ``Ledger`` needs to decide the operations."""
+        books = Books()
+        self._load_reservations(books, operations)
+        for operation in operations:
+            self._note(books, operation)
+        self._load_payers(books)
+        self._load_charges(books)
+        return books
+
+    # --- reservations -----------------------------------------------------------------------------------------------
+
+    def _load_reservations(self, books: Books, operations: Sequence[Operation]) -> None:
+        unknown: set[str] = set()
+        requests: set[RequestKey] = set()
+        for operation in operations:
+            if isinstance(operation, Capture | Settle | Recover | Reserve):
+                kept = self._kept.get(operation.reservation_id)
+                if kept is None:
+                    unknown.add(operation.reservation_id)
+                elif operation.reservation_id not in books.reservations.rows:
+                    books.load_reservation(kept)
+            if isinstance(operation, Reserve):
+                requests.add((operation.subscriber_id, operation.authorization_id, operation.request_id))
+        for select, wanted in ((RESERVATIONS_BY_ID, unknown), (RESERVATIONS_ACTIVE, requests)):
+            for row in self._rows(select, wanted, codec.reservation):
+                if row.reservation_id not in books.reservations.rows:
+                    books.load_reservation(self._kept.get(row.reservation_id, row))
+
+    # --- what each operation touches --------------------------------------------------------------------------------
+
+    def _note(self, books: Books, operation: Operation) -> None:
+        match operation:
+            case Capture():
+                row = books.reservations.get(operation.reservation_id)
+                wanted = max(operation.wanted_microcredits, operation.target_microcredits)
+                if row is not None and wanted > row.reserved_microcredits:
+                    self._note_reservation(row)
+            case Settle() | Recover():
+                row = books.reservations.get(operation.reservation_id)
+                if row is not None:
+                    self._note_reservation(row)
+                    self._requests.add(request_key(row))
+                self._note_new_charge(operation)
+            case Reserve():
+                self._subscribers.add(operation.subscriber_id)
+                self._authorizations.add(operation.authorization_id)
+                self._requests.add((operation.subscriber_id, operation.authorization_id, operation.request_id))
+            case AddGrant(grant=grant):
+                self._subscribers.add(grant.subscriber_id)
+                self._grants.add((grant.subscriber_id, grant.grant_id))
+                self._granted.add(grant.subscriber_id)
+            case AddSubscriber(wallet=wallet):
+                self._subscribers.add(wallet.subscriber_id)
+            case AddAuthorization(authorization=authorization):
+                self._subscribers.add(authorization.subscriber_id)
+                self._authorizations.add(authorization.authorization_id)
+
+    def _note_new_charge(self, operation: Settle | Recover) -> None:
+        if isinstance(operation, Recover):
+            self._charges.add(operation.charge_id)
+        elif operation.settlement is not None:
+            self._charges.add(operation.settlement.charge_id)
+
+    def _note_reservation(self, row: Reservation) -> None:
+        self._subscribers.add(row.subscriber_id)
+        self._authorizations.add(row.authorization_id)
+        self._grants.update((row.subscriber_id, part.grant_id) for part in row.allocations)
+
+    # --- the rest ---------------------------------------------------------------------------------------------------
+
+    def _load_payers(self, books: Books) -> None:
+        for wallet in self._rows(WALLETS, self._subscribers, codec.wallet):
+            books.wallets.rows[wallet.subscriber_id] = wallet
+        for select, wanted in (
+            (AUTHORIZATIONS_BY_ID, self._authorizations),
+            (AUTHORIZATIONS_RESERVED, self._granted),
+        ):
+            for authorization in self._rows(select, wanted, codec.authorization):
+                books.authorizations.rows[authorization.authorization_id] = authorization
+        grants: tuple[tuple[str, Collection[object]], ...] = (
+            (GRANTS_WITH_CREDIT, self._subscribers),
+            (GRANTS_BY_ID, self._grants),
+        )
+        for select, keys in grants:
+            for grant in self._rows(select, keys, codec.grant):
+                if (grant.subscriber_id, grant.grant_id) not in books.grants.rows:
+                    books.load_grant(grant)
+
+    def _load_charges(self, books: Books) -> None:
+        closed = [row.reservation_id for row in books.reservations.rows.values() if row.close_cause is not None]
+        charges: tuple[tuple[str, Collection[object]], ...] = (
+            (CHARGES_BY_REQUEST, self._requests),
+            (CHARGES_BY_ID, self._charges),
+            (CHARGES_BY_RESERVATION, closed),
+        )
+        for select, keys in charges:
+            for charge in self._rows(select, keys, codec.charge):
+                books.load_charge(charge)
+
+    def _rows(self, select: str, wanted: Collection[object], decode: Callable[[tuple[Any, ...]], Row]) -> Iterable[Row]:
+        if not wanted:
+            return ()
+        return [decode(columns) for columns in self._connection.execute(select, (codec.to_json(wanted),))]

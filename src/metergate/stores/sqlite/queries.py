@@ -1,0 +1,170 @@
+"""What is read of a ledger outside its transactions of writing. Plain blocking code over one read-only connection."""
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from metergate.core.errors import RequestInvalid, ResourceNotFound, Violation
+from metergate.core.ledger import spendable
+from metergate.core.rating import RateCard
+from metergate.core.rows import Authorization, Charge, Grant, Transfer
+from metergate.ports import Balance, ChargeFilter, Grantee, Page, TransferFilter
+from metergate.stores.sqlite import codec
+
+Row = TypeVar("Row")
+
+# ruff: noqa: S608 - every SQL text is put together from constants; values are bound
+
+AVAILABLE = """
+    SELECT coalesce(sum(remaining_microcredits), 0) FROM grants INDEXED BY grants_with_credit
+    WHERE subscriber_id = ?1 AND remaining_microcredits > 0 AND effective_time_us <= ?2
+        AND (expire_time_us IS NULL OR expire_time_us > ?2)
+"""
+RESERVED = """
+    SELECT coalesce(sum(reserved_microcredits), 0) FROM reservations INDEXED BY reservations_active
+    WHERE subscriber_id = ? AND state = 'ACTIVE'
+"""
+GRANTEE = f"""
+    SELECT {codec.qualified("keys", codec.KEY)}, {codec.qualified("authorizations", codec.AUTHORIZATION)}
+    FROM keys JOIN authorizations USING (authorization_id) WHERE keys.secret_hash = ?
+"""
+GRANTS_PAGE = f"""
+    SELECT grant_number, {codec.GRANT} FROM grants
+    WHERE subscriber_id = ? AND grant_number < ? ORDER BY grant_number DESC LIMIT ?
+"""
+CHARGES_PAGE = f"""
+    SELECT charge_number, {codec.CHARGE} FROM charges
+    WHERE subscriber_id = ? AND charge_number < ? {{conditions}} ORDER BY charge_number DESC LIMIT ?
+"""
+TRANSFERS_PAGE = f"""
+    SELECT transfers.sequence, {codec.qualified("transfers", codec.TRANSFER)}
+    FROM transfers LEFT JOIN charges USING (charge_id)
+    WHERE transfers.subscriber_id = ? AND transfers.sequence < ? {{conditions}}
+    ORDER BY transfers.sequence DESC LIMIT ?
+"""
+
+# The position of a first page: above every row number and sequence.
+_TOP = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Reads of one connection; each is one consistent view."""
+
+    connection: sqlite3.Connection
+
+    def grantee(self, secret_hash: bytes) -> Grantee | None:
+        """Whom a key stands for."""
+        columns = self._one(GRANTEE, secret_hash)
+        if columns is None:
+            return None
+        key_size = codec.KEY.count(",") + 1
+        return Grantee(key=codec.key(columns[:key_size]), authorization=codec.authorization(columns[key_size:]))
+
+    def balance(self, subscriber_id: str, authorization_id: str | None, now_us: int) -> Balance:
+        """The wallet now."""
+        self.connection.execute("BEGIN")
+        try:
+            columns = self._one(f"SELECT {codec.WALLET} FROM wallets WHERE subscriber_id = ?", subscriber_id)
+            if columns is None:
+                raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}")
+            (credit,) = self.connection.execute(AVAILABLE, (subscriber_id, now_us)).fetchone()
+            (reserved,) = self.connection.execute(RESERVED, (subscriber_id,)).fetchone()
+            may_spend = credit
+            if authorization_id is not None:
+                may_spend = spendable(self._authorization(subscriber_id, authorization_id), credit)
+        finally:
+            self.connection.execute("COMMIT")
+        return Balance(
+            wallet=codec.wallet(columns),
+            available_microcredits=credit,
+            reserved_microcredits=reserved,
+            spendable_microcredits=may_spend,
+        )
+
+    def _authorization(self, subscriber_id: str, authorization_id: str) -> Authorization:
+        columns = self._one(
+            f"SELECT {codec.AUTHORIZATION} FROM authorizations WHERE authorization_id = ? AND subscriber_id = ?",
+            authorization_id,
+            subscriber_id,
+        )
+        if columns is None:
+            raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}/authorizations/{authorization_id}")
+        return codec.authorization(columns)
+
+    def grants(self, subscriber_id: str, cursor: str | None, size: int) -> Page[Grant]:
+        """Newest first."""
+        return self._page(GRANTS_PAGE, [], codec.grant, subscriber_id, cursor, size)
+
+    def charges(self, subscriber_id: str, where: ChargeFilter, cursor: str | None, size: int) -> Page[Charge]:
+        """Newest first."""
+        conditions = [
+            ("authorization_id = ?", where.authorization_id),
+            ("app_id = ?", where.app_id),
+            ("model_id = ?", where.model_id),
+            ("settle_time_us >= ?", where.settle_time_us_min),
+            ("settle_time_us < ?", where.settle_time_us_max),
+        ]
+        return self._page(CHARGES_PAGE, conditions, codec.charge, subscriber_id, cursor, size)
+
+    def charge(self, subscriber_id: str, charge_id: str) -> Charge:
+        """One charge."""
+        columns = self._one(
+            f"SELECT {codec.CHARGE} FROM charges WHERE charge_id = ? AND subscriber_id = ?", charge_id, subscriber_id
+        )
+        if columns is None:
+            raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}/charges/{charge_id}")
+        return codec.charge(columns)
+
+    def transfers(self, subscriber_id: str, where: TransferFilter, cursor: str | None, size: int) -> Page[Transfer]:
+        """Newest first."""
+        conditions = [
+            ("charges.app_id = ?", where.app_id),
+            ("charges.model_id = ?", where.model_id),
+            ("transfers.create_time_us >= ?", where.create_time_us_min),
+            ("transfers.create_time_us < ?", where.create_time_us_max),
+        ]
+        return self._page(TRANSFERS_PAGE, conditions, codec.transfer, subscriber_id, cursor, size)
+
+    def rate_cards(self) -> tuple[RateCard, ...]:
+        """All, in order of effect within a model."""
+        sql = f"SELECT {codec.RATE_CARD} FROM rate_cards ORDER BY model_id, effective_time_us"
+        return tuple(codec.rate_card(columns) for columns in self.connection.execute(sql))
+
+    def count_subscribers(self) -> int:
+        """How many wallets there are."""
+        (count,) = self.connection.execute("SELECT count(*) FROM wallets").fetchone()
+        return int(count)
+
+    def _one(self, sql: str, *values: object) -> codec.Columns | None:
+        columns: codec.Columns | None = self.connection.execute(sql, values).fetchone()
+        return columns
+
+    def _page(
+        self,
+        sql: str,
+        conditions: Sequence[tuple[str, object]],
+        decode: Callable[[tuple[Any, ...]], Row],
+        subscriber_id: str,
+        cursor: str | None,
+        size: int,
+    ) -> Page[Row]:
+        """Rows below the cursor, which is the number of the last row of the page before."""
+        given = [(text, value) for text, value in conditions if value is not None]
+        text = sql.format(conditions="".join(f" AND {condition}" for condition, _ in given))
+        # One more row than asked for tells whether there is a next page.
+        values = (subscriber_id, _position(cursor), *(value for _, value in given), size + 1)
+        rows = self.connection.execute(text, values).fetchall()
+        return Page(
+            rows=tuple(decode(columns[1:]) for columns in rows[:size]),
+            next_cursor=str(rows[size - 1][0]) if len(rows) > size else None,
+        )
+
+
+def _position(cursor: str | None) -> int:
+    if cursor is None:
+        return _TOP
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < len(str(_TOP))):
+        raise RequestInvalid(Violation("page_token", "is not one that this service gave"))
+    return int(cursor)

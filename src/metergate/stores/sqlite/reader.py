@@ -1,0 +1,151 @@
+"""Reading a ledger while a gateway may be writing it."""
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from metergate.core.audit import SubscriberLedger
+from metergate.core.errors import StoreRefused, StoreUnavailable
+from metergate.core.rating import RateCard
+from metergate.core.rows import Charge, Grant, Transfer
+from metergate.ports import Balance, ChargeFilter, Grantee, Page, TransferFilter
+from metergate.stores.sqlite.auditing import read_ledgers
+from metergate.stores.sqlite.connection import open_for_reading
+from metergate.stores.sqlite.queries import Query
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+# Reads waiting for the one reading thread; each takes well under a millisecond, so this is about a second of waiting.
+PENDING_READS_MAX = 2_000
+
+
+class SqliteLedgerReader:
+    """The reading half of LedgerStore, over a read-only connection on a thread of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger-reader")
+        self._query: Query | None = None
+        self._is_stale = False
+        self._is_closed = False
+        self._pending_reads = 0
+
+    @classmethod
+    async def open_read_only(cls, path: Path) -> Self:
+        """A reader of an existing ledger, for verifying it. StoreRefused if it is none of ours."""
+        reader = cls(path)
+        try:
+            await reader._in_thread(reader._current_query)
+        except BaseException:
+            await reader.close()
+            raise
+        return reader
+
+    async def close(self) -> None:
+        """Finish the reads that were asked for and close."""
+        self._is_closed = True
+        await asyncio.shield(self._in_thread(self._drop_query))
+        self._thread.shutdown()
+
+    # --- LedgerStore: reading ---------------------------------------------------------------------------------------
+
+    async def find_grantee(self, secret_hash: bytes) -> Grantee | None:
+        """Whom a key stands for, revoked or not; None if the key is unknown."""
+        return await self._read(lambda query: query.grantee(secret_hash))
+
+    async def balance(self, subscriber_id: str, authorization_id: str | None, now_us: int) -> Balance:
+        """The wallet now. ResourceNotFound without such a subscriber, or authorization of it."""
+        return await self._read(lambda query: query.balance(subscriber_id, authorization_id, now_us))
+
+    async def list_grants(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grant]:
+        """Grants, newest first."""
+        return await self._read(lambda query: query.grants(subscriber_id, cursor, size))
+
+    async def list_charges(
+        self, subscriber_id: str, where: ChargeFilter, *, cursor: str | None, size: int
+    ) -> Page[Charge]:
+        """Charges, newest first."""
+        return await self._read(lambda query: query.charges(subscriber_id, where, cursor, size))
+
+    async def get_charge(self, subscriber_id: str, charge_id: str) -> Charge:
+        """One charge of this subscriber; ResourceNotFound otherwise."""
+        return await self._read(lambda query: query.charge(subscriber_id, charge_id))
+
+    async def list_transfers(
+        self, subscriber_id: str, where: TransferFilter, *, cursor: str | None, size: int
+    ) -> Page[Transfer]:
+        """Transfers, newest first."""
+        return await self._read(lambda query: query.transfers(subscriber_id, where, cursor, size))
+
+    # --- LedgerStore: audit -----------------------------------------------------------------------------------------
+
+    async def rate_cards(self) -> tuple[RateCard, ...]:
+        """Every rate card that was ever recorded."""
+        return await self._read(lambda query: query.rate_cards())
+
+    async def count_subscribers(self) -> int:
+        """How many wallets there are."""
+        return await self._read(lambda query: query.count_subscribers())
+
+    async def audit(self) -> AsyncIterator[SubscriberLedger]:
+        """Every subscriber's books, in one consistent view: a long read of its own, beside all others."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1, thread_name_prefix="ledger-audit") as thread:
+
+            async def run(function: Callable[[], Any]) -> Any:  # noqa: ANN401 - as the function's
+                try:
+                    return await loop.run_in_executor(thread, function)
+                except sqlite3.Error as exc:
+                    raise StoreUnavailable from exc
+
+            connection = await run(lambda: open_for_reading(self._path))
+            try:
+                async with aclosing(read_ledgers(connection, run)) as ledgers:
+                    async for ledger in ledgers:
+                        yield ledger
+            finally:
+                await asyncio.shield(run(connection.close))
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    async def _read(self, read: Callable[[Query], Result]) -> Result:
+        """StoreUnavailable if storage fails, or more reads wait than ever should."""
+        if self._is_closed or self._pending_reads >= PENDING_READS_MAX:
+            raise StoreUnavailable
+        self._pending_reads += 1
+        try:
+            return await self._in_thread(lambda: self._read_in_thread(read))
+        finally:
+            self._pending_reads -= 1
+
+    def _read_in_thread(self, read: Callable[[Query], Result]) -> Result:
+        try:
+            return read(self._current_query())
+        except (sqlite3.Error, StoreRefused) as exc:
+            logger.error("reading the ledger %s failed: %s", self._path, exc)
+            self._is_stale = True
+            raise StoreUnavailable from exc
+
+    def _current_query(self) -> Query:
+        """Opened at the first read, and again after a failure."""
+        if self._is_stale:
+            self._is_stale = False
+            self._drop_query()
+        if self._query is None:
+            self._query = Query(open_for_reading(self._path))
+        return self._query
+
+    def _drop_query(self) -> None:
+        query, self._query = self._query, None
+        if query is not None:
+            query.connection.close()
+
+    async def _in_thread(self, function: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)

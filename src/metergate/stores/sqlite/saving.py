@@ -1,0 +1,110 @@
+"""Writes the final rows of a batch, set-based, and checks that every one of them was there to be written."""
+
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping
+
+from metergate.core.books import Books
+from metergate.core.reservation import Reservation, ReservationState
+from metergate.core.rows import Authorization, Grant, Wallet
+from metergate.stores.sqlite import codec
+from metergate.stores.sqlite.codec import Columns
+
+
+class RowsMissing(Exception):
+    """A row that was loaded in this transaction could not be updated in it: something else writes this file."""
+
+
+def _insert(table: str, columns: str) -> str:
+    marks = ", ".join("?" for _ in columns.split(","))
+    return f"INSERT INTO {table} ({columns}) VALUES ({marks})"  # noqa: S608 - constants only
+
+
+INSERT_WALLET = _insert("wallets", codec.WALLET)
+INSERT_GRANT = _insert("grants", codec.GRANT)
+INSERT_AUTHORIZATION = _insert("authorizations", codec.AUTHORIZATION)
+INSERT_RESERVATION = _insert("reservations", codec.RESERVATION)
+INSERT_CHARGE = _insert("charges", codec.CHARGE)
+INSERT_TRANSFER = _insert("transfers", codec.TRANSFER)
+
+UPDATE_WALLET = "UPDATE wallets SET sequence = ? WHERE subscriber_id = ?"
+UPDATE_GRANT = "UPDATE grants SET remaining_microcredits = ? WHERE subscriber_id = ? AND grant_id = ?"
+UPDATE_AUTHORIZATION = """
+    UPDATE authorizations SET charged_microcredits = ?, reserved_microcredits = ? WHERE authorization_id = ?
+"""
+CAPTURE_RESERVATION = """
+    UPDATE reservations SET captured_microcredits = ?, captured_usage = ?, delivered_microcredits = ?
+    WHERE reservation_id = ? AND state = 'ACTIVE'
+"""
+EXTEND_RESERVATION = """
+    UPDATE reservations SET captured_microcredits = ?, captured_usage = ?, delivered_microcredits = ?,
+        reserved_microcredits = ?, allocations = ?
+    WHERE reservation_id = ? AND state = 'ACTIVE'
+"""
+CLOSE_RESERVATION = """
+    UPDATE reservations SET captured_microcredits = ?, captured_usage = ?, delivered_microcredits = ?,
+        reserved_microcredits = ?, allocations = ?, state = ?, close_cause = ?, close_time_us = ?
+    WHERE reservation_id = ? AND state = 'ACTIVE'
+"""
+
+
+def save(connection: sqlite3.Connection, books: Books, loaded: Mapping[str, Reservation]) -> None:
+    """Write what the books added and changed; ``loaded`` are the reservations as they were before, by id.
+
+    RowsMissing if a count of rows is not what it must be; the caller then gives up the whole transaction.
+    """
+
+    def write(sql: str, rows: Iterable[Columns]) -> None:
+        columns = list(rows)
+        if not columns:
+            return
+        count = connection.executemany(sql, columns).rowcount
+        if count != len(columns):
+            raise RowsMissing(f"{count} rows written of {len(columns)}: {sql}")
+
+    write(INSERT_WALLET, map(codec.wallet_columns, books.wallets.added.values()))
+    write(UPDATE_WALLET, map(_wallet_change, books.wallets.changed.values()))
+    write(INSERT_GRANT, map(codec.grant_columns, books.grants.added.values()))
+    write(UPDATE_GRANT, map(_grant_change, books.grants.changed.values()))
+    write(INSERT_AUTHORIZATION, map(codec.authorization_columns, books.authorizations.added.values()))
+    write(UPDATE_AUTHORIZATION, map(_authorization_change, books.authorizations.changed.values()))
+    _save_changed_reservations(write, books.reservations.changed, loaded)  # closes a request before it runs again
+    write(INSERT_RESERVATION, map(codec.reservation_columns, books.reservations.added.values()))
+    write(INSERT_CHARGE, map(codec.charge_columns, books.charges.added.values()))
+    write(INSERT_TRANSFER, map(codec.transfer_columns, books.transfers))
+
+
+def _save_changed_reservations(
+    write: Callable[[str, Iterable[Columns]], None],
+    changed: Mapping[str, Reservation],
+    loaded: Mapping[str, Reservation],
+) -> None:
+    """Three statements, so that a capture, by far the most frequent, writes no more than it must."""
+    captured: list[Columns] = []
+    extended: list[Columns] = []
+    closed: list[Columns] = []
+    for row in changed.values():
+        watermark = (row.captured_microcredits, codec.usage_columns(row.captured_usage), row.delivered_microcredits)
+        if row.state is ReservationState.ACTIVE and row.allocations is loaded[row.reservation_id].allocations:
+            captured.append((*watermark, row.reservation_id))
+            continue
+        extension = (row.reserved_microcredits, codec.allocation_columns(row.allocations))
+        if row.state is ReservationState.ACTIVE:
+            extended.append((*watermark, *extension, row.reservation_id))
+        else:
+            end = (row.state, row.close_cause, row.close_time_us)
+            closed.append((*watermark, *extension, *end, row.reservation_id))
+    write(CAPTURE_RESERVATION, captured)
+    write(EXTEND_RESERVATION, extended)
+    write(CLOSE_RESERVATION, closed)
+
+
+def _wallet_change(row: Wallet) -> Columns:
+    return (row.sequence, row.subscriber_id)
+
+
+def _grant_change(row: Grant) -> Columns:
+    return (row.remaining_microcredits, row.subscriber_id, row.grant_id)
+
+
+def _authorization_change(row: Authorization) -> Columns:
+    return (row.charged_microcredits, row.reserved_microcredits, row.authorization_id)

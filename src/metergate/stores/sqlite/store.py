@@ -1,0 +1,191 @@
+"""LedgerStore on SQLite."""
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Self, cast
+
+from metergate.core.errors import IdConflict, ResourceNotFound
+from metergate.core.operations import (
+    AddAuthorization,
+    AddGrant,
+    AddSubscriber,
+    Capture,
+    Captured,
+    Replayed,
+    Reserve,
+    Reserved,
+    Settle,
+    Settled,
+)
+from metergate.core.rating import RateCard
+from metergate.core.reservation import Owner
+from metergate.core.rows import ApiKey, Authorization, Grant, Wallet
+from metergate.ports import Clock
+from metergate.stores.group_commit import GroupCommit
+from metergate.stores.sqlite import codec
+from metergate.stores.sqlite.connection import FileLock, check_path
+from metergate.stores.sqlite.reader import SqliteLedgerReader
+from metergate.stores.sqlite.writer import SetUp, SqliteWriter, WriteOperation
+
+# ruff: noqa: S608 - every SQL text is put together from constants; values are bound
+
+
+class SqliteLedgerStore(SqliteLedgerReader):
+    """The whole LedgerStore: the only process that writes the file, and a reader beside its writer."""
+
+    def __init__(self, path: Path, lock: FileLock, writer: SqliteWriter) -> None:
+        super().__init__(path)
+        self._lock = lock
+        self._writer = writer
+        self._commits: GroupCommit[WriteOperation] = GroupCommit(
+            writer.commit, is_open=lambda: writer.is_open, reopen=self._reopen
+        )
+
+    @classmethod
+    async def open(cls, path: Path, *, clock: Clock, owner_id: str, create: bool) -> Self:
+        """Open the ledger, or with ``create`` make a new one, and settle what a dead owner left open.
+
+        StoreRefused if the file is missing, foreign, newer, read-only, no database, or written by another process;
+        StoreUnavailable if storage fails meanwhile.
+        """
+        opening = asyncio.create_task(cls._open(path, clock, owner_id, create))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await (await opening).close()  # the thread that opens it cannot be stopped; nothing may stay locked
+            raise
+
+    @classmethod
+    async def _open(cls, path: Path, clock: Clock, owner_id: str, create: bool) -> Self:
+        writer = SqliteWriter(path, clock=clock, owner_id=owner_id)
+        lock = await asyncio.to_thread(_lock_and_open, path, writer, create)
+        store = cls(path, lock, writer)
+        try:
+            await store._in_thread(store._current_query)
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    @property
+    def owner(self) -> Owner:
+        """This process in its present epoch; a new one begins whenever the file had to be opened again."""
+        return self._writer.owner
+
+    @property
+    def content_key(self) -> bytes:
+        """The secret this ledger keys content hashes with."""
+        return self._writer.content_key
+
+    async def close(self) -> None:
+        """Finish what was handed over and close."""
+        await self._commits.close()
+        await super().close()
+        await asyncio.shield(asyncio.to_thread(self._close_writer))
+
+    def _reopen(self) -> None:
+        self._writer.open(create=False)
+        self._is_stale = True  # the file may have been restored from a copy: the reader must not keep the old one
+
+    def _close_writer(self) -> None:
+        self._writer.close()
+        self._lock.release()
+
+    # --- credit -----------------------------------------------------------------------------------------------------
+
+    async def reserve(self, operation: Reserve) -> Reserved | Replayed:
+        """Set credit aside for a request. StoreUnavailable too if the operation's owner is an earlier epoch."""
+        return cast(Reserved | Replayed, await self._commits.submit(operation, is_new_work=True))
+
+    async def capture(self, operation: Capture) -> Captured:
+        """Debit a reservation before a delivery."""
+        return cast(Captured, await self._commits.submit(operation, is_new_work=False))
+
+    async def settle(self, operation: Settle) -> Settled:
+        """Close a reservation."""
+        return cast(Settled, await self._commits.submit(operation, is_new_work=False))
+
+    async def add_grant(self, operation: AddGrant) -> Grant:
+        """Add credits to a wallet."""
+        return cast(Grant, await self._commits.submit(operation, is_new_work=True))
+
+    # --- setting up -------------------------------------------------------------------------------------------------
+
+    async def add_subscriber(self, operation: AddSubscriber) -> Wallet:
+        """Open a wallet."""
+        return cast(Wallet, await self._commits.submit(operation, is_new_work=True))
+
+    async def add_authorization(self, operation: AddAuthorization) -> Authorization:
+        """Record a subscriber's consent."""
+        return cast(Authorization, await self._commits.submit(operation, is_new_work=True))
+
+    async def add_key(self, key: ApiKey) -> ApiKey:
+        """Record a key's hash; ResourceNotFound without its authorization, IdConflict if the id is another's."""
+        return cast(ApiKey, await self._set_up(SetUp(lambda connection: _add_key(connection, key))))
+
+    async def revoke_key(self, key_id: str, now_us: int) -> ApiKey:
+        """Revoke a key; ResourceNotFound if there is none. A second revocation keeps the first's time."""
+        return cast(ApiKey, await self._set_up(SetUp(lambda connection: _revoke_key(connection, key_id, now_us))))
+
+    async def add_rate_cards(self, cards: Sequence[RateCard]) -> None:
+        """Record rate cards for audits; IdConflict if one was recorded with other prices: cards are immutable."""
+        await self._set_up(SetUp(lambda connection: _add_rate_cards(connection, tuple(cards))))
+
+    async def _set_up(self, set_up: SetUp) -> object:
+        return await self._commits.submit(set_up, is_new_work=True)
+
+
+def _lock_and_open(path: Path, writer: SqliteWriter, create: bool) -> FileLock:
+    check_path(path, create=create)  # before the lock leaves its file beside it
+    lock = FileLock(path)
+    try:
+        writer.open(create=create)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def _find_key(connection: sqlite3.Connection, key_id: str) -> ApiKey | None:
+    columns = connection.execute(f"SELECT {codec.KEY} FROM keys WHERE key_id = ?", (key_id,)).fetchone()
+    return None if columns is None else codec.key(columns)
+
+
+def _add_key(connection: sqlite3.Connection, key: ApiKey) -> ApiKey:
+    first = _find_key(connection, key.key_id)
+    if first is not None:
+        if (first.secret_hash, first.authorization_id) != (key.secret_hash, key.authorization_id):
+            raise IdConflict(resource="key", id=key.key_id)
+        return first
+    of_authorization = "SELECT 1 FROM authorizations WHERE authorization_id = ?"
+    if connection.execute(of_authorization, (key.authorization_id,)).fetchone() is None:
+        raise ResourceNotFound(resource_name=f"authorizations/{key.authorization_id}")
+    connection.execute(f"INSERT INTO keys ({codec.KEY}) VALUES (?, ?, ?, ?, ?)", codec.key_columns(key))
+    return key
+
+
+def _revoke_key(connection: sqlite3.Connection, key_id: str, now_us: int) -> ApiKey:
+    key = _find_key(connection, key_id)
+    if key is None:
+        raise ResourceNotFound(resource_name=f"keys/{key_id}")
+    if key.revoke_time_us is not None:
+        return key
+    connection.execute("UPDATE keys SET revoke_time_us = ? WHERE key_id = ?", (now_us, key_id))
+    return replace(key, revoke_time_us=now_us)
+
+
+def _add_rate_cards(connection: sqlite3.Connection, cards: Sequence[RateCard]) -> None:
+    select = f"SELECT {codec.RATE_CARD} FROM rate_cards WHERE rate_card_id = ?"
+    new: dict[str, RateCard] = {}
+    for card in cards:
+        columns = connection.execute(select, (card.rate_card_id,)).fetchone()
+        first = new.get(card.rate_card_id) if columns is None else codec.rate_card(columns)
+        if first is None:
+            new[card.rate_card_id] = card
+        elif first != card:
+            raise IdConflict(resource="rate card", id=card.rate_card_id)
+    insert = f"INSERT INTO rate_cards ({codec.RATE_CARD}) VALUES (?, ?, ?, ?, ?)"
+    connection.executemany(insert, [codec.rate_card_columns(card) for card in new.values()])

@@ -1,0 +1,269 @@
+"""The one writer of a ledger: opens it, recovers what a dead owner left open, and commits batches.
+
+Plain blocking code; ``GroupCommit`` runs it on one thread. After a failed commit the connection is finished (L8): it
+is closed, nothing is read back, and the next opening is a new epoch whose recovery settles what was open (L5).
+"""
+
+import logging
+import secrets
+import sqlite3
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from metergate.core.books import Books
+from metergate.core.errors import LedgerInvariantBroken, MetergateError, StoreRefused, StoreUnavailable
+from metergate.core.ledger import Ledger, Operation, Outcome, place
+from metergate.core.operations import Recover, Reserve
+from metergate.core.reservation import Owner, Reservation, ReservationState
+from metergate.ports import Clock
+from metergate.stores.sqlite.connection import FileIdentity, open_for_writing
+from metergate.stores.sqlite.loading import Loader
+from metergate.stores.sqlite.saving import RowsMissing, save
+
+logger = logging.getLogger(__name__)
+
+# Reservations that one transaction of recovery settles: as many as a batch, so that it holds no more memory.
+RECOVERY_BATCH = 512
+
+# How often a living owner says so. It rides on a batch; an idle gateway holds no credit that anyone waits for.
+HEARTBEAT_US = 10_000_000
+
+# A statement failed because of what it was to write, not because storage did: the transaction rolls back cleanly.
+CONTENT_ERRORS = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError)
+
+
+@dataclass(frozen=True, slots=True)
+class SetUp:
+    """A write beside the ledger (keys, rate cards): it checks before it writes, and raises having written nothing."""
+
+    run: Callable[[sqlite3.Connection], object]
+
+
+WriteOperation = Operation | SetUp
+Result = Outcome | object | MetergateError
+
+
+class SqliteWriter:
+    """Commits batches of operations. Not thread-safe: one thread at a time calls it."""
+
+    def __init__(self, path: Path, *, clock: Clock, owner_id: str) -> None:
+        self._path = path
+        self._clock = clock
+        self._owner = Owner(owner_id=owner_id, epoch=0)
+        self._connection: sqlite3.Connection | None = None
+        self._identity: FileIdentity | None = None
+        self._content_key = b""
+        self._heartbeat_time_us = 0
+        # This owner's ACTIVE reservations as last committed. Nobody else may change them, so captures read no row.
+        self._open: dict[str, Reservation] = {}
+
+    @property
+    def owner(self) -> Owner:
+        """The present epoch."""
+        return self._owner
+
+    @property
+    def content_key(self) -> bytes:
+        """The store's secret for content hashes."""
+        return self._content_key
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection that no commit has failed on."""
+        return self._connection is not None
+
+    # --- opening and closing ----------------------------------------------------------------------------------------
+
+    def open(self, *, create: bool) -> None:
+        """Open or migrate the ledger, begin a new epoch, and settle what other epochs left open.
+
+        StoreRefused if the file is not this ledger; StoreUnavailable if storage fails while it recovers.
+        """
+        connection = open_for_writing(self._path, create=create)
+        try:
+            content_key = self._read_content_key(connection)
+            if self._content_key not in (b"", content_key):
+                raise StoreRefused(path=str(self._path), problem="another ledger is in its place")
+            self._content_key = content_key
+            self._owner = self._begin_epoch(connection)
+            self._identity = FileIdentity(self._path)
+        except sqlite3.Error as exc:
+            connection.close()
+            raise StoreRefused(path=str(self._path), problem=str(exc)) from exc
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+        self._recover()
+
+    def close(self) -> None:
+        """Close the connection; what was committed stays."""
+        self._open = {}
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            try:
+                connection.close()
+            except sqlite3.Error as exc:
+                logger.warning("closing the ledger %s: %s", self._path, exc)
+
+    def _read_content_key(self, connection: sqlite3.Connection) -> bytes:
+        connection.execute(
+            "INSERT INTO meta (only_row, content_key, create_time_us) VALUES (1, ?, ?) ON CONFLICT DO NOTHING",
+            (secrets.token_bytes(32), self._clock.now_us()),
+        )
+        (content_key,) = connection.execute("SELECT content_key FROM meta").fetchone()
+        return bytes(content_key)
+
+    def _begin_epoch(self, connection: sqlite3.Connection) -> Owner:
+        """The next epoch of this owner, recorded. Epochs of one file never repeat, whoever opens it."""
+        now_us = self._clock.now_us()
+        owner_id = self._owner.owner_id
+        (epoch,) = connection.execute(
+            "INSERT INTO owners (owner_id, epoch, start_time_us, heartbeat_time_us) "
+            "SELECT ?, 1 + coalesce(max(epoch), 0), ?, ? FROM owners RETURNING epoch",
+            (owner_id, now_us, now_us),
+        ).fetchone()
+        self._heartbeat_time_us = now_us
+        return Owner(owner_id=owner_id, epoch=epoch)
+
+    def _recover(self) -> None:
+        """Settle every ACTIVE reservation that is not this epoch's, in bounded batches."""
+        count = 0
+        while rows := self._abandoned():
+            now_us = self._clock.now_us()
+            results = self.commit(
+                [
+                    Recover(
+                        reservation_id=reservation_id,
+                        subscriber_id=subscriber_id,
+                        charge_id=uuid.uuid4().hex,
+                        survivor=self._owner,
+                        now_us=now_us,
+                    )
+                    for reservation_id, subscriber_id in rows
+                ]
+            )
+            refusals = [result for result in results if isinstance(result, MetergateError)]
+            if refusals:
+                self.close()
+                problem = f"{len(refusals)} reservations cannot be recovered: {refusals[0]}"
+                raise StoreRefused(path=str(self._path), problem=problem)
+            count += len(rows)
+        if count:
+            logger.warning("recovered %d reservations that another epoch left open in %s", count, self._path)
+
+    def _abandoned(self) -> list[tuple[str, str]]:
+        assert self._connection is not None
+        try:
+            return self._connection.execute(
+                "SELECT reservation_id, subscriber_id FROM reservations INDEXED BY reservations_active "
+                "WHERE state = 'ACTIVE' AND (owner_id, owner_epoch) <> (?, ?) LIMIT ?",
+                (self._owner.owner_id, self._owner.epoch, RECOVERY_BATCH),
+            ).fetchall()
+        except sqlite3.Error as exc:
+            self._fail(exc)
+            raise StoreUnavailable from exc
+
+    # --- committing -------------------------------------------------------------------------------------------------
+
+    def commit(self, operations: Sequence[WriteOperation]) -> list[Result]:
+        """Carry out a batch in one transaction and return each operation's outcome or refusal, in the order given.
+
+        StoreUnavailable if storage fails: then nothing is known of any of them.
+        """
+        if self._connection is None:
+            raise StoreUnavailable
+        try:
+            return self._transact(self._connection, operations)
+        except CONTENT_ERRORS as exc:
+            return self._commit_singly(operations, exc)
+        except (sqlite3.Error, RowsMissing, OSError) as exc:
+            self._fail(exc)
+            raise StoreUnavailable from exc
+        except Exception as exc:  # noqa: BLE001 - a defect of ours, or a value that no column takes
+            return self._commit_singly(operations, exc)
+
+    def _commit_singly(self, operations: Sequence[WriteOperation], cause: Exception) -> list[Result]:
+        """One operation cannot be written: find it, so that the others are not refused with it."""
+        assert self._connection is not None
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error as exc:
+            self._fail(exc)
+            raise StoreUnavailable from exc
+        if len(operations) == 1:
+            logger.error("the ledger refused an operation that cannot be written", exc_info=cause)
+            return [LedgerInvariantBroken(problem=f"it cannot be written: {cause}")]
+        results: dict[int, Result] = {}
+        for position in _positions_in_order(operations):
+            results[position] = self.commit([operations[position]])[0]
+        return [results[position] for position in range(len(operations))]
+
+    def _transact(self, connection: sqlite3.Connection, operations: Sequence[WriteOperation]) -> list[Result]:
+        results: list[Result] = [None] * len(operations)
+        connection.execute("BEGIN IMMEDIATE")
+        books = Loader(connection, self._open).load([op for op in operations if not isinstance(op, SetUp)])
+        loaded = dict(books.reservations.rows)
+        ledger = Ledger(books)
+        set_ups: list[tuple[int, SetUp]] = []
+        for position in _positions_in_order(operations):
+            operation = operations[position]
+            if isinstance(operation, SetUp):
+                set_ups.append((position, operation))
+                continue
+            try:
+                results[position] = self._decide(ledger, operation)
+            except MetergateError as refusal:
+                results[position] = refusal
+        save(connection, books, loaded)
+        for position, set_up in set_ups:
+            try:
+                results[position] = set_up.run(connection)
+            except MetergateError as refusal:
+                results[position] = refusal
+        self._beat(connection)
+        connection.execute("COMMIT")
+        if self._identity is None or not self._identity.is_intact():
+            raise RowsMissing(f"{self._path} was deleted or replaced")
+        self._keep_open(books)
+        return results
+
+    def _decide(self, ledger: Ledger, operation: Operation) -> Outcome:
+        # The caller read its owner before the store was opened again: that epoch's reservations would never be closed.
+        if isinstance(operation, Reserve) and operation.owner != self._owner:
+            raise StoreUnavailable
+        return ledger.decide(operation)
+
+    def _beat(self, connection: sqlite3.Connection) -> None:
+        now_us = self._clock.now_us()
+        if abs(now_us - self._heartbeat_time_us) >= HEARTBEAT_US:
+            self._heartbeat_time_us = now_us
+            connection.execute(
+                "UPDATE owners SET heartbeat_time_us = ? WHERE owner_id = ? AND epoch = ?",
+                (now_us, self._owner.owner_id, self._owner.epoch),
+            )
+
+    def _keep_open(self, books: Books) -> None:
+        for rows in (books.reservations.added, books.reservations.changed):
+            for reservation in rows.values():
+                if reservation.state is ReservationState.ACTIVE and reservation.owner == self._owner:
+                    self._open[reservation.reservation_id] = reservation
+                else:
+                    self._open.pop(reservation.reservation_id, None)
+
+    def _fail(self, exc: Exception) -> None:
+        logger.error("the ledger %s failed: %s", self._path, exc)
+        self.close()
+
+
+def _positions_in_order(operations: Sequence[WriteOperation]) -> list[int]:
+    """Where the operations are, in the order they are decided in."""
+    return sorted(range(len(operations)), key=lambda position: _place(operations[position]))
+
+
+def _place(operation: WriteOperation) -> int:
+    # A set-up's place does not matter: it runs after all the rest.
+    return 0 if isinstance(operation, SetUp) else place(operation)
