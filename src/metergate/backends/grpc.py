@@ -36,8 +36,7 @@ _log = logging.getLogger(__name__)
 # One message holds at most one whole answer: 131,072 tokens of 4 bytes, and as much again for what surrounds them.
 _ANSWER_BYTES_MAX = 1024 * 1024
 
-# A lost peer is noticed after 40 s without a word. Servers tolerate pings every 10 s or less often; gRPC's own default
-# server counts them as abuse without any data, which is why gRPC sends no third one before data flows.
+# A peer that is lost without a word is noticed after 40 s. Pinging more often, servers of gRPC's would take for abuse.
 _PING_MILLISECONDS = 30_000
 _PING_ANSWER_MILLISECONDS = 10_000
 
@@ -55,7 +54,7 @@ _ROLES = {
     Role.TOOL: chat_pb2.ROLE_TOOL,
 }
 
-_FINISH_REASONS = {
+_FINISH_REASONS: dict[int, FinishReason] = {
     chat_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     chat_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
     chat_pb2.FINISH_REASON_TOOL_CALLS: FinishReason.TOOL_CALLS,
@@ -257,7 +256,7 @@ class _AnswerReader:
             ),
         )
 
-    def _finish_reason(self, reason: chat_pb2.FinishReason) -> FinishReason:
+    def _finish_reason(self, reason: int) -> FinishReason:
         if reason in (chat_pb2.FINISH_REASON_INTERRUPTED, chat_pb2.FINISH_REASON_CREDIT_EXHAUSTED):
             raise self._unavailable("it did not get to the end of its answer")
         known = _FINISH_REASONS.get(reason)

@@ -155,12 +155,15 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+_NULL = msgspec.Raw(b"null")
+
+
 class _Answer(msgspec.Struct):
     """A chunk of a stream, or a whole answer."""
 
     choices: list[_Choice] | None = None
-    usage: msgspec.Raw | None = None  # decoded apart: nonsense in it spoils the report, not the answer
-    error: msgspec.Raw | None = None
+    usage: msgspec.Raw = _NULL  # decoded apart: nonsense in it spoils the report, not the answer
+    error: msgspec.Raw = _NULL
 
 
 # A count above this is no count; every sum of such counts fits in 64 bits.
@@ -240,12 +243,12 @@ class AnswerReader:
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             # The original error may name fields of the answer.
             raise self._unavailable("it sent something else than a chat completion") from None
-        if answer.error is not None and bytes(answer.error) != b"null":
-            raise self._unavailable(f"it reported an error{_error_name(bytes(answer.error))}")
+        if answer.error is not _NULL and answer.error != _NULL:
+            raise self._unavailable(f"it reported an error{_error_name(answer.error)}")
         if answer.choices:
             yield from self._choice(answer.choices)
-        if answer.usage is not None and bytes(answer.usage) != b"null":
-            usage = self._usage(bytes(answer.usage))
+        if answer.usage is not _NULL and answer.usage != _NULL:
+            usage = self._usage(answer.usage)
             if usage is not None:
                 yield UsageReport(usage=usage)
 
@@ -306,7 +309,7 @@ class AnswerReader:
         )
         return FinishReason.STOP
 
-    def _usage(self, raw: bytes) -> Usage | None:
+    def _usage(self, raw: msgspec.Raw) -> Usage | None:
         """The report with its classes made disjoint; None, and one warning an answer, if it cannot be true."""
         try:
             usage = _usages.decode(raw)
@@ -348,7 +351,7 @@ def error_answer_name(body: bytes) -> str:
     return _in_brackets(error.type, error.code)
 
 
-def _error_name(raw: bytes) -> str:
+def _error_name(raw: msgspec.Raw) -> str:
     try:
         error = _errors.decode(raw)
     except (ValueError, RecursionError):

@@ -1,0 +1,125 @@
+"""A TCP server that plays bytes, for tests of what a backend may answer over HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+# Steps of a script: bytes are sent; WAIT waits for ``go_on``; CLOSE ends the connection, RESET breaks it; HANG sends
+# nothing more until the peer is gone; a function makes bytes without end until the peer is gone.
+WAIT = "WAIT"
+CLOSE = "CLOSE"
+RESET = "RESET"
+HANG = "HANG"
+Step = bytes | str | Callable[[], bytes]
+
+
+def head(content_type: str = "text/event-stream", status: str = "200 OK", *, extra: str = "") -> bytes:
+    """The head of an answer that ends with its connection."""
+    return f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\n{extra}Connection: close\r\n\r\n".encode()
+
+
+def chunked(*pieces: bytes, ended: bool = True) -> bytes:
+    """A streamed answer in HTTP chunks, so that its connection can be used again."""
+    first = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+    return first + body + (b"0\r\n\r\n" if ended else b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One request as the server saw it."""
+
+    head: str
+    body: bytes
+
+
+@dataclass
+class ScriptedServer:
+    """Plays its script to every request."""
+
+    script: Sequence[Step]
+    received: list[Received] = field(default_factory=list)
+    connections: int = 0
+    sent_bytes: int = 0
+    is_reached: asyncio.Event = field(default_factory=asyncio.Event)  # a request has come
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)  # set by the test
+    is_left: asyncio.Event = field(default_factory=asyncio.Event)  # the peer has closed a connection
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Play to one connection."""
+        self.connections += 1
+        try:
+            while await self._receive(reader):
+                for step in self.script:
+                    await self._play(step, reader, writer)
+                if self._ends_connection():
+                    return
+            self.is_left.set()
+        except OSError:
+            self.is_left.set()
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    def _ends_connection(self) -> bool:
+        return any(step == CLOSE or (isinstance(step, bytes) and b"Connection: close" in step) for step in self.script)
+
+    async def _receive(self, reader: asyncio.StreamReader) -> bool:
+        try:
+            text = (await reader.readuntil(b"\r\n\r\n")).decode()
+        except asyncio.IncompleteReadError:
+            return False
+        length = next(int(line[15:]) for line in text.splitlines() if line.lower().startswith("content-length:"))
+        self.received.append(Received(text, await reader.readexactly(length)))
+        self.is_reached.set()
+        return True
+
+    async def _play(self, step: Step, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if isinstance(step, bytes):
+            writer.write(step)
+            await writer.drain()
+        elif step == WAIT:
+            await self.go_on.wait()
+        elif step == RESET:
+            writer.transport.abort()
+            raise ConnectionResetError
+        elif step == HANG:
+            await reader.read(1)
+            raise ConnectionResetError
+        elif callable(step):
+            while True:
+                data = step()
+                writer.write(data)
+                self.sent_bytes += len(data)
+                await writer.drain()
+
+
+@asynccontextmanager
+async def scripted_server(*script: Step) -> AsyncIterator[ScriptedServer]:
+    """A server that plays the script; it and its connections end with the context."""
+    scripted = ScriptedServer(script)
+    connections: set[asyncio.Task[None]] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        connections.add(task)
+        await scripted.serve(reader, writer)
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    scripted.port = server.sockets[0].getsockname()[1]
+    try:
+        yield scripted
+    finally:
+        server.close()
+        for task in connections:
+            task.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
