@@ -1,0 +1,202 @@
+"""The composition root: the only file that knows every adapter. Open, serve, drain, close."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+import uuid_utils
+
+from metergate.backends.grpc import GrpcBackend, GrpcBackendOptions
+from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
+from metergate.config import Config, GrpcBackendTable, ModelTable, OpenAIBackendTable, catalog_of
+from metergate.core.catalog import Catalog
+from metergate.edges.account import AccountServicer
+from metergate.edges.auth import Authenticator
+from metergate.edges.catalog import CatalogServicer
+from metergate.edges.inference import InferenceServicer
+from metergate.edges.pages import PageTokens
+from metergate.edges.server import ServerHandle, ServerLimits, start_server
+from metergate.metering.limits import Limits
+from metergate.metering.use_case import Metering
+from metergate.ports import Backend, LedgerStore, Tokenizer
+from metergate.stores.sqlite import SqliteLedgerStore
+from metergate.tokenizers.open import TokenizerSpec, open_tokenizer
+
+logger = logging.getLogger(__name__)
+
+# After the last request was settled, its status still has to reach the app.
+LAST_WORDS_SECONDS = 2.0
+
+
+class SystemClock:
+    """The machine's wall time."""
+
+    def now_us(self) -> int:
+        """Microseconds since the epoch, UTC."""
+        return time.time_ns() // 1_000
+
+
+class Gateway:
+    """One gateway process: opened from a configuration, serving until it is closed."""
+
+    def __init__(self, *, config: Config, ledger: LedgerStore, metering: Metering, server: ServerHandle) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._metering = metering
+        self._server = server
+        self._closing = AsyncExitStack()
+
+    @classmethod
+    async def open(cls, config: Config) -> Self:
+        """Open the store, recover what a dead process left, and serve.
+
+        StoreRefused, TokenizerInvalid, IdConflict (a rate card with other prices than it was served with) or
+        ListenerRefused if it cannot; nothing is left open then.
+        """
+        async with AsyncExitStack() as opened:
+            catalog = catalog_of(config)
+            tokenizers = await asyncio.to_thread(_open_tokenizers, config)
+            clock = SystemClock()
+            ledger = await SqliteLedgerStore.open(
+                config.store_path, clock=clock, owner_id=f"gateway-{uuid4().hex}", create=True
+            )
+            opened.push_async_callback(ledger.close)
+            await ledger.add_rate_cards(config.rate_cards)
+            backends = {backend_id: _open_backend(config, backend_id) for backend_id in config.backends}
+            for backend in backends.values():
+                opened.push_async_callback(backend.close)
+            metering = Metering(
+                ledger=ledger,
+                catalog=catalog,
+                tokenizers=tokenizers,
+                backends=backends,
+                clock=clock,
+                new_id=_new_id,
+                monotonic=time.monotonic,
+                limits=_limits(config),
+            )
+            server = await _start_server(config, ledger, catalog, metering, clock)
+            gateway = cls(config=config, ledger=ledger, metering=metering, server=server)
+            gateway._closing = opened.pop_all()
+            return gateway
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def port(self) -> int:
+        """The port that apps call."""
+        return self._server.port
+
+    async def drain(self) -> None:
+        """Stop admitting, tell health checks so, and end every request within the configured time."""
+        await self._server.health.enter_graceful_shutdown()
+        await self._metering.drain(self._config.limits.drain_seconds_max)
+
+    async def close(self) -> None:
+        """Close the listener, then the backends, then the store."""
+        await self._server.server.stop(LAST_WORDS_SECONDS)
+        await self._closing.aclose()
+
+
+def _new_id() -> str:
+    # Ordered by time, so that the newest rows of an index lie together.
+    return uuid_utils.uuid7().hex
+
+
+def _limits(config: Config) -> Limits:
+    limits = config.limits
+    return Limits(
+        slice_tokens=limits.slice_tokens,
+        delivery_characters_max=limits.delivery_characters_max,
+        read_ahead_characters_max=limits.read_ahead_characters_max,
+        first_token_seconds_max=limits.first_token_seconds_max,
+        between_tokens_seconds_max=limits.between_tokens_seconds_max,
+        request_seconds_max=limits.request_seconds_max,
+        replay_seconds=limits.replay_seconds,
+        replay_characters_max=limits.replay_characters_max,
+    )
+
+
+def _open_tokenizers(config: Config) -> Mapping[str, Tokenizer]:
+    """Every model's tokenizer; models that count alike share one."""
+    opened: dict[TokenizerSpec, Tokenizer] = {}
+    tokenizers: dict[str, Tokenizer] = {}
+    for model_id, model in config.models.items():
+        spec = _tokenizer_spec(config, model)
+        if spec not in opened:
+            opened[spec] = open_tokenizer(spec)
+        tokenizers[model_id] = opened[spec]
+    return tokenizers
+
+
+def _tokenizer_spec(config: Config, model: ModelTable) -> TokenizerSpec:
+    file = model.tokenizer
+    return TokenizerSpec(
+        kind=file.kind,
+        path=config.resolve(file.path),
+        pattern=file.pattern,
+        prompt_rule=file.prompt_rule,
+        chat_template_path=None if file.chat_template_path is None else config.resolve(file.chat_template_path),
+    )
+
+
+def _open_backend(config: Config, backend_id: str) -> Backend:
+    table = config.backends[backend_id]
+    model_names = config.model_names(backend_id)
+    api_key = config.api_keys.get(backend_id)
+    if isinstance(table, GrpcBackendTable):
+        return GrpcBackend(
+            GrpcBackendOptions(
+                backend_id=backend_id,
+                address=table.address,
+                model_names=model_names,
+                api_key=api_key,
+                connect_timeout_seconds=table.connect_timeout_seconds,
+            )
+        )
+    return _open_openai_backend(backend_id, table, model_names, api_key)
+
+
+def _open_openai_backend(
+    backend_id: str, table: OpenAIBackendTable, model_names: Mapping[str, str], api_key: str | None
+) -> OpenAIBackend:
+    return OpenAIBackend(
+        OpenAIBackendOptions(
+            backend_id=backend_id,
+            url=table.url,
+            model_names=model_names,
+            api_key=api_key,
+            connect_timeout_seconds=table.connect_timeout_seconds,
+            stream=table.stream,
+            include_usage=table.include_usage,
+            max_tokens_field=table.max_tokens_field,
+            connections_max=table.connections_max,
+        )
+    )
+
+
+async def _start_server(
+    config: Config, ledger: LedgerStore, catalog: Catalog, metering: Metering, clock: SystemClock
+) -> ServerHandle:
+    page_tokens = PageTokens(ledger.content_key)
+    return await start_server(
+        address=config.listener.address,
+        servicers=[
+            InferenceServicer(metering),
+            AccountServicer(ledger, clock, page_tokens),
+            CatalogServicer(catalog, clock, page_tokens),
+        ],
+        authenticator=Authenticator(ledger, time.monotonic),
+        limits=ServerLimits(message_bytes_max=config.limits.message_bytes_max),
+    )
