@@ -1,1 +1,1 @@
-"""Commands, without decisions."""
+"""Commands: they parse, call and print, and decide nothing."""

@@ -1,0 +1,107 @@
+"""``metergate grant``: credits added to a wallet."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+from uuid import uuid4
+
+import typer
+
+from metergate.cli.parameters import (
+    DEFAULT_CONFIG,
+    ConfigFile,
+    StorePath,
+    SubscriberId,
+    parse_amount,
+    parse_duration_us,
+    parse_id,
+    parse_time_us,
+    store_of,
+)
+from metergate.cli.store import clock, writing
+from metergate.cli.terminal import credits_of, explain, time_of
+from metergate.core.operations import AddGrant
+from metergate.core.rows import Grant, GrantSource
+from metergate.ports import LedgerStore
+
+app = typer.Typer(help="Grants: credits added to a wallet.", no_args_is_help=True)
+
+# Lower is drawn first; most grants need no opinion, and those that do find room on either side.
+PRIORITY_DEFAULT = 100
+
+# Pages of a look-up: one for almost every wallet.
+GRANTS_PAGE_SIZE = 1_000
+
+
+@app.command(epilog="Example: metergate grant add alice --credits 5 --source PLAN_CYCLE --expires-in 31d")
+def add(
+    subscriber: SubscriberId,
+    amount: Annotated[int, typer.Option("--credits", parser=parse_amount, metavar="N", help="How many, as 5 or 0.25.")],
+    source: Annotated[GrantSource, typer.Option(help="Where they come from.")] = GrantSource.TOP_UP,
+    expires_in_us: Annotated[
+        int | None,
+        typer.Option("--expires-in", parser=parse_duration_us, metavar="31d", help="Days (d), hours (h), minutes (m)."),
+    ] = None,
+    expire_time_us: Annotated[
+        int | None,
+        typer.Option("--expire-time", parser=parse_time_us, metavar="TIME", help="As 2027-01-01T00:00:00+08:00."),
+    ] = None,
+    priority: Annotated[int, typer.Option(min=0, max=1_000, help="Lower is drawn first.")] = PRIORITY_DEFAULT,
+    grant_id: Annotated[
+        str | None,
+        typer.Option("--id", parser=parse_id, metavar="ID", help="Makes repeating the command harmless."),
+    ] = None,
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+) -> None:
+    """Add credits to a wallet and print the grant's id. They never expire unless an expiry is given."""
+    if expires_in_us is not None and expire_time_us is not None:
+        raise typer.BadParameter("give either --expires-in or --expire-time")
+    now_us = clock.now_us()
+    grant = Grant(
+        grant_id=grant_id or uuid4().hex,
+        subscriber_id=subscriber,
+        source=source,
+        priority=priority,
+        amount_microcredits=amount,
+        remaining_microcredits=amount,
+        effective_time_us=now_us,
+        expire_time_us=expire_time_us if expires_in_us is None else now_us + expires_in_us,
+        create_time_us=now_us,
+    )
+    added = asyncio.run(_add(store_of(config, store), grant, expires_in_us))
+    explain(f"{credits_of(added.amount_microcredits)} for {subscriber}, expiring: {time_of(added.expire_time_us)}")
+    typer.echo(added.grant_id)
+
+
+async def _add(path: Path, grant: Grant, expires_in_us: int | None) -> Grant:
+    async with writing(path) as ledger:
+        first = await _find(ledger, grant)
+        return await ledger.add_grant(AddGrant(grant=grant if first is None else _as_of(first, grant, expires_in_us)))
+
+
+async def _find(ledger: LedgerStore, grant: Grant) -> Grant | None:
+    cursor: str | None = None
+    while True:
+        page = await ledger.list_grants(grant.subscriber_id, cursor=cursor, size=GRANTS_PAGE_SIZE)
+        for other in page.rows:
+            if other.grant_id == grant.grant_id:
+                return other
+        cursor = page.next_cursor
+        if cursor is None:
+            return None
+
+
+def _as_of(first: Grant, grant: Grant, expires_in_us: int | None) -> Grant:
+    """The grant as the same command would have made it then: "31 days from now" said twice is the same content."""
+    return Grant(
+        grant_id=grant.grant_id,
+        subscriber_id=grant.subscriber_id,
+        source=grant.source,
+        priority=grant.priority,
+        amount_microcredits=grant.amount_microcredits,
+        remaining_microcredits=grant.amount_microcredits,
+        effective_time_us=first.effective_time_us,
+        expire_time_us=grant.expire_time_us if expires_in_us is None else first.effective_time_us + expires_in_us,
+        create_time_us=first.create_time_us,
+    )

@@ -1,0 +1,117 @@
+"""``metergate key``: bearer keys, and the consent that an app's key stands for."""
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+from uuid import uuid4
+
+import typer
+
+from metergate.cli.parameters import (
+    DEFAULT_CONFIG,
+    ConfigFile,
+    StorePath,
+    SubscriberId,
+    parse_amount,
+    parse_id,
+    store_of,
+)
+from metergate.cli.store import clock, writing
+from metergate.cli.terminal import explain, time_of
+from metergate.core.keys import KEY_SECRET_BYTES, format_key, hash_key
+from metergate.core.operations import AddAuthorization
+from metergate.core.rows import ApiKey, Authorization, Channel
+
+app = typer.Typer(help="Bearer keys, and the consent that an app's key stands for.", no_args_is_help=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Models:
+    """The models a key may use; empty: every model."""
+
+    ids: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> "Models":
+        """Model ids between commas, each once, in a stable order."""
+        return cls(ids=tuple(sorted({parse_id(model_id.strip()) for model_id in text.split(",")})))
+
+
+@app.command(epilog="Example: KEY=$(metergate key issue alice --app notes --channel APP --cap-credits 2)")
+def issue(
+    subscriber: SubscriberId,
+    app_id: Annotated[
+        str | None,
+        typer.Option(
+            "--app", parser=parse_id, metavar="APP", help="The app that may spend; else the subscriber's own."
+        ),
+    ] = None,
+    channel: Annotated[Channel, typer.Option(help="Through what it is spent.")] = Channel.APP,
+    cap: Annotated[
+        int | None,
+        typer.Option("--cap-credits", parser=parse_amount, metavar="N", help="The most it may ever spend."),
+    ] = None,
+    models: Annotated[
+        Models | None,
+        typer.Option(parser=Models.parse, metavar="A,B", help="The only models it may use; else every model."),
+    ] = None,
+    authorization_id: Annotated[
+        str | None,
+        typer.Option(
+            "--authorization", parser=parse_id, metavar="ID", help="Issue another key of this consent, to rotate keys."
+        ),
+    ] = None,
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+) -> None:
+    """Issue a key and print it, once: only its hash is kept. Everything else is written to stderr."""
+    now_us = clock.now_us()
+    authorization = Authorization(
+        authorization_id=authorization_id or uuid4().hex,
+        subscriber_id=subscriber,
+        app_id=app_id or "",
+        channel=channel,
+        cap_microcredits=cap,
+        allowed_models=() if models is None else models.ids,
+        charged_microcredits=0,
+        reserved_microcredits=0,
+        create_time_us=now_us,
+        revoke_time_us=None,
+    )
+    secret = format_key(os.urandom(KEY_SECRET_BYTES))
+    key = ApiKey(
+        key_id=uuid4().hex,
+        secret_hash=hash_key(secret),
+        authorization_id=authorization.authorization_id,
+        create_time_us=now_us,
+        revoke_time_us=None,
+    )
+    asyncio.run(_issue(store_of(config, store), authorization, key))
+    explain(f"key {key.key_id} of authorization {authorization.authorization_id}; it is shown only now:")
+    typer.echo(secret)
+
+
+async def _issue(path: Path, authorization: Authorization, key: ApiKey) -> None:
+    async with writing(path) as ledger:
+        await ledger.add_authorization(AddAuthorization(authorization=authorization))
+        await ledger.add_key(key)
+
+
+@app.command(epilog="Example: metergate key revoke 0f3c...")
+def revoke(
+    key_id: Annotated[
+        str, typer.Argument(metavar="KEY_ID", help="As `key issue` wrote it to stderr.", parser=parse_id)
+    ],
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+) -> None:
+    """Revoke a key, for ever. Again: the first time stands."""
+    key = asyncio.run(_revoke(store_of(config, store), key_id))
+    explain(f"key {key_id} is revoked since {time_of(key.revoke_time_us)}")
+
+
+async def _revoke(path: Path, key_id: str) -> ApiKey:
+    async with writing(path) as ledger:
+        return await ledger.revoke_key(key_id, clock.now_us())

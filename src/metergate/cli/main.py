@@ -1,0 +1,58 @@
+"""The command line: one module a group of commands, and the one place where errors become exit codes.
+
+Exit codes: 0 done; 1 the ledger's books differ; 2 the command, the configuration or the store was refused.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated, NoReturn
+
+import typer
+
+from metergate.cli import grants, keys, ledger, serving, subscribers, wallets
+from metergate.cli.terminal import explain
+from metergate.core.errors import MetergateError
+
+REFUSED = 2
+
+app = typer.Typer(
+    name="metergate",
+    help="Sell AI tokens as prepaid credits: debited, durably, before every delivery.",
+    epilog="Begin with: metergate subscriber create --help, or read the README.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("serve", epilog="Example: metergate serve --config metergate.toml")(serving.serve)
+app.add_typer(subscribers.app, name="subscriber")
+app.add_typer(grants.app, name="grant")
+app.add_typer(keys.app, name="key")
+app.add_typer(wallets.app, name="wallet")
+app.add_typer(ledger.app, name="ledger")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"metergate {version('metergate')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Sell AI tokens as prepaid credits: debited, durably, before every delivery."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code."""
+    try:
+        app(arguments, prog_name="metergate")
+    except MetergateError as exc:
+        explain(f"error: {exc}")
+        sys.exit(REFUSED)
+    sys.exit()

@@ -1,0 +1,66 @@
+"""Options and arguments that several commands share, and the parsing of what people type."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metergate.config import ID_PATTERN, load_config
+from metergate.core.credits import parse_credits
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="The configuration file.", metavar="FILE")]
+DEFAULT_CONFIG = Path("metergate.toml")
+
+StorePath = Annotated[
+    Path | None,
+    typer.Option("--store", help="The store itself; instead of the one that --config names.", metavar="FILE"),
+]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+def parse_id(text: str) -> str:
+    """An id that a resource name can carry."""
+    if re.fullmatch(ID_PATTERN, text, re.ASCII) is None:
+        raise typer.BadParameter("must be 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit")
+    return text
+
+
+SubscriberId = Annotated[
+    str, typer.Argument(metavar="SUBSCRIBER", help="The subscriber's id, such as alice.", parser=parse_id)
+]
+
+
+def parse_amount(text: str) -> int:
+    """Microcredits of a decimal number of credits."""
+    try:
+        return parse_credits(text)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc)) from exc
+
+
+def parse_duration_us(text: str) -> int:
+    """Microseconds of a number and a unit: 90m, 24h, 31d."""
+    match = re.fullmatch(r"([1-9][0-9]{0,5})([mhd])", text, re.ASCII)
+    if match is None:
+        raise typer.BadParameter("must be a number and m, h or d, such as 31d")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])}) // timedelta(microseconds=1)
+
+
+def parse_time_us(text: str) -> int:
+    """Microseconds since the epoch of an ISO 8601 time with its zone."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter("must be a time, such as 2027-01-01T00:00:00+08:00") from None
+    if time.tzinfo is None:
+        raise typer.BadParameter("needs a time zone, such as 2027-01-01T00:00:00+08:00")
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
+def store_of(config_file: Path, store_path: Path | None) -> Path:
+    """The store that is meant; ConfigInvalid if it must be found in a configuration that is wrong."""
+    return load_config(config_file).store_path if store_path is None else store_path

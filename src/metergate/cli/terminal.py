@@ -1,0 +1,32 @@
+"""What people read. Results go to stdout and all else to stderr, so that ``$(...)`` gets results only."""
+
+from datetime import UTC, datetime, timedelta
+
+import typer
+from rich.console import Console
+
+from metergate.core.credits import format_credits
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def output() -> Console:
+    """The console of results."""
+    return Console()
+
+
+def explain(text: str) -> None:
+    """Write a line for people to stderr."""
+    typer.echo(text, err=True)
+
+
+def credits_of(amount_microcredits: int) -> str:
+    """An amount with its unit."""
+    return f"{format_credits(amount_microcredits)} credits"
+
+
+def time_of(time_us: int | None) -> str:
+    """A time in the reader's own zone; None is never."""
+    if time_us is None:
+        return "never"
+    return (_EPOCH + timedelta(microseconds=time_us)).astimezone().isoformat(sep=" ", timespec="seconds")

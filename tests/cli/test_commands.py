@@ -1,0 +1,272 @@
+"""Setting up by hand: commands on the store, what they print, what they refuse, and with which exit code."""
+
+import hashlib
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from metergate.cli.main import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Run a command in a folder of its own: its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_command(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        captured = capfd.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return run_command
+
+
+STORE = ("--store", "ledger.db")
+
+
+@pytest.fixture
+def alice(run: Run) -> Run:
+    """The same, with a store in which alice has a wallet."""
+    assert run("subscriber", "create", "alice", *STORE)[0] == 0
+    return run
+
+
+def test_help_is_shown_without_a_command_and_names_every_group(run: Run) -> None:
+    _, out, err = run()
+    for group in ("serve", "subscriber", "grant", "key", "wallet", "ledger"):
+        assert group in out + err
+
+
+def test_the_version_is_printed(run: Run) -> None:
+    code, out, _ = run("--version")
+    assert code == 0
+    assert re.fullmatch(r"metergate \d+\.\d+\.\d+\n", out)
+
+
+def test_every_command_explains_itself_with_an_example(run: Run) -> None:
+    for command in (
+        ("subscriber", "create"),
+        ("grant", "add"),
+        ("key", "issue"),
+        ("key", "revoke"),
+        ("wallet", "show"),
+        ("ledger", "verify"),
+        ("serve",),
+    ):
+        code, out, _ = run(*command, "--help")
+        assert code == 0
+        assert "Example: " in out, command
+
+
+def test_creating_a_subscriber_creates_the_store_and_says_so(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("subscriber", "create", "alice", *STORE)
+    assert (code, out) == (0, "alice\n")
+    assert "creating the store ledger.db" in err
+    assert (tmp_path / "ledger.db").stat().st_mode & 0o077 == 0
+
+
+def test_creating_a_subscriber_again_is_harmless(alice: Run) -> None:
+    assert alice("subscriber", "create", "alice", *STORE) == (0, "alice\n", "")
+
+
+def test_granted_credits_are_in_the_wallet(alice: Run) -> None:
+    code, out, err = alice("grant", "add", "alice", "--credits", "5", "--expires-in", "31d", "--id", "june", *STORE)
+    assert (code, out) == (0, "june\n")
+    assert "5.000000 credits for alice" in err
+    code, out, _ = alice("wallet", "show", "alice", *STORE)
+    assert code == 0
+    assert re.search(r"available\W+5\.000000", out)
+    assert "june" in out
+
+
+def test_a_random_grant_id_is_printed(alice: Run) -> None:
+    ids = {alice("grant", "add", "alice", "--credits", "0.25", *STORE)[1] for _ in range(2)}
+    assert len(ids) == 2
+    assert "0.500000" in alice("wallet", "show", "alice", *STORE)[1]
+
+
+def test_the_same_grant_command_twice_adds_credits_once(alice: Run) -> None:
+    command = ("grant", "add", "alice", "--credits", "5", "--expires-in", "31d", "--id", "june", *STORE)
+    first = alice(*command)
+    assert alice(*command) == first
+    assert re.search(r"available\W+5\.000000", alice("wallet", "show", "alice", *STORE)[1])
+
+
+@pytest.mark.parametrize("other", [("--credits", "6"), ("--credits", "5", "--expires-in", "32d")])
+def test_the_same_grant_id_with_other_content_is_refused(alice: Run, other: tuple[str, ...]) -> None:
+    alice("grant", "add", "alice", "--credits", "5", "--expires-in", "31d", "--id", "june", *STORE)
+    code, out, err = alice("grant", "add", "alice", *other, "--id", "june", *STORE)
+    assert (code, out) == (2, "")
+    assert "The id june was used for another grant." in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--credits", "x"), "is not a decimal number"),
+        (("--credits", "0.0000001"), "finer than one microcredit"),
+        (("--credits", "1e30"), "out of range"),
+        (("--credits", "0"), "amount_microcredits"),
+        (("--credits=-1",), "amount_microcredits"),
+        (("--credits", "5", "--expires-in", "31"), "must be a number and m, h or d"),
+        (("--credits", "5", "--expire-time", "2099-01-01"), "needs a time zone"),
+        (("--credits", "5", "--expire-time", "soon"), "must be a time"),
+        (("--credits", "5", "--expire-time", "2001-01-01T00:00:00Z"), "expire_time"),
+        (("--credits", "5", "--expire-time", "2099-01-01T00:00:00Z", "--expires-in", "1d"), "either"),
+        (("--credits", "5", "--source", "LOTTERY"), "LOTTERY"),
+        (("--credits", "5", "--id", "a/b"), "must be 1 to 128 letters"),
+        ((), "credits"),
+    ],
+)
+def test_a_bad_grant_is_refused_with_the_reason(alice: Run, arguments: tuple[str, ...], reason: str) -> None:
+    code, out, err = alice("grant", "add", "alice", *arguments, *STORE)
+    assert (code, out) == (2, "")
+    assert reason in re.sub(r"[\s│]+", " ", err)
+    assert "Traceback" not in err
+
+
+def test_a_grant_for_nobody_is_refused(alice: Run) -> None:
+    code, _, err = alice("grant", "add", "bob", "--credits", "5", *STORE)
+    assert code == 2
+    assert "There is no subscribers/bob" in err
+
+
+def test_a_key_is_printed_once_alone_on_stdout_and_only_its_hash_is_stored(alice: Run, tmp_path: Path) -> None:
+    code, out, err = alice("key", "issue", "alice", "--app", "notes", "--cap-credits", "2", "--models", "b,a", *STORE)
+    key = out.strip()
+    assert code == 0
+    assert re.fullmatch(r"mg_[A-Za-z0-9_-]{43}", key)
+    assert key not in err
+    assert "it is shown only now" in err
+    stored = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert key.encode() not in stored
+    assert hashlib.sha256(key.encode()).digest() in stored
+
+
+def test_an_authorization_can_have_a_second_key_but_not_other_caps(alice: Run) -> None:
+    consent = ("key", "issue", "alice", "--app", "notes", "--authorization", "notes-1", *STORE)
+    first, second = alice(*consent), alice(*consent)
+    assert first[0] == second[0] == 0
+    assert first[1] != second[1]
+    code, out, err = alice(*consent, "--cap-credits", "2")
+    assert (code, out) == (2, "")
+    assert "The id notes-1 was used for another authorization" in err
+
+
+def test_a_key_can_be_revoked_and_the_first_time_stands(alice: Run) -> None:
+    match = re.search(r"key (\w+) of", alice("key", "issue", "alice", *STORE)[2])
+    assert match
+    code, _, first = alice("key", "revoke", match[1], *STORE)
+    assert code == 0
+    assert "is revoked since" in first
+    assert alice("key", "revoke", match[1], *STORE) == (0, "", first)
+
+
+def test_revoking_an_unknown_key_is_refused(alice: Run) -> None:
+    code, _, err = alice("key", "revoke", "nothing", *STORE)
+    assert code == 2
+    assert "There is no" in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("grant", "add", "alice", "--credits", "5"),
+        ("key", "issue", "alice"),
+        ("key", "revoke", "k"),
+        ("wallet", "show", "alice"),
+        ("ledger", "verify"),
+    ],
+)
+def test_a_store_that_is_not_there_is_refused_and_not_created(
+    run: Run, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    code, _, err = run(*command, "--store", "nowhere.db")
+    assert code == 2
+    assert "The store nowhere.db cannot be opened: there is no such file" in err
+    assert not (tmp_path / "nowhere.db").exists()
+
+
+def test_a_file_of_another_application_is_refused_and_left_alone(run: Run, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "other.db") as other:
+        other.execute("CREATE TABLE songs (title TEXT)")
+    other.close()
+    before = (tmp_path / "other.db").read_bytes()
+    code, _, err = run("subscriber", "create", "alice", "--store", "other.db")
+    assert code == 2
+    assert "belongs to another application" in err
+    assert (tmp_path / "other.db").read_bytes() == before
+
+
+def test_a_missing_configuration_is_refused_by_name(run: Run) -> None:
+    code, _, err = run("wallet", "show", "alice")
+    assert code == 2
+    assert "metergate.toml: it cannot be read: No such file or directory" in err
+
+
+def test_a_wrong_configuration_is_refused_with_every_problem(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "metergate.toml").write_text('[store]\npath = "ledger.db"\nsize = 1\n')
+    code, _, err = run("serve")
+    assert code == 2
+    assert "metergate.toml: store.size: is not a known key" in err
+    assert "metergate.toml: models: is missing" in err
+    assert "Traceback" not in err
+
+
+HOLD = """
+import asyncio, sys
+from pathlib import Path
+from metergate.cli.store import writing
+
+async def hold():
+    async with writing(Path(sys.argv[1])):
+        print("held", flush=True)
+        sys.stdin.read()
+
+asyncio.run(hold())
+"""
+
+
+def test_a_store_that_another_process_writes_is_refused_for_writing_and_readable(alice: Run, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", HOLD, str(tmp_path / "ledger.db")]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        try:
+            assert holder.stdout.readline() == b"held\n"
+            code, out, err = alice("grant", "add", "alice", "--credits", "5", *STORE)
+            assert (code, out) == (2, "")
+            assert "stop it first" in err
+            assert alice("wallet", "show", "alice", *STORE)[0] == 0
+        finally:
+            holder.stdin.close()
+    assert alice("grant", "add", "alice", "--credits", "5", *STORE)[0] == 0
+
+
+def test_an_intact_ledger_verifies(alice: Run) -> None:
+    alice("grant", "add", "alice", "--credits", "5", *STORE)
+    code, out, _ = alice("ledger", "verify", *STORE)
+    assert code == 0
+    assert "No differences." in out
+    assert re.search(r"payments, credits\W+-5\.000000", out)
+    assert re.search(r"held by subscribers, credits\W+5\.000000", out)
+
+
+def test_a_ledger_that_was_tampered_with_is_reported_with_exit_code_1(alice: Run, tmp_path: Path) -> None:
+    alice("grant", "add", "alice", "--credits", "5", "--id", "june", *STORE)
+    with sqlite3.connect(tmp_path / "ledger.db") as tampered:
+        changed = tampered.execute("UPDATE grants SET remaining_microcredits = remaining_microcredits - 1")
+        assert changed.rowcount == 1
+    tampered.close()
+    code, out, _ = alice("ledger", "verify", *STORE)
+    assert code == 1
+    assert "june" in out
+    assert "differences" in out
