@@ -1,0 +1,244 @@
+"""What the demo and ``make run`` share: a real model's server, a store with subscribers and keys, and a gateway.
+
+No process outlives this one: each dies with it, however it ends.
+"""
+
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from llama_server import CONTEXT_TOKENS, MODEL_ALIAS, model_path
+from rich.console import Console
+
+SCRIPTS = Path(__file__).resolve().parent
+FOLDER = SCRIPTS.parent / ".demo"
+
+# 5 yuan a month buys 5 credits: with one credit a yuan, prices read as they do in the market's lists.
+PLAN_CREDITS = "5"
+
+READY_SECONDS_MAX = 120.0  # loading takes 2 s on a quiet machine; a busy one may need much longer
+STOP_SECONDS_MAX = 30.0  # the gateway drains for at most 20 s
+LOG_LINES_SHOWN = 30  # enough for a traceback
+
+CONFIG = """\
+# Written by scripts/demo.py: all that a gateway needs.
+[listener]
+address = "{address}"
+
+[store]
+path = "ledger.db"
+
+[backends.llama]
+kind = "openai"
+url = "{backend_url}/v1"
+
+[models.{model}]
+display_name = "SmolLM2 135M Instruct"
+provider = "huggingface"
+context_tokens = {context_tokens}
+backends = ["llama"]
+counting = "TOKENIZER"
+tokenizer = {{ kind = "gguf", path = "{model_path}" }}
+
+[[rate_cards]]
+id = "{model}-1"
+model = "{model}"
+effective_time = 2026-01-01T00:00:00+08:00
+# Credits a million tokens: 0.5 of prompt, 0.1 of prompt that the backend had cached, 2 of answer.
+microcredits_per_million_tokens = {{ prompt = 500_000, cached_prompt = 100_000, completion = 2_000_000 }}
+"""
+
+# Ends the command with its parent, also when that is killed: the kernel sends the signal.
+TETHER = (
+    "import ctypes, os, sys\n"
+    "if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, 15)\n"  # PR_SET_PDEATHSIG, SIGTERM
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+class Surprise(Exception):
+    """Something that should not happen here."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def is_free(port: int) -> bool:
+    """Whether the port can be listened on."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+class Setup:
+    """The processes and files of one run, in a folder that begins empty."""
+
+    model = MODEL_ALIAS
+
+    def __init__(self, name: str, port: int, console: Console) -> None:
+        self.folder = FOLDER / name
+        self.address = f"127.0.0.1:{port}"
+        self._console = console
+        self._backend_port = free_port()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for process in self._processes.values():
+            process.terminate()
+        for process in self._processes.values():
+            try:
+                process.wait(STOP_SECONDS_MAX)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    # --- the backend ------------------------------------------------------------------------------------------------
+
+    def start_backend(self) -> None:
+        """Load the model into llama.cpp and wait until it serves."""
+        arguments = [str(SCRIPTS / "llama_server.py"), "--port", str(self._backend_port), "--verbose"]
+        self._start("llama", arguments)
+        self._wait_for("llama", self._backend_is_ready)
+
+    def _backend_is_ready(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self._backend_port, timeout=1.0)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    # --- the gateway ------------------------------------------------------------------------------------------------
+
+    def write_config(self) -> Path:
+        """Write the configuration file."""
+        file = self.folder / "metergate.toml"
+        text = CONFIG.format(
+            address=self.address,
+            backend_url=f"http://127.0.0.1:{self._backend_port}",
+            model=self.model,
+            model_path=model_path(),
+            context_tokens=CONTEXT_TOKENS,
+        )
+        file.write_text(text)
+        return file
+
+    def command(self, *arguments: str) -> str:
+        """Show and run ``metergate ...`` in the folder; its output. Surprise unless it exits with 0."""
+        self._console.print(f"[bold]$ metergate {' '.join(arguments)}", highlight=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "metergate", *arguments],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise Surprise(
+                f"metergate {' '.join(arguments)} exited with {done.returncode}:\n{done.stderr}{done.stdout}"
+            )
+        return done.stdout.rstrip("\n")
+
+    def add_subscriber(self, subscriber: str, credits_granted: str) -> str:
+        """Open a wallet with the plan's grant; the key of an app that may spend it."""
+        self.command("subscriber", "create", subscriber)
+        plan = ("--credits", credits_granted, "--source", "PLAN_CYCLE", "--expires-in", "31d", "--id", "cycle-1")
+        self.command("grant", "add", subscriber, *plan)
+        key = self.command("key", "issue", subscriber, "--app", "writer", "--channel", "APP")
+        file = self.folder / f"{subscriber}.key"
+        file.touch(mode=0o600)
+        file.write_text(f"{key}\n")
+        return key
+
+    def start_gateway(self) -> None:
+        """Serve, and wait until the gateway says that it does."""
+        self._console.print("[bold]$ metergate serve", highlight=False)
+        self._start("gateway", ["-m", "metergate", "serve"])
+        self._wait_for("gateway", self._gateway_is_ready)
+
+    def _gateway_is_ready(self) -> bool:
+        with grpc.insecure_channel(self.address) as channel:
+            health: Any = health_pb2_grpc.HealthStub(channel)  # it has no types
+            try:
+                response = health.Check(health_pb2.HealthCheckRequest(), timeout=1.0)
+            except grpc.RpcError:
+                return False
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def stop_gateway(self) -> None:
+        """Ask it to stop; Surprise unless it exits with 0."""
+        gateway = self._processes["gateway"]
+        gateway.send_signal(signal.SIGTERM)
+        code = gateway.wait(STOP_SECONDS_MAX)
+        if code != 0:
+            raise Surprise(f"the gateway exited with {code}")
+
+    def wait_for_gateway(self) -> None:
+        """Wait until it ends by itself, which is a Surprise."""
+        code = self._processes["gateway"].wait()
+        raise Surprise(f"the gateway exited with {code}")
+
+    # --- processes --------------------------------------------------------------------------------------------------
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    def _start(self, name: str, arguments: list[str]) -> None:
+        log: IO[bytes]
+        with self._log(name).open("wb") as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-c", TETHER, sys.executable, *arguments],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C reaches this process only, which then stops the others in order.
+                process_group=0,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+
+    def _wait_for(self, name: str, is_ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + READY_SECONDS_MAX
+        while not is_ready():
+            code = self._processes[name].poll()
+            if code is not None:
+                raise Surprise(f"{name} exited with {code} before it was ready")
+            if time.monotonic() > deadline:
+                raise Surprise(f"{name} was not ready after {READY_SECONDS_MAX:.0f} s")
+            time.sleep(0.1)
+
+    def log_tails(self) -> str:
+        """The last lines that each process wrote."""
+        tails = []
+        for name in self._processes:
+            lines = self._log(name).read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
+            tails += [f"--- {self._log(name)}", *lines]
+        return "\n".join(tails)
