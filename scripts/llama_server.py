@@ -89,6 +89,8 @@ def serve(options: argparse.Namespace, port: int, model: Path, ended: threading.
     parameters.n_threads_http = options.parallel + 2
     parameters.endpoint_metrics = True
     parameters.use_jinja = True
+    # Otherwise a chat that ends with an assistant's message gets that message again at the start of the answer.
+    parameters.prefill_assistant = False
     try:
         server = xllamacpp.Server(parameters)
         # The server lives as long as this reference does.

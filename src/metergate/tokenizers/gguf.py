@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as BytePairs
 
 from metergate.core.errors import TokenizerInvalid
 from metergate.tokenizers import pre_tokenizers as known
+from metergate.tokenizers.byte_pairs import token_counter
 from metergate.tokenizers.chat_template import TemplateSource
 from metergate.tokenizers.gguf_metadata import read_tokenizer_metadata
 from metergate.tokenizers.vocabulary import Vocabulary
@@ -86,11 +87,9 @@ def _load(metadata: dict[str, Any]) -> GgufVocabulary:
     encoder = _encoder(tokens, _required(metadata, "tokenizer.ggml.merges"), special, rule)
     bos = tokens[metadata.get("tokenizer.ggml.bos_token_id", _DEFAULT_SPECIAL_ID)]
     eos = tokens[metadata.get("tokenizer.ggml.eos_token_id", _DEFAULT_SPECIAL_ID)]
+    count_text = token_counter(encoder)
     before = bos if metadata.get("tokenizer.ggml.add_bos_token", rule.add_bos) else ""
     after = eos if metadata.get("tokenizer.ggml.add_eos_token", False) else ""
-
-    def count_text(text: str) -> int:
-        return len(encoder.encode(text, add_special_tokens=False))
 
     def count_rendered(text: str) -> int:
         # llama.cpp takes away what the template wrote of the tokens that it adds itself.

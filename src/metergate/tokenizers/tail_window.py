@@ -42,11 +42,14 @@ class TailWindowCounter:
         searched = len(self._tail)
         self._tail += text
         if self._boundary is not None:
-            # The old tail was searched before; only a boundary in front of a new character can be new.
-            last = self._boundary.search(self._tail, pos=searched)
+            # The old tail was searched before; only a boundary in front of a new character can be new. Searching
+            # backwards, regex does not try the place at pos itself, hence the one before. A long text without a
+            # boundary takes a while: concurrent gives up the interpreter's lock meanwhile.
+            last = self._boundary.search(self._tail, pos=max(searched - 1, 0), concurrent=True)
             if last is not None:
                 cut = last.start()
-                self._committed_tokens += self._count(self._tail[:cut])
+                # Models mostly stream whole words: then what is committed is the old tail, counted already.
+                self._committed_tokens += self._tail_tokens if cut == searched else self._count(self._tail[:cut])
                 self._tail = self._tail[cut:]
         self._tail_tokens = self._count(self._tail)
         return self.tokens

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer as Reference
 
 from metergate.core.errors import TokenizerInvalid
 from metergate.tokenizers import pre_tokenizers as known
+from metergate.tokenizers.byte_pairs import token_counter
 from metergate.tokenizers.vocabulary import Vocabulary
 
 
@@ -30,9 +31,7 @@ def load_tokenizer_json(path: Path) -> Vocabulary:
     reference.no_truncation()
     reference.no_padding()
 
-    def count(text: str) -> int:
-        return len(reference.encode(text, add_special_tokens=False))
-
+    count = token_counter(reference)
     if not _splits_as_known(rules):
         return Vocabulary(count_text=count, count_rendered=count, boundary=None)
     added = reference.get_added_tokens_decoder().values()
