@@ -1,0 +1,132 @@
+"""Every call of every service passes here, once in and once out.
+
+In: the key, the size, the decoding, unknown fields (L8). Out: errors become statuses, in this one place.
+"""
+
+import logging
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.unknown_fields import UnknownFieldSet
+from grpc_status import rpc_status
+
+from metergate.core.errors import MessageTooLarge, MetergateError, RequestInvalid, Violation
+from metergate.core.rows import Authorization
+from metergate.edges.auth import Authenticator
+from metergate.edges.status import status_code, to_status
+from metergate.edges.violations import Violations
+
+_log = logging.getLogger(__name__)
+
+# A traceback deeper than this is a recursion; its last calls tell which.
+_FRAMES_MAX = 30
+
+# More causes than this are a loop of retries; the latest tell enough.
+_CAUSES_MAX = 5
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+# The caller, the decoded request and the call. Returns the response; a streaming one writes its own and returns None.
+Behaviour = Callable[[Authorization, Any, Context], Awaitable[Any]]
+
+
+class Servicer(Protocol):
+    """One service."""
+
+    @property
+    def service(self) -> ServiceDescriptor:
+        """What the proto says of it."""
+        ...
+
+    def behaviours(self) -> Mapping[str, Behaviour]:
+        """What each method does, by its name in the proto."""
+        ...
+
+
+class Gate:
+    """Lets calls in and errors out. Requests of more than ``message_bytes_max`` are refused."""
+
+    def __init__(self, authenticator: Authenticator, *, message_bytes_max: int) -> None:
+        self._authenticator = authenticator
+        self._message_bytes_max = message_bytes_max
+
+    def handlers(self, servicer: Servicer) -> "dict[str, grpc.RpcMethodHandler[bytes, Any]]":
+        """Handlers for all methods of a service, for a server to register; KeyError if a behaviour is missing."""
+        behaviours = servicer.behaviours()
+        return {method.name: self._handler(method, behaviours[method.name]) for method in servicer.service.methods}
+
+    def _handler(self, method: MethodDescriptor, behaviour: Behaviour) -> "grpc.RpcMethodHandler[bytes, Any]":
+        request_class = GetMessageClass(method.input_type)
+
+        async def handle(data: bytes, context: Context) -> Any:  # noqa: ANN401 - any service's response
+            try:
+                caller = await self._authenticator.authenticate(context.invocation_metadata() or ())
+                return await behaviour(caller, self._decode(data, request_class), context)
+            except Exception as error:  # noqa: BLE001 - the last place that can turn an error into a status
+                await _refuse(context, error, method.full_name)
+
+        # The request stays bytes here: a decoding error inside grpc's own deserializer would leave without ErrorInfo.
+        serializer = GetMessageClass(method.output_type).SerializeToString
+        if method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(handle, response_serializer=serializer)
+        return grpc.unary_unary_rpc_method_handler(handle, response_serializer=serializer)
+
+    def _decode(self, data: bytes, request_class: type[Message]) -> Message:
+        if len(data) > self._message_bytes_max:
+            raise MessageTooLarge(bytes=len(data), bytes_max=self._message_bytes_max)
+        return decode(data, request_class)
+
+
+def decode(data: bytes, request_class: type[Message]) -> Message:
+    """The request; RequestInvalid if it cannot be decoded or has fields that this version does not know."""
+    try:
+        request = request_class.FromString(data)
+    except DecodeError as exc:
+        raise RequestInvalid(Violation("request", f"is no {request_class.DESCRIPTOR.full_name}")) from exc
+    size = request.ByteSize()
+    request.DiscardUnknownFields()
+    if request.ByteSize() != size:
+        violations = Violations()
+        for path, number in _unknown_fields(request_class.FromString(data), "request"):
+            violations.add(path, f"has the unknown field {number}")
+        violations.check()
+    return request
+
+
+def _unknown_fields(message: Message, path: str) -> Iterator[tuple[str, int]]:
+    """Where unknown fields are: the path of the message and the field's number."""
+    for unknown in UnknownFieldSet(message):  # type: ignore[attr-defined]
+        yield path, unknown.field_number
+    for field, value in message.ListFields():
+        if field.type != FieldDescriptor.TYPE_MESSAGE:
+            continue
+        below = field.name if path == "request" else f"{path}.{field.name}"
+        if field.is_repeated:
+            for index, item in enumerate(value):
+                yield from _unknown_fields(item, f"{below}[{index}]")
+        else:
+            yield from _unknown_fields(value, below)
+
+
+async def _refuse(context: Context, error: Exception, method: str) -> None:
+    if status_code(error) is grpc.StatusCode.INTERNAL:
+        _log.error("%s failed: %s", method, describe(error))
+    status = rpc_status.to_status(to_status(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+def describe(error: BaseException) -> str:
+    """Where an error came from, by type and traceback: foreign errors' texts may quote a prompt (L11)."""
+    lines: list[str] = []
+    link: BaseException | None = error
+    while link is not None and len(lines) < _CAUSES_MAX:
+        text = f": {link}" if isinstance(link, MetergateError) and not isinstance(link, RequestInvalid) else ""
+        frames = "".join(traceback.format_tb(link.__traceback__, limit=-_FRAMES_MAX))
+        lines.append(f"{type(link).__qualname__}{text}\n{frames}")
+        link = link.__cause__ or link.__context__
+    return "caused by ".join(lines)

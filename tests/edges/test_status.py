@@ -1,0 +1,129 @@
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from metergate.core import errors
+from metergate.edges.calls import describe
+from metergate.edges.status import STATUS_CODES, VIOLATIONS_MAX, to_status
+
+# Defects, and what can only happen while the gateway is set up: to an app, all of it is "the gateway failed".
+INTERNAL_ON_PURPOSE = {
+    "ConfigInvalid",
+    "IdConflict",
+    "LedgerInvariantBroken",
+    "ListenerRefused",
+    "RateCardInvalid",
+    "StoreRefused",
+    "TokenizerInvalid",
+    "TransitionInvalid",
+}
+
+
+def all_errors(base: type[errors.MetergateError] = errors.MetergateError) -> Iterator[type[errors.MetergateError]]:
+    for kind in base.__subclasses__():
+        if kind.__module__.startswith("metergate."):
+            yield kind
+        yield from all_errors(kind)
+
+
+def detail(status: Status, kind: type[Any]) -> Any:
+    message = kind()
+    assert any(packed.Unpack(message) for packed in status.details), f"no {kind.__name__}"
+    return message
+
+
+def test_every_error_has_a_status_or_is_internal_on_purpose() -> None:
+    without = {kind.__name__ for kind in all_errors() if kind not in STATUS_CODES}
+    assert without <= INTERNAL_ON_PURPOSE
+    assert not INTERNAL_ON_PURPOSE & {kind.__name__ for kind in STATUS_CODES}
+
+
+def test_every_error_an_app_sees_has_a_reason_of_its_own() -> None:
+    reasons = [kind.reason for kind in STATUS_CODES]
+    assert len(set(reasons)) == len(reasons)
+    assert "INTERNAL" not in reasons
+
+
+def test_the_values_of_the_message_are_metadata_and_the_charge_is_named() -> None:
+    error = errors.BackendUnavailable(model_id="small", problem="it hung up", charge="subscribers/z/charges/c1")
+    status = to_status(error)
+    assert status.code == grpc.StatusCode.UNAVAILABLE.value[0]
+    assert status.message == "The backend of small failed: it hung up."
+    info = detail(status, ErrorInfo)
+    assert (info.domain, info.reason) == ("metergate", "BACKEND_UNAVAILABLE")
+    assert dict(info.metadata) == {
+        "model_id": "small",
+        "problem": "it hung up",
+        "charge": "subscribers/z/charges/c1",
+    }
+
+
+@pytest.mark.parametrize(
+    "error",
+    [errors.StoreUnavailable(), errors.ShuttingDown(), errors.BackendUnavailable(model_id="m", problem="p")],
+)
+def test_what_may_work_again_says_when_to_retry(error: errors.MetergateError) -> None:
+    assert detail(to_status(error), RetryInfo).retry_delay.seconds == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "field"),
+    [
+        (errors.PromptTooLong(model_id="m", prompt_tokens=9, prompt_tokens_max=8), "inference.messages"),
+        (errors.MessageTooLarge(bytes=9, bytes_max=8), "request"),
+        (errors.BackendRejected(model_id="m", problem="p"), "inference"),
+        (errors.RequestInvalid(errors.Violation("inference.model", "is wrong")), "inference.model"),
+    ],
+)
+def test_an_invalid_argument_names_its_field(error: errors.MetergateError, field: str) -> None:
+    status = to_status(error)
+    assert status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert [violation.field for violation in detail(status, BadRequest).field_violations] == [field]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("secret prompt"),
+        errors.LedgerInvariantBroken(problem="secret number"),
+        errors.TransitionInvalid(state="SETTLED", event="secret event"),
+    ],
+)
+def test_a_defect_tells_the_app_nothing_of_the_inside(error: Exception) -> None:
+    status = to_status(error)
+    assert status.code == grpc.StatusCode.INTERNAL.value[0]
+    assert b"secret" not in status.SerializeToString()
+    assert detail(status, ErrorInfo).reason == "INTERNAL"
+
+
+def test_the_largest_status_fits_the_metadata_of_http2() -> None:
+    field, text = "f" * 9_999, "模" * 9_999
+    violations = [errors.Violation(field, text)] * 1_000
+    for error in (errors.RequestInvalid(*violations), errors.BackendRejected(model_id=text, problem=text)):
+        status = to_status(error)
+        wire = len(status.message.encode()) * 3 + len(status.SerializeToString()) * 4 // 3
+        assert wire < 6 * 1024
+    assert len(detail(to_status(errors.RequestInvalid(*violations)), BadRequest).field_violations) == VIOLATIONS_MAX
+
+
+def test_text_that_utf8_cannot_say_still_becomes_a_status() -> None:
+    assert "?" in to_status(errors.BackendRejected(model_id="m", problem="\ud800")).message
+
+
+def test_the_log_tells_where_a_defect_arose_but_not_what_it_quotes() -> None:
+    prompt = " ".join(["my", "password"])
+    try:
+        try:
+            raise ValueError(prompt)
+        except ValueError as exc:
+            raise errors.LedgerInvariantBroken(problem="captured > reserved") from exc
+    except errors.MetergateError as error:
+        text = describe(error)
+    assert "test_status.py" in text
+    assert "ValueError" in text
+    assert "captured > reserved" in text
+    assert prompt not in text
