@@ -1,0 +1,78 @@
+"""The gRPC server: every service behind the gate, with health and reflection, every resource of it bounded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from metergate.core.errors import ListenerRefused
+from metergate.edges.auth import Authenticator
+from metergate.edges.calls import Gate, Servicer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerLimits:
+    """What one server takes."""
+
+    message_bytes_max: int = 4 * 1024 * 1024  # a request of a million tokens; more than any model on sale reads
+    calls_max: int = 10_000  # at once; at 100 kB a stream that is 1 GB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerHandle:
+    """A server that serves."""
+
+    server: grpc.aio.Server
+    health: health.aio.HealthServicer  # ``enter_graceful_shutdown`` makes every service NOT_SERVING
+    port: int  # the one that was bound, also where port 0 was asked for
+
+
+# gRPC itself cuts off what is larger, with a status of its own; up to this factor, our error tells the app the limit.
+_HARD_LIMIT_FACTOR = 4
+
+# A phone that lost its network says no goodbye: it is found out, and its credit set free, within 40 seconds.
+_KEEPALIVE_MS = 30_000
+_KEEPALIVE_TIMEOUT_MS = 10_000
+
+# Apps may ping as often to keep their way through a carrier's NAT open; more often costs the radio and us.
+_PING_INTERVAL_MS_MIN = 10_000
+
+
+async def start_server(
+    *, address: str, servicers: Sequence[Servicer], authenticator: Authenticator, limits: ServerLimits
+) -> ServerHandle:
+    """Listen on ``address`` (HOST:PORT, port 0: any that is free) and serve. ListenerRefused if that cannot be."""
+    server = grpc.aio.server(options=_options(limits), maximum_concurrent_rpcs=limits.calls_max)
+    gate = Gate(authenticator, message_bytes_max=limits.message_bytes_max)
+    for servicer in servicers:
+        server.add_registered_method_handlers(servicer.service.full_name, gate.handlers(servicer))
+    health_servicer = await _add_health(server, servicers)
+    names = [servicer.service.full_name for servicer in servicers]
+    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as exc:
+        raise ListenerRefused(address=address, problem="the address cannot be bound; is it in use?") from exc
+    await server.start()
+    return ServerHandle(server=server, health=health_servicer, port=port)
+
+
+async def _add_health(server: grpc.aio.Server, servicers: Sequence[Servicer]) -> health.aio.HealthServicer:
+    health_servicer = health.aio.HealthServicer()
+    for servicer in servicers:
+        await health_servicer.set(servicer.service.full_name, health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    return health_servicer
+
+
+def _options(limits: ServerLimits) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", limits.message_bytes_max * _HARD_LIMIT_FACTOR),
+        ("grpc.so_reuseport", 0),  # a second gateway on the same port is a mistake, not a colleague
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_MS_MIN),
+    ]
