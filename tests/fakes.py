@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from metergate.core.audit import SubscriberLedger
 from metergate.core.books import Books
-from metergate.core.errors import IdConflict, ResourceNotFound, StoreUnavailable
+from metergate.core.errors import IdConflict, RequestInvalid, ResourceNotFound, StoreUnavailable, Violation
 from metergate.core.grants import available
 from metergate.core.ledger import Ledger, Operation, Outcome, spendable
 from metergate.core.operations import (
@@ -286,6 +286,8 @@ def _charge_matches(charge: Charge, where: ChargeFilter) -> bool:
 
 def _page(oldest_first: Sequence[Row], cursor: str | None, size: int) -> Page[Row]:
     """The newest rows below the cursor, which is a position in order of insertion."""
+    if cursor is not None and not cursor.isdigit():
+        raise RequestInvalid(Violation("page_token", "is not one that this service gave"))
     end = len(oldest_first) if cursor is None else int(cursor)
     start = max(0, end - size)
     return Page(rows=tuple(reversed(oldest_first[start:end])), next_cursor=str(start) if start > 0 else None)

@@ -34,7 +34,7 @@ class Watched(Awaitable[None]):
             try:
                 yield waited_for
                 error = None
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: BLE001 - it is thrown into the coroutine
                 error = exc
 
 

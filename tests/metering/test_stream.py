@@ -4,7 +4,18 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
-from metering_world import CARD, STOP, RecordingSink, ScriptedBackend, World, content, count_words, request, usage
+from metering_world import (
+    CARD,
+    STOP,
+    RecordingSink,
+    ScriptedBackend,
+    ScriptItem,
+    World,
+    content,
+    count_words,
+    request,
+    usage,
+)
 
 from metergate.core.errors import (
     BackendRejected,
@@ -57,7 +68,7 @@ async def test_chunking_never_changes_the_price(size: int) -> None:
 
 
 async def test_reasoning_and_tool_calls_are_counted_each_by_itself() -> None:
-    script = [
+    script: list[ScriptItem] = [
         Delta(reasoning_content="let me"),
         Delta(reasoning_content=" think"),
         Delta(content="ok"),
