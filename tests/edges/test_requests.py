@@ -123,6 +123,10 @@ BAD_FIELDS: list[tuple[str, Change]] = [
     ("inference.model", set_field(model="models/../etc")),
     ("inference.messages", lambda inference: inference.ClearField("messages")),
     ("inference.messages", lambda inference: inference.messages.extend([said(USER, "x")] * 1024)),
+    (
+        "inference.messages",
+        add_message(chat_pb2.Message(role=chat_pb2.ROLE_USER, content_parts=[chat_pb2.ContentPart(text="")] * 4096)),
+    ),
     ("inference.messages[1].role", add_message(said(0, "x"))),
     ("inference.messages[1].role", add_message(said(99, "x"))),
     ("inference.messages[1].role", add_message(said(-1, "x"))),
@@ -265,6 +269,12 @@ def test_a_field_this_version_does_not_know_is_refused_wherever_it_is(
 def test_an_unknown_field_of_the_request_itself_is_refused() -> None:
     data = inference_pb2.CompleteRequest(inference=an_inference()).SerializeToString() + unknown_field(9)
     with pytest.raises(RequestInvalid, match="request: has the unknown field 9"):
+        decode(data, inference_pb2.CompleteRequest)
+
+
+def test_an_unknown_field_of_a_large_request_is_refused_without_a_search() -> None:
+    data = inference_pb2.CompleteRequest(inference=an_inference()).SerializeToString() + unknown_field(9) * 10_000
+    with pytest.raises(RequestInvalid, match="request: has a field that this version does not know"):
         decode(data, inference_pb2.CompleteRequest)
 
 

@@ -21,6 +21,9 @@ from metergate.edges.auth import Authenticator
 from metergate.edges.status import status_code, to_status
 from metergate.edges.violations import Violations
 
+# Where a larger request has its unknown field is not worth holding the event loop for.
+_SEARCHED_BYTES_MAX = 16 * 1024
+
 _log = logging.getLogger(__name__)
 
 # A traceback deeper than this is a recursion; its last calls tell which.
@@ -91,6 +94,8 @@ def decode(data: bytes, request_class: type[Message]) -> Message:
     size = request.ByteSize()
     request.DiscardUnknownFields()
     if request.ByteSize() != size:
+        if len(data) > _SEARCHED_BYTES_MAX:
+            raise RequestInvalid(Violation("request", "has a field that this version does not know"))
         violations = Violations()
         for path, number in _unknown_fields(request_class.FromString(data), "request"):
             violations.add(path, f"has the unknown field {number}")

@@ -17,6 +17,10 @@ from metergate.v1 import chat_pb2
 MESSAGES_MAX = 1024
 TOOLS_MAX = 128
 
+# Content parts and tool calls of all messages together. Four bytes make an empty part: a request within its size could
+# have a million, and hold the event loop for seconds.
+PIECES_MAX = 4096
+
 FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 _ROLES: dict[int, Role] = {chat_pb2.Role.Value(f"ROLE_{role}"): role for role in Role}
@@ -29,6 +33,10 @@ def read_messages(messages: Sequence[chat_pb2.Message], path: str, violations: V
     """The conversation."""
     if not 1 <= len(messages) <= MESSAGES_MAX:
         violations.add(path, f"must have 1 to {MESSAGES_MAX} messages, not {len(messages)}")
+        return ()
+    pieces = sum(len(message.content_parts) + len(message.tool_calls) for message in messages)
+    if pieces > PIECES_MAX:
+        violations.add(path, f"must have at most {PIECES_MAX} content parts and tool calls, not {pieces}")
         return ()
     called: set[str] = set()
     return tuple(
