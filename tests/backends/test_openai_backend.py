@@ -445,6 +445,7 @@ async def test_a_refused_request_is_rejected_and_the_message_is_not_kept(status:
         ([head(), b"data: " + b"x" * 1_100_000 + b"\n\n"], "it sent an event of more than 1048576 bytes"),
         ([head(), lambda: b"x" * 65536], "it sent an event of more than 1048576 bytes"),
         ([b"SSH-2.0-OpenSSH_9.2\r\n\r\n"], "it sent something else than HTTP"),
+        ([CLOSE], "it closed the connection without an answer"),
         ([RESET], None),
         ([head(extra="Content-Length: 100\r\n"), b": x\n\n"], "its answer broke off"),
     ],

@@ -50,7 +50,7 @@ _PROBLEMS: tuple[tuple[type[Exception], str], ...] = (
     (aiohttp.ClientConnectorError, "it cannot be connected to"),
     (aiohttp.ServerDisconnectedError, "it closed the connection without an answer"),
     (aiohttp.ClientPayloadError, "its answer broke off"),
-    (aiohttp.ClientOSError, "the connection broke"),
+    (aiohttp.ClientConnectionError, "the connection broke"),
     (aiohttp.ClientResponseError, "it sent something else than HTTP"),
     (aiohttp.InvalidURL, "its URL is invalid"),
 )
