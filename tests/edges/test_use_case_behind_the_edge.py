@@ -1,0 +1,91 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+from edge_harness import APP_KEY, bearer, refused
+from metering_world import ScriptItem, World, content
+
+from metergate.core.inference import Finish
+from metergate.core.keys import hash_key
+from metergate.core.reservation import CloseCause
+from metergate.core.rows import ApiKey, FinishReason
+from metergate.edges.auth import Authenticator
+from metergate.edges.inference import InferenceServicer
+from metergate.edges.server import ServerLimits, start_server
+from metergate.v1 import chat_pb2, inference_pb2, inference_pb2_grpc
+
+AUTHORIZED = bearer(APP_KEY)
+
+
+@asynccontextmanager
+async def gateway(
+    *script: ScriptItem, amount_microcredits: int
+) -> AsyncIterator[tuple[World, "inference_pb2_grpc.InferenceServiceAsyncStub"]]:
+    world = await World(script).fund(amount_microcredits)
+    await world.ledger.add_key(
+        ApiKey(
+            key_id="key-1",
+            secret_hash=hash_key(APP_KEY),
+            authorization_id="authorization-1",
+            create_time_us=0,
+            revoke_time_us=None,
+        )
+    )
+    handle = await start_server(
+        address="127.0.0.1:0",
+        servicers=[InferenceServicer(world.metering)],
+        authenticator=Authenticator(world.ledger, asyncio.get_running_loop().time),
+        limits=ServerLimits(),
+    )
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{handle.port}") as channel:
+        yield world, inference_pb2_grpc.InferenceServiceStub(channel)
+    await handle.server.stop(None)
+
+
+def asked(request_id: str = "request-1") -> inference_pb2.StreamCompleteRequest:
+    message = chat_pb2.Message(
+        role=chat_pb2.ROLE_USER, content_parts=[chat_pb2.ContentPart(text="why is the sky blue")]
+    )
+    return inference_pb2.StreamCompleteRequest(
+        inference=inference_pb2.Inference(request_id=request_id, model="models/model-1", messages=[message])
+    )
+
+
+async def test_an_answer_is_streamed_charged_and_replayed() -> None:
+    script: tuple[ScriptItem, ...] = (*content("because ", "of ", "rayleigh"), Finish(reason=FinishReason.STOP))
+    async with gateway(*script, amount_microcredits=1_000_000) as (world, stub):
+        first = [event async for event in stub.StreamComplete(asked(), metadata=AUTHORIZED)]
+        second = [event async for event in stub.StreamComplete(asked(), metadata=AUTHORIZED)]
+        [charge] = await world.charges()
+    for events in (first, second):
+        assert events[0].HasField("admission")
+        assert "".join(event.delta.content for event in events[1:-1]) == "because of rayleigh"
+        assert events[-1].receipt.charge == f"subscribers/subscriber-1/charges/{charge.charge_id}"
+        assert events[-1].receipt.charged_microcredits == charge.charged_microcredits > 0
+    assert [first[-1].receipt.replayed, second[-1].receipt.replayed] == [False, True]
+
+
+async def test_an_app_that_hangs_up_is_charged_what_it_was_delivered() -> None:
+    script: tuple[ScriptItem, ...] = (*content("because ", "of "), asyncio.Event())
+    async with gateway(*script, amount_microcredits=1_000_000) as (world, stub):
+        call = stub.StreamComplete(asked(), metadata=AUTHORIZED)
+        text = ""
+        while text != "because of ":
+            event = await call.read()
+            assert isinstance(event, inference_pb2.StreamCompleteResponse)
+            text += event.delta.content
+        call.cancel()
+        await world.metering.drain(10)
+        [charge] = await world.charges()
+        assert charge.close_cause is CloseCause.CLIENT_CANCELLED
+        assert charge.charged_microcredits > 0
+        assert world.backend.open_generations == 0
+
+
+async def test_too_little_credit_is_refused_before_any_backend_is_called() -> None:
+    async with gateway(*content("because"), amount_microcredits=1) as (world, stub):
+        refusal = await refused(stub.StreamComplete(asked(), metadata=AUTHORIZED).read())
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "INSUFFICIENT_CREDIT")
+    assert refusal.metadata["available_microcredits"] == "1"
+    assert not world.backend.requests
