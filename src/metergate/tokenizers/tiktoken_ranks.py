@@ -99,6 +99,9 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
             raise TokenizerInvalid(
                 path=str(path), problem=f"line {number} is not a base64 token and its rank"
             ) from error
+    # tiktoken panics on a rank that is there twice.
+    if len(set(ranks.values())) != len(ranks):
+        raise TokenizerInvalid(path=str(path), problem="two tokens have the same rank")
     if any(bytes([byte]) not in ranks for byte in range(256)):
         raise TokenizerInvalid(path=str(path), problem="a single byte has no rank, so not every text can be counted")
     return ranks
