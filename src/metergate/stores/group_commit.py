@@ -65,10 +65,10 @@ class GroupCommit(Generic[Operation]):
         return await future
 
     async def close(self) -> None:
-        """Commit what is queued and stop. A second call waits for the first."""
+        """Commit what is queued and stop."""
         self._is_closing = True
         self._queued.set()
-        await asyncio.shield(self._task)
+        await self._task
         self._thread.shutdown()
 
     async def _run(self) -> None:

@@ -34,7 +34,7 @@ class SqliteLedgerReader:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger-reader")
         self._query: Query | None = None
         self._is_stale = False
-        self._is_closed = False
+        self._closing: asyncio.Task[None] | None = None
         self._pending_reads = 0
 
     @classmethod
@@ -49,9 +49,13 @@ class SqliteLedgerReader:
         return reader
 
     async def close(self) -> None:
-        """Finish the reads that were asked for and close."""
-        self._is_closed = True
-        await asyncio.shield(self._in_thread(self._drop_query))
+        """Finish what was asked for and close, whether or not the caller waits. A second call waits for the first."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        await self._in_thread(self._drop_query)
         self._thread.shutdown()
 
     # --- LedgerStore: reading ---------------------------------------------------------------------------------------
@@ -117,7 +121,7 @@ class SqliteLedgerReader:
 
     async def _read(self, read: Callable[[Query], Result]) -> Result:
         """StoreUnavailable if storage fails, or more reads wait than ever should."""
-        if self._is_closed or self._pending_reads >= PENDING_READS_MAX:
+        if self._closing is not None or self._pending_reads >= PENDING_READS_MAX:
             raise StoreUnavailable
         self._pending_reads += 1
         try:

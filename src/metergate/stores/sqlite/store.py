@@ -80,11 +80,10 @@ class SqliteLedgerStore(SqliteLedgerReader):
         """The secret this ledger keys content hashes with."""
         return self._writer.content_key
 
-    async def close(self) -> None:
-        """Finish what was handed over and close."""
+    async def _close(self) -> None:
         await self._commits.close()
-        await super().close()
-        await asyncio.shield(asyncio.to_thread(self._close_writer))
+        await super()._close()
+        await asyncio.to_thread(self._close_writer)
 
     def _reopen(self) -> None:
         self._writer.open(create=False)

@@ -1,0 +1,358 @@
+"""What is true of the SQLite store in particular: which files it takes, and how it fails."""
+
+# ruff: noqa: ASYNC240 - a test may wait for a small file
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from fakes import FakeClock
+from ledger_rows import (
+    NOW_US,
+    a_capture,
+    a_grant,
+    a_reserve,
+    a_settle,
+    a_wallet,
+    available,
+    differences,
+    open_wallet,
+    reserve,
+)
+
+from metergate.core.errors import LedgerInvariantBroken, ReservationNotOwned, StoreRefused, StoreUnavailable
+from metergate.core.operations import Captured, CaptureStatus, Reserved
+from metergate.core.rows import Grant
+from metergate.ports import ChargeFilter
+from metergate.stores import group_commit
+from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, connection, writer
+
+
+async def open_store(path: Path, *, create: bool = True) -> SqliteLedgerStore:
+    return await SqliteLedgerStore.open(path, clock=FakeClock(NOW_US), owner_id="gateway-1", create=create)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SqliteLedgerStore]:
+    opened = await open_store(path)
+    yield opened
+    await opened.close()
+
+
+@contextmanager
+def raw(path: Path) -> Iterator[sqlite3.Connection]:
+    """The file as another program opens it."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as opened:
+        yield opened
+
+
+# --- opening --------------------------------------------------------------------------------------------------------
+
+
+def make_nothing(_path: Path) -> None:
+    """Leave the file missing."""
+
+
+def make_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def make_text(path: Path) -> None:
+    path.write_text("not a database, but long enough to be looked at " * 40)
+
+
+def make_empty(path: Path) -> None:
+    path.touch()
+
+
+def make_foreign(path: Path) -> None:
+    with raw(path) as foreign:
+        foreign.execute("CREATE TABLE theirs (x)")
+
+
+def make_marked(path: Path) -> None:
+    with raw(path) as foreign:
+        foreign.execute("PRAGMA application_id = 12345")
+        foreign.execute("CREATE TABLE theirs (x)")
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (make_nothing, "there is no such file"),
+        (make_directory, "it is not a file"),
+        (make_text, "it is not a database"),
+        (make_empty, "it is empty"),
+        (make_foreign, "it belongs to another application"),
+        (make_marked, "it belongs to another application"),
+    ],
+)
+async def test_a_file_that_is_no_ledger_is_refused_and_left_alone(
+    path: Path, make: Callable[[Path], None], problem: str
+) -> None:
+    make(path)
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(StoreRefused, match=problem):
+        await open_store(path, create=False)
+    with pytest.raises(StoreRefused, match=problem):
+        await SqliteLedgerReader.open_read_only(path)
+    assert (path.read_bytes() if path.is_file() else None) == before
+
+
+async def test_a_foreign_database_is_not_taken_over_when_asked_to_create(path: Path) -> None:
+    make_foreign(path)
+    with pytest.raises(StoreRefused, match="another application"):
+        await open_store(path)
+
+
+async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreRefused, match=r"there is no directory .*nowhere"):
+        await open_store(tmp_path / "nowhere" / "ledger.db")
+
+
+async def test_a_newer_schema_is_refused(path: Path) -> None:
+    await (await open_store(path)).close()
+    with raw(path) as newer:
+        newer.execute("PRAGMA user_version = 999")
+    for opening in (open_store(path), SqliteLedgerReader.open_read_only(path)):
+        with pytest.raises(StoreRefused, match="its version 999 is newer"):
+            await opening
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write every file")
+async def test_a_read_only_file_is_refused(path: Path) -> None:
+    await (await open_store(path)).close()
+    path.chmod(0o400)
+    with pytest.raises(StoreRefused):
+        await open_store(path)
+
+
+async def test_a_second_writer_is_refused_until_the_first_closes(store: SqliteLedgerStore, path: Path) -> None:
+    with pytest.raises(StoreRefused, match="writing it"):
+        await open_store(path)
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    with pytest.raises(StoreRefused, match="writing it"):
+        await open_store(link)
+    await store.close()
+    again = await open_store(path, create=False)
+    assert again.owner.epoch == store.owner.epoch + 1
+    assert again.content_key == store.content_key
+    await again.close()
+
+
+async def test_the_file_is_durable_and_private(store: SqliteLedgerStore, path: Path) -> None:
+    held = store._writer._connection
+    assert held is not None
+    assert held.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert held.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert path.stat().st_mode & 0o077 == 0
+
+
+async def test_an_opening_that_is_cancelled_leaves_nothing_locked(path: Path) -> None:
+    opening = asyncio.create_task(open_store(path))
+    await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    await (await open_store(path)).close()
+
+
+async def test_closing_commits_what_was_handed_over_and_refuses_the_rest(path: Path) -> None:
+    store = await open_store(path)
+    await open_wallet(store, a_grant())
+    granting = asyncio.create_task(store.add_grant(a_grant("last")))
+    await asyncio.sleep(0)
+    await store.close()
+    assert (await granting).grant_id == "last"
+    with pytest.raises(StoreUnavailable):
+        await store.add_grant(a_grant("too-late"))
+    with pytest.raises(StoreUnavailable):
+        await store.count_subscribers()
+    await store.close()
+
+
+# --- failing --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_full_disk_fails_closed_and_recovery_settles_what_was_open(
+    store: SqliteLedgerStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "REOPEN_WAIT_S_MIN", 0.0)
+    await open_wallet(store, a_grant(amount=10_000))
+    await reserve(store, "open")
+    old = store.owner
+    held = store._writer._connection
+    assert held is not None
+    (pages,) = held.execute("PRAGMA page_count").fetchone()
+    held.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StoreUnavailable):
+        await asyncio.gather(*(store.add_subscriber(a_wallet(f"subscriber-{number}")) for number in range(500)))
+
+    # The connection with the limit is gone: the next operation opens the file again, in a new epoch.
+    late = await store.capture(a_capture(20, "open", owner=old))
+    assert late.status is CaptureStatus.CLOSED
+    assert store.owner.epoch == old.epoch + 1
+    (charge,) = (await store.list_charges("alice", ChargeFilter(), cursor=None, size=9)).rows
+    assert charge.charged_microcredits == 9
+    assert (await store.settle(a_settle(9, "open", owner=old))).charge == charge
+    with pytest.raises(StoreUnavailable):
+        await store.reserve(a_reserve("stale", owner=old))
+    assert await differences(store) == []
+
+
+async def test_a_file_held_by_another_program_is_unavailable_and_then_available_again(
+    store: SqliteLedgerStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "REOPEN_WAIT_S_MIN", 0.0)
+    monkeypatch.setattr(connection, "BUSY_TIMEOUT_S", 0.05)
+    await open_wallet(store, a_grant())
+    held = store._writer._connection
+    assert held is not None
+    held.execute("PRAGMA busy_timeout = 50")
+    with raw(path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for number in range(2):  # the batch that fails, and one that cannot open the file again
+            with pytest.raises(StoreUnavailable):
+                await store.add_grant(a_grant(f"while-locked-{number}"))
+        assert await available(store) == 1_000, "reading goes on"
+    await store.add_grant(a_grant("after"))
+    assert await available(store) == 2_000
+
+
+async def test_reopening_waits_between_attempts(store: SqliteLedgerStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = 0
+
+    def fail() -> None:
+        nonlocal attempts
+        attempts += 1
+        raise StoreRefused(path="x", problem="gone")
+
+    monkeypatch.setattr(store._commits, "_reopen", fail)
+    store._writer.close()
+    for _ in range(20):
+        with pytest.raises(StoreUnavailable):
+            await store.add_subscriber(a_wallet())
+    assert attempts == 1
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+async def test_a_deleted_file_is_noticed_and_never_made_anew(
+    path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "REOPEN_WAIT_S_MIN", 0.0)
+    store = await open_store(path)
+    await open_wallet(store, a_grant())
+    kept = path.read_bytes()
+    Path(f"{path}{suffix}").unlink()
+    with pytest.raises(StoreUnavailable):
+        await store.add_grant(a_grant("lost"))
+    if not suffix:
+        with pytest.raises(StoreUnavailable):
+            await store.add_grant(a_grant("lost"))
+        assert not path.exists()
+        path.write_bytes(kept)
+        path.with_name("ledger.db-wal").unlink(missing_ok=True)
+    await store.close()
+
+
+async def test_another_ledger_in_its_place_is_refused(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "REOPEN_WAIT_S_MIN", 0.0)
+    other = tmp_path / "other.db"
+    await (await open_store(other)).close()
+    store = await open_store(path)
+    await open_wallet(store, a_grant())
+    for name in ("ledger.db-wal", "ledger.db-shm"):
+        (tmp_path / name).unlink()
+    other.rename(path)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await store.add_grant(a_grant("misled"))
+    await store.close()
+    with raw(path) as replaced:
+        assert replaced.execute("SELECT count(*) FROM grants").fetchone() == (0,)
+
+
+async def test_a_row_changed_by_another_program_stops_the_store(
+    store: SqliteLedgerStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "REOPEN_WAIT_S_MIN", 0.0)
+    await open_wallet(store, a_grant())
+    await reserve(store)
+    with raw(path) as other:
+        other.execute("UPDATE reservations SET state = 'RELEASED', close_cause = 'CRASH', close_time_us = 0")
+    with pytest.raises(StoreUnavailable):
+        await store.capture(a_capture(50, owner=store.owner))
+
+
+async def test_an_operation_that_cannot_be_written_does_not_fail_its_batch(store: SqliteLedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    outcomes = await asyncio.gather(
+        store.reserve(a_reserve("good", owner=store.owner)),
+        store.reserve(a_reserve("half \ud800 a character", owner=store.owner)),
+        store.reserve(a_reserve("too-late", owner=store.owner, now_us=2**63)),
+        store.add_grant(a_grant("also-good")),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes[:3]] == [Reserved, LedgerInvariantBroken, LedgerInvariantBroken]
+    assert await available(store) == 1_900
+    assert await differences(store) == []
+
+
+async def test_new_work_is_refused_while_the_queue_is_full_but_running_streams_go_on(
+    store: SqliteLedgerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await open_wallet(store, a_grant())
+    await reserve(store)
+    monkeypatch.setattr(group_commit, "QUEUED_OPERATIONS_MAX", 1)
+    outcomes = await asyncio.gather(
+        store.add_grant(a_grant("queued")),
+        store.add_grant(a_grant("one-too-many")),
+        store.capture(a_capture(50, owner=store.owner)),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [Grant, StoreUnavailable, Captured]
+
+
+# --- recovering -----------------------------------------------------------------------------------------------------
+
+
+async def test_recovery_settles_every_open_reservation_in_bounded_batches(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "RECOVERY_BATCH", 3)
+    store = await open_store(path)
+    await open_wallet(store, a_grant(amount=10_000))
+    await asyncio.gather(*(reserve(store, f"res-{number}") for number in range(10)))
+    await store.close()
+    heir = await open_store(path)
+    balance = await heir.balance("alice", None, NOW_US)
+    assert (balance.available_microcredits, balance.reserved_microcredits) == (10_000 - 90, 0)
+    assert await differences(heir) == []
+    await reserve(heir, "mine")
+    with pytest.raises(ReservationNotOwned):
+        await heir.settle(a_settle(9, "mine", owner=store.owner))
+    await heir.close()
+
+
+async def test_the_audit_reads_one_moment_while_the_gateway_goes_on(store: SqliteLedgerStore, path: Path) -> None:
+    await open_wallet(store, a_grant())
+    await store.add_subscriber(a_wallet("bob"))
+    reader = await SqliteLedgerReader.open_read_only(path)
+    seen = []
+    async for ledger in reader.audit():
+        await store.add_grant(a_grant(f"during-{ledger.wallet.subscriber_id}", subscriber_id="bob"))
+        seen.append((ledger.wallet.subscriber_id, len(ledger.grants)))
+    assert seen == [("alice", 1), ("bob", 0)]
+    await reader.close()

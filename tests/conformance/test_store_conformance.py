@@ -1,0 +1,490 @@
+"""What every LedgerStore promises, whatever it is made of."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeClock, MemoryLedgerStore
+from ledger_rows import (
+    CARD,
+    DAY_US,
+    NOW_US,
+    a_capture,
+    a_consent,
+    a_grant,
+    a_key,
+    a_reserve,
+    a_settle,
+    a_wallet,
+    available,
+    differences,
+    open_wallet,
+    reserve,
+)
+
+from metergate.core.errors import (
+    AuthorizationRevoked,
+    CapReached,
+    IdConflict,
+    InsufficientCredit,
+    LedgerInvariantBroken,
+    MetergateError,
+    RequestIdConflict,
+    RequestInProgress,
+    RequestInvalid,
+    ReservationNotOwned,
+    ResourceNotFound,
+    StoreUnavailable,
+    WalletSuspended,
+)
+from metergate.core.operations import AddGrant, CaptureStatus, Replayed, Reserve, Reserved, Settle
+from metergate.core.rating import RateCard
+from metergate.core.reservation import CloseCause, Owner
+from metergate.core.rows import TransferKind, WalletState
+from metergate.core.usage import TokenClass
+from metergate.ports import ChargeFilter, LedgerStore, TransferFilter
+from metergate.stores.sqlite import SqliteLedgerStore
+
+OTHER_OWNER = Owner(owner_id="gateway-1", epoch=99)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LedgerStore]:
+    clock = FakeClock(NOW_US)
+    opened: LedgerStore = (
+        MemoryLedgerStore(clock=clock)
+        if request.param == "memory"
+        else await SqliteLedgerStore.open(tmp_path / "ledger.db", clock=clock, owner_id="gateway-1", create=True)
+    )
+    yield opened
+    assert await differences(opened) == [], "every test leaves books that add up"
+    await opened.close()
+
+
+# --- reserving ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_reserve_takes_what_is_wanted_and_captures_the_prompt(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant(amount=1_000))
+    reservation = await reserve(store)
+    assert (reservation.reserved_microcredits, reservation.captured_microcredits) == (100, 9)
+    balance = await store.balance("alice", "auth-1", NOW_US)
+    assert (balance.available_microcredits, balance.reserved_microcredits) == (900, 100)
+
+
+async def test_a_reserve_takes_less_than_wanted_when_less_is_available(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant(amount=40))
+    assert (await reserve(store)).reserved_microcredits == 40
+
+
+@pytest.mark.parametrize(
+    ("values", "cap", "amount", "error"),
+    [
+        ({}, None, 9, InsufficientCredit),
+        ({"limit_microcredits": 9}, None, 1_000, CapReached),
+        ({}, 9, 1_000, CapReached),
+        ({"authorization_id": "nobody"}, None, 1_000, ResourceNotFound),
+        ({"subscriber_id": "nobody"}, None, 1_000, ResourceNotFound),
+        ({"capture_microcredits": 11}, None, 1_000, LedgerInvariantBroken),
+        ({"wanted_microcredits": 9}, None, 1_000, LedgerInvariantBroken),
+        ({"owner": OTHER_OWNER}, None, 1_000, StoreUnavailable),
+    ],
+)
+async def test_a_refused_reserve_changes_nothing(
+    store: LedgerStore, values: dict[str, Any], cap: int | None, amount: int, error: type[MetergateError]
+) -> None:
+    await open_wallet(store, a_grant(amount=amount), cap_microcredits=cap)
+    before = await store.balance("alice", "auth-1", NOW_US)
+    with pytest.raises(error):
+        await store.reserve(a_reserve(**({"owner": store.owner} | values)))
+    assert await store.balance("alice", "auth-1", NOW_US) == before
+
+
+async def test_a_suspended_wallet_reserves_nothing(store: LedgerStore) -> None:
+    await store.add_subscriber(a_wallet(state=WalletState.SUSPENDED))
+    await open_wallet(store, a_grant())
+    with pytest.raises(WalletSuspended):
+        await reserve(store)
+
+
+async def test_a_revoked_authorization_reserves_nothing(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant(), revoke_time_us=NOW_US)
+    with pytest.raises(AuthorizationRevoked):
+        await reserve(store)
+
+
+async def test_the_same_reserve_again_is_the_same_reservation(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    assert await reserve(store) == await reserve(store)
+    assert await available(store) == 900
+
+
+async def test_a_request_runs_once_at_a_time_and_its_id_stands_for_its_content(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    await reserve(store, request_id="r")
+    with pytest.raises(RequestInProgress):
+        await reserve(store, "res-2", request_id="r")
+    with pytest.raises(RequestIdConflict):
+        await reserve(store, request_id="r", content_hash=b"other")
+
+
+async def test_a_charged_request_is_replayed_and_other_content_is_refused(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    await reserve(store, request_id="r")
+    settled = await store.settle(a_settle(9, owner=store.owner))
+    again = await store.reserve(a_reserve("res-2", request_id="r", owner=store.owner))
+    assert again == Replayed(charge=settled.charge, spendable_microcredits=991)  # type: ignore[arg-type]
+    with pytest.raises(RequestIdConflict):
+        await reserve(store, "res-2", request_id="r", content_hash=b"other")
+
+
+async def test_a_released_request_may_run_again_but_not_under_the_old_reservation_id(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    await reserve(store, request_id="r")
+    await store.settle(a_settle(None, owner=store.owner))
+    with pytest.raises(LedgerInvariantBroken):
+        await reserve(store, request_id="r")
+    assert (await reserve(store, "res-2", request_id="r")).reserved_microcredits == 100
+
+
+# --- capturing ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_capture_within_the_reservation_debits_it(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    await reserve(store)
+    captured = await store.capture(a_capture(50, owner=store.owner, delivered_microcredits=9))
+    assert (captured.status, captured.captured_microcredits, captured.reserved_microcredits) == ("OPEN", 50, 100)
+    lower = await store.capture(a_capture(20, owner=store.owner))
+    assert lower.captured_microcredits == 50
+
+
+async def test_a_capture_extends_the_reservation_across_grants(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant("g1", 150), a_grant("g2", 150))
+    await reserve(store)
+    captured = await store.capture(a_capture(110, owner=store.owner, wanted_microcredits=200))
+    assert (captured.captured_microcredits, captured.reserved_microcredits) == (110, 200)
+    assert captured.refusal is None
+    assert await available(store) == 100
+
+
+@pytest.mark.parametrize(
+    ("cap", "limit", "amount", "refusal"),
+    [
+        (None, 10_000, 150, CloseCause.CREDIT_EXHAUSTED),
+        (150, 10_000, 1_000, CloseCause.CAP_REACHED),
+        (None, 150, 1_000, CloseCause.CREDIT_LIMIT_REACHED),
+    ],
+)
+async def test_a_refused_extension_says_why_and_never_voids_a_capture_that_fits(
+    store: LedgerStore, cap: int | None, limit: int, amount: int, refusal: CloseCause
+) -> None:
+    await open_wallet(store, a_grant(amount=amount), cap_microcredits=cap)
+    await reserve(store, limit_microcredits=limit)
+    fits = await store.capture(a_capture(140, owner=store.owner, wanted_microcredits=200))
+    assert (fits.captured_microcredits, fits.reserved_microcredits, fits.refusal) == (140, 150, refusal)
+    too_much = await store.capture(a_capture(151, owner=store.owner))
+    assert (too_much.captured_microcredits, too_much.reserved_microcredits, too_much.refusal) == (140, 150, refusal)
+
+
+async def test_captures_of_closed_unknown_and_foreign_reservations_take_nothing(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    await reserve(store)
+    assert (await store.capture(a_capture(50, owner=OTHER_OWNER))).status is CaptureStatus.NOT_OWNER
+    assert (await store.capture(a_capture(50, "unknown", owner=store.owner))).status is CaptureStatus.CLOSED
+    foreign = a_capture(50, owner=store.owner, subscriber_id="bob")
+    assert (await store.capture(foreign)).status is CaptureStatus.CLOSED
+    await store.settle(a_settle(9, owner=store.owner))
+    closed = await store.capture(a_capture(50, owner=store.owner))
+    assert (closed.status, closed.captured_microcredits) == (CaptureStatus.CLOSED, 9)
+
+
+async def test_more_delivered_than_captured_is_refused_as_a_defect(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    await reserve(store)
+    with pytest.raises(LedgerInvariantBroken):
+        await store.capture(a_capture(50, owner=store.owner, delivered_microcredits=51))
+
+
+# --- settling -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_settle_charges_in_burn_order_and_gives_the_rest_back(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant("late", 60), a_grant("soon", 60, expire_time_us=NOW_US + DAY_US))
+    await reserve(store)
+    settled = await store.settle(a_settle(80, owner=store.owner, captured=90))
+    assert settled.charge is not None
+    assert (settled.charge.charged_microcredits, settled.charge.captured_microcredits) == (80, 90)
+    assert settled.spendable_microcredits == 40
+    page = await store.list_transfers("alice", TransferFilter(app_id="app-1"), cursor=None, size=10)
+    assert [(row.grant_id, row.amount_microcredits) for row in page.rows] == [("late", 20), ("soon", 60)]
+
+
+async def test_a_settle_again_is_the_first_outcome(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    await reserve(store)
+    first = await store.settle(a_settle(9, owner=store.owner))
+    assert await store.settle(a_settle(None, owner=OTHER_OWNER)) == first
+    assert await available(store) == 991
+
+
+async def test_a_release_gives_everything_back_and_charges_nothing(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    await reserve(store)
+    settled = await store.settle(a_settle(None, owner=store.owner, close_cause=CloseCause.BACKEND_ERROR))
+    assert (settled.charge, settled.spendable_microcredits) == (None, 1_000)
+    assert (await store.settle(a_settle(9, owner=store.owner))).charge is None
+
+
+@pytest.mark.parametrize(
+    ("operation", "error"),
+    [
+        (a_settle(10), LedgerInvariantBroken),
+        (a_settle(50, captured=101), LedgerInvariantBroken),
+        (a_settle(-1), LedgerInvariantBroken),
+        (a_settle(9, "unknown"), ResourceNotFound),
+    ],
+)
+async def test_a_refused_settle_leaves_the_reservation_open(
+    store: LedgerStore, operation: Settle, error: type[MetergateError]
+) -> None:
+    await open_wallet(store, a_grant())
+    await reserve(store)
+    with pytest.raises(error):
+        await store.settle(replace(operation, owner=store.owner))
+    assert (await store.balance("alice", None, NOW_US)).reserved_microcredits == 100
+
+
+async def test_only_its_owner_settles_a_reservation(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    await reserve(store)
+    with pytest.raises(ReservationNotOwned):
+        await store.settle(a_settle(9, owner=OTHER_OWNER))
+
+
+async def test_a_charge_id_is_used_once(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    await reserve(store, "res-1")
+    await reserve(store, "res-2")
+    await store.settle(a_settle(9, "res-1", owner=store.owner, charge_id="c"))
+    with pytest.raises(LedgerInvariantBroken):
+        await store.settle(a_settle(9, "res-2", owner=store.owner, charge_id="c"))
+
+
+# --- expiry ---------------------------------------------------------------------------------------------------------
+
+
+async def test_what_remains_of_an_expired_grant_becomes_breakage_once(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant("old", 500, expire_time_us=NOW_US + DAY_US), a_grant("new", 500))
+    later = NOW_US + DAY_US
+    assert await available(store, later) == 500
+    await reserve(store, now_us=later)
+    await reserve(store, "res-2", now_us=NOW_US)  # the clock jumps back: what expired stays expired
+    await reserve(store, "res-3", now_us=later)
+    page = await store.list_transfers("alice", TransferFilter(), cursor=None, size=10)
+    expired = [row.amount_microcredits for row in page.rows if row.kind is TransferKind.EXPIRY]
+    assert expired == [500]
+
+
+async def test_credit_that_comes_back_to_an_expired_grant_is_not_available(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant("old", 100, expire_time_us=NOW_US + DAY_US))
+    await reserve(store)
+    settled = await store.settle(a_settle(9, owner=store.owner, now_us=NOW_US + DAY_US))
+    assert settled.spendable_microcredits == 0
+    assert await available(store, NOW_US) == 0
+
+
+async def test_a_grant_that_is_not_yet_in_effect_cannot_be_spent(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant(effective_time_us=NOW_US + 1))
+    with pytest.raises(InsufficientCredit):
+        await reserve(store)
+    assert (await reserve(store, now_us=NOW_US + 1)).reserved_microcredits == 100
+
+
+# --- setting up -----------------------------------------------------------------------------------------------------
+
+
+async def test_setting_up_twice_is_harmless_and_other_content_is_refused(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    assert (await store.add_subscriber(a_wallet())).sequence == 1
+    assert (await store.add_grant(a_grant(create_time_us=NOW_US + 5))).create_time_us == NOW_US
+    await store.add_authorization(a_consent(create_time_us=NOW_US + 5))
+    await store.add_key(a_key())
+    await store.add_key(a_key())
+    await store.add_rate_cards([CARD])
+    assert await available(store) == 1_000
+    other_price = RateCard(
+        rate_card_id=CARD.rate_card_id,
+        model_id=CARD.model_id,
+        effective_time_us=0,
+        expire_time_us=None,
+        prices=tuple((kind, 2) for kind in TokenClass),
+    )
+    for conflict in (
+        store.add_grant(a_grant(amount=999)),
+        store.add_authorization(a_consent(cap_microcredits=5)),
+        store.add_key(a_key(secret_hash=b"x" * 32)),
+        store.add_rate_cards([other_price]),
+    ):
+        with pytest.raises(IdConflict):
+            await conflict
+
+
+async def test_setting_up_for_nobody_is_refused(store: LedgerStore) -> None:
+    for nobody in (store.add_grant(a_grant()), store.add_authorization(a_consent()), store.add_key(a_key())):
+        with pytest.raises(ResourceNotFound):
+            await nobody
+
+
+@pytest.mark.parametrize(
+    "grant",
+    [a_grant(amount=0), a_grant(amount=2**62 + 1), a_grant(expire_time_us=0), a_grant(remaining_microcredits=1)],
+)
+async def test_an_impossible_grant_is_refused(store: LedgerStore, grant: AddGrant) -> None:
+    await open_wallet(store)
+    with pytest.raises(RequestInvalid):
+        await store.add_grant(grant)
+
+
+async def test_a_wallet_never_holds_more_than_an_amount_can_say(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant("most", 2**62 - 10))
+    await reserve(store)
+    with pytest.raises(RequestInvalid):
+        await store.add_grant(a_grant("more", 11))
+    await store.add_grant(a_grant("just", 10))
+    assert await available(store) == 2**62 - 100
+
+
+async def test_a_key_is_found_by_its_hash_and_a_revocation_keeps_its_first_time(store: LedgerStore) -> None:
+    await open_wallet(store)
+    await store.add_key(a_key())
+    assert await store.find_grantee(b"unknown") is None
+    await store.revoke_key("key-1", NOW_US + 1)
+    await store.revoke_key("key-1", NOW_US + 2)
+    grantee = await store.find_grantee(b"h" * 32)
+    assert grantee is not None
+    assert grantee.key.revoke_time_us == NOW_US + 1
+    assert grantee.authorization.authorization_id == "auth-1"
+    with pytest.raises(ResourceNotFound):
+        await store.revoke_key("unknown", NOW_US)
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+async def test_pages_join_up_to_the_whole_list_newest_first(store: LedgerStore) -> None:
+    await open_wallet(store, *(a_grant(f"g{number}") for number in range(5)))
+    found: list[str] = []
+    cursor: str | None = None
+    while True:
+        page = await store.list_grants("alice", cursor=cursor, size=2)
+        found += [row.grant_id for row in page.rows]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert found == ["g4", "g3", "g2", "g1", "g0"]
+    with pytest.raises(RequestInvalid):
+        await store.list_grants("alice", cursor="nonsense", size=2)
+
+
+async def test_charges_are_listed_by_every_filter(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    await store.add_authorization(a_consent("auth-2", app_id="app-2"))
+    for number, authorization in enumerate(("auth-1", "auth-2")):
+        await reserve(store, f"res-{number}", authorization_id=authorization)
+        await store.settle(a_settle(9, f"res-{number}", owner=store.owner, now_us=NOW_US + number))
+
+    async def found(where: ChargeFilter) -> list[str]:
+        return [row.charge_id for row in (await store.list_charges("alice", where, cursor=None, size=9)).rows]
+
+    assert await found(ChargeFilter()) == ["charge-of-res-1", "charge-of-res-0"]
+    assert await found(ChargeFilter(app_id="app-2")) == ["charge-of-res-1"]
+    assert await found(ChargeFilter(authorization_id="auth-1", model_id="model-1")) == ["charge-of-res-0"]
+    assert await found(ChargeFilter(model_id="other")) == []
+    assert await found(ChargeFilter(settle_time_us_min=NOW_US + 1)) == ["charge-of-res-1"]
+    assert await found(ChargeFilter(settle_time_us_max=NOW_US + 1)) == ["charge-of-res-0"]
+    assert (await store.get_charge("alice", "charge-of-res-1")).app_id == "app-2"
+    for subscriber_id, charge_id in (("bob", "charge-of-res-1"), ("alice", "unknown")):
+        with pytest.raises(ResourceNotFound):
+            await store.get_charge(subscriber_id, charge_id)
+
+
+async def test_transfers_are_listed_by_every_filter(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    await reserve(store)
+    await store.settle(a_settle(9, owner=store.owner, now_us=NOW_US + 1))
+
+    async def found(where: TransferFilter) -> list[int]:
+        return [row.sequence for row in (await store.list_transfers("alice", where, cursor=None, size=9)).rows]
+
+    assert await found(TransferFilter()) == [2, 1]
+    assert await found(TransferFilter(app_id="app-1", model_id="model-1")) == [2]
+    assert await found(TransferFilter(app_id="other")) == []
+    assert await found(TransferFilter(create_time_us_min=NOW_US + 1)) == [2]
+    assert await found(TransferFilter(create_time_us_max=NOW_US + 1)) == [1]
+
+
+async def test_what_an_authorization_may_spend_is_bounded_by_its_cap(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant(), cap_microcredits=300)
+    await reserve(store)
+    balance = await store.balance("alice", "auth-1", NOW_US)
+    assert (balance.available_microcredits, balance.spendable_microcredits) == (900, 200)
+    for subscriber_id, authorization_id in (("bob", None), ("alice", "unknown")):
+        with pytest.raises(ResourceNotFound):
+            await store.balance(subscriber_id, authorization_id, NOW_US)
+
+
+# --- many at once ---------------------------------------------------------------------------------------------------
+
+
+async def test_fifty_reserves_at_once_overdraw_nothing(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant("g1", 1_000), a_grant("g2", 1_050))
+    outcomes = await asyncio.gather(
+        *(store.reserve(a_reserve(f"res-{number}", owner=store.owner)) for number in range(50)),
+        return_exceptions=True,
+    )
+    reserved = [outcome.reservation.reserved_microcredits for outcome in outcomes if isinstance(outcome, Reserved)]
+    assert sorted(reserved) == [50] + [100] * 20
+    assert sum(isinstance(outcome, InsufficientCredit) for outcome in outcomes) == 29
+    assert await available(store) == 0
+
+
+async def test_the_same_request_at_once_runs_once(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    outcomes = await asyncio.gather(
+        *(store.reserve(a_reserve(f"res-{number}", request_id="r", owner=store.owner)) for number in range(20)),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(outcome, Reserved) for outcome in outcomes) == 1
+    assert sum(isinstance(outcome, RequestInProgress) for outcome in outcomes) == 19
+
+
+async def test_a_refused_operation_does_not_disturb_the_others_at_its_side(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    await reserve(store)
+    outcomes = await asyncio.gather(
+        store.capture(a_capture(50, owner=store.owner)),
+        store.capture(a_capture(60, owner=store.owner, delivered_microcredits=10_000)),
+        store.add_grant(a_grant("other", 0)),
+        store.add_grant(a_grant("good", 5)),
+        store.settle(a_settle(9, "unknown", owner=store.owner)),
+        return_exceptions=True,
+    )
+    kinds = [type(outcome).__name__ for outcome in outcomes]
+    assert kinds == ["Captured", "LedgerInvariantBroken", "RequestInvalid", "Grant", "ResourceNotFound"]
+
+
+async def test_an_operation_is_carried_out_though_its_caller_was_cancelled(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    operation: Reserve = a_reserve(owner=store.owner)
+    caller = asyncio.create_task(store.reserve(operation))
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    assert caller.cancelled()
+    again = await store.reserve(operation)  # answered with the first outcome, from the commit that nobody awaited
+    assert isinstance(again, Reserved)
+    assert await available(store) == 900
