@@ -1,0 +1,124 @@
+"""The gateway's process: it says where it serves, keeps its store to itself, and ends with 0 when told to."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from real_vocabularies import smollm2_path
+
+CONFIG = """
+[listener]
+address = "127.0.0.1:0"
+
+[store]
+path = "ledger.db"
+
+[backends.nobody]
+kind = "openai"
+url = "http://127.0.0.1:9/v1"
+
+[models.smollm2]
+provider = "huggingface"
+context_tokens = 2048
+backends = ["nobody"]
+counting = "TOKENIZER"
+tokenizer = {{ kind = "gguf", path = "{model}" }}
+
+[[rate_cards]]
+id = "card-1"
+model = "smollm2"
+effective_time = 2026-01-01T00:00:00Z
+microcredits_per_million_tokens = {{ prompt = 500_000, completion = 2_000_000 }}
+"""
+
+METERGATE = [sys.executable, "-m", "metergate"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "metergate.toml").write_text(CONFIG.format(model=smollm2_path()))
+    return tmp_path
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A gateway that serves, and what it logged until then."""
+    with subprocess.Popen([*METERGATE, "serve"], cwd=folder, stderr=subprocess.PIPE, text=True) as gateway:
+        assert gateway.stderr is not None
+        try:
+            lines = []
+            for line in gateway.stderr:
+                lines.append(line)
+                if " serving " in line:
+                    break
+            yield gateway, "".join(lines)
+        finally:
+            gateway.kill()
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*METERGATE, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_gateway_says_where_it_serves_and_exits_with_0_when_told_to_stop(
+    folder: Path, number: signal.Signals
+) -> None:
+    with serving(folder) as (gateway, log):
+        assert re.search(r"serving smollm2 on 127\.0\.0\.1:[1-9]\d*", log)
+        gateway.send_signal(number)
+        assert gateway.wait(20) == 0
+    # The same store serves again.
+    with serving(folder) as (_, log):
+        assert "serving smollm2" in log
+
+
+def test_while_a_gateway_serves_its_store_is_read_but_not_written_by_others(folder: Path) -> None:
+    assert command(folder, "subscriber", "create", "alice").returncode == 0
+    with serving(folder):
+        for arguments in (("grant", "add", "alice", "--credits", "5"), ("serve",)):
+            refused = command(folder, *arguments)
+            assert refused.returncode == 2
+            assert "a gateway or another command is writing it; stop it first" in refused.stderr
+            assert "Traceback" not in refused.stderr
+        assert command(folder, "wallet", "show", "alice").returncode == 0
+        verified = command(folder, "ledger", "verify")
+        assert (verified.returncode, "No differences." in verified.stdout) == (0, True)
+
+
+def test_an_address_in_use_is_refused_by_name(folder: Path) -> None:
+    with serving(folder) as (_, log):
+        match = re.search(r"127\.0\.0\.1:\d+", log)
+        assert match
+        other = folder / "other.toml"
+        text = (folder / "metergate.toml").read_text()
+        other.write_text(text.replace("127.0.0.1:0", match[0]).replace("ledger.db", "other.db"))
+        refused = command(folder, "serve", "--config", "other.toml")
+    assert refused.returncode == 2
+    assert match[0] in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_rate_card_that_was_served_with_other_prices_is_refused(folder: Path) -> None:
+    with serving(folder):
+        pass
+    config = folder / "metergate.toml"
+    config.write_text(config.read_text().replace("2_000_000", "3_000_000"))
+    refused = command(folder, "serve")
+    assert refused.returncode == 2
+    assert "The id card-1 was used for another rate card" in refused.stderr
+
+
+def test_a_tokenizer_that_cannot_be_read_is_refused_by_name(folder: Path) -> None:
+    config = folder / "metergate.toml"
+    (folder / "broken.gguf").write_bytes(b"GGUF but no more")
+    config.write_text(config.read_text().replace(str(smollm2_path()), "broken.gguf"))
+    refused = command(folder, "serve")
+    assert refused.returncode == 2
+    assert "broken.gguf" in refused.stderr
+    assert "Traceback" not in refused.stderr
