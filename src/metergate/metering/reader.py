@@ -37,9 +37,7 @@ class Reader:
             self._buffer.finish(await self._read_from_any())
         except asyncio.CancelledError:
             raise
-        except Exception as exc:
-            # A defect of an adapter ends the stream like any other failure.
-            logger.exception("reading from a backend failed")
+        except Exception as exc:  # noqa: BLE001 - a defect of an adapter ends the request like any other failure
             self._buffer.finish(End(cause=CloseCause.GATEWAY_ERROR, error=exc))
 
     async def _read_from_any(self) -> End:

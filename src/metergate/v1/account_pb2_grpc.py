@@ -28,6 +28,8 @@ if _version_not_supported:
 class AccountServiceStub:
     """Shows the caller its own wallet. An app's key sees what it may still spend and its own charges; only the subscriber's own
     key sees the rest (others: PERMISSION_DENIED, SUBSCRIBER_KEY_REQUIRED). Another subscriber's resources are NOT_FOUND.
+    Fields this version does not know are refused with INVALID_ARGUMENT. Ids in names are 1 to 128 of a-z, A-Z, 0-9, dot,
+    underscore and dash, beginning with a letter or a digit.
     """
 
     def __init__(self, channel):
@@ -66,6 +68,8 @@ class AccountServiceStub:
 class AccountServiceServicer:
     """Shows the caller its own wallet. An app's key sees what it may still spend and its own charges; only the subscriber's own
     key sees the rest (others: PERMISSION_DENIED, SUBSCRIBER_KEY_REQUIRED). Another subscriber's resources are NOT_FOUND.
+    Fields this version does not know are refused with INVALID_ARGUMENT. Ids in names are 1 to 128 of a-z, A-Z, 0-9, dot,
+    underscore and dash, beginning with a letter or a digit.
     """
 
     def GetWallet(self, request, context):
@@ -142,6 +146,8 @@ def add_AccountServiceServicer_to_server(servicer, server):
 class AccountService:
     """Shows the caller its own wallet. An app's key sees what it may still spend and its own charges; only the subscriber's own
     key sees the rest (others: PERMISSION_DENIED, SUBSCRIBER_KEY_REQUIRED). Another subscriber's resources are NOT_FOUND.
+    Fields this version does not know are refused with INVALID_ARGUMENT. Ids in names are 1 to 128 of a-z, A-Z, 0-9, dot,
+    underscore and dash, beginning with a letter or a digit.
     """
 
     @staticmethod

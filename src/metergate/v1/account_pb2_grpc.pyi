@@ -29,6 +29,8 @@ GRPC_VERSION: str
 class AccountServiceStub:
     """Shows the caller its own wallet. An app's key sees what it may still spend and its own charges; only the subscriber's own
     key sees the rest (others: PERMISSION_DENIED, SUBSCRIBER_KEY_REQUIRED). Another subscriber's resources are NOT_FOUND.
+    Fields this version does not know are refused with INVALID_ARGUMENT. Ids in names are 1 to 128 of a-z, A-Z, 0-9, dot,
+    underscore and dash, beginning with a letter or a digit.
     """
 
     @_typing.overload
@@ -50,6 +52,8 @@ class AccountServiceStub:
 class AccountServiceAsyncStub(AccountServiceStub):
     """Shows the caller its own wallet. An app's key sees what it may still spend and its own charges; only the subscriber's own
     key sees the rest (others: PERMISSION_DENIED, SUBSCRIBER_KEY_REQUIRED). Another subscriber's resources are NOT_FOUND.
+    Fields this version does not know are refused with INVALID_ARGUMENT. Ids in names are 1 to 128 of a-z, A-Z, 0-9, dot,
+    underscore and dash, beginning with a letter or a digit.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -67,6 +71,8 @@ class AccountServiceAsyncStub(AccountServiceStub):
 class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     """Shows the caller its own wallet. An app's key sees what it may still spend and its own charges; only the subscriber's own
     key sees the rest (others: PERMISSION_DENIED, SUBSCRIBER_KEY_REQUIRED). Another subscriber's resources are NOT_FOUND.
+    Fields this version does not know are refused with INVALID_ARGUMENT. Ids in names are 1 to 128 of a-z, A-Z, 0-9, dot,
+    underscore and dash, beginning with a letter or a digit.
     """
 
     @_abc_1.abstractmethod

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class CatalogServiceStub:
-    """Lists the models on sale and their prices. Needs a key, as InferenceService does.
+    """Lists the models on sale and their prices. Needs a key, and refuses fields it does not know, as InferenceService does.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class CatalogServiceStub:
 
 
 class CatalogServiceServicer:
-    """Lists the models on sale and their prices. Needs a key, as InferenceService does.
+    """Lists the models on sale and their prices. Needs a key, and refuses fields it does not know, as InferenceService does.
     """
 
     def ListModels(self, request, context):
@@ -87,7 +87,7 @@ def add_CatalogServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CatalogService:
-    """Lists the models on sale and their prices. Needs a key, as InferenceService does.
+    """Lists the models on sale and their prices. Needs a key, and refuses fields it does not know, as InferenceService does.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CatalogServiceStub:
-    """Lists the models on sale and their prices. Needs a key, as InferenceService does."""
+    """Lists the models on sale and their prices. Needs a key, and refuses fields it does not know, as InferenceService does."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -40,7 +40,7 @@ class CatalogServiceStub:
 
 @_typing.type_check_only
 class CatalogServiceAsyncStub(CatalogServiceStub):
-    """Lists the models on sale and their prices. Needs a key, as InferenceService does."""
+    """Lists the models on sale and their prices. Needs a key, and refuses fields it does not know, as InferenceService does."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListModelsRequest, _catalog_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -49,7 +49,7 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     """Reads one model."""
 
 class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Lists the models on sale and their prices. Needs a key, as InferenceService does."""
+    """Lists the models on sale and their prices. Needs a key, and refuses fields it does not know, as InferenceService does."""
 
     @_abc_1.abstractmethod
     def ListModels(

@@ -137,7 +137,7 @@ class ContentPart(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Unicode text; may be empty."""
+    """Unicode text; may be empty. INVALID_ARGUMENT if it has a NUL character."""
     def __init__(
         self,
         *,
@@ -195,7 +195,7 @@ class Tool(_message.Message):
     name: _builtins.str
     """The function's name: 1 to 64 of a-z, A-Z, 0-9, underscore and dash. Required, unique in the request."""
     description: _builtins.str
-    """What it does, for the model. Default: none."""
+    """What it does, for the model. Default: none. INVALID_ARGUMENT if it has a NUL character."""
     parameters_json_schema: _builtins.str
     """JSON Schema of its parameters, an object, as JSON text. Default: no parameters. INVALID_ARGUMENT if it is not a JSON object."""
     def __init__(
@@ -329,7 +329,7 @@ class Sampling(_message.Message):
     """-2 to 2: above 0 discourages tokens by how often they occurred. INVALID_ARGUMENT outside the range."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The answer ends before the first of these texts. Up to 4, each 1 to 256 characters; more is INVALID_ARGUMENT."""
+        """The answer ends before the first of these texts. Up to 4, each 1 to 256 characters, none of them NUL; else INVALID_ARGUMENT."""
 
     def __init__(
         self,

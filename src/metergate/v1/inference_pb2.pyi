@@ -104,7 +104,7 @@ class Inference(_message.Message):
     RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
     CREDIT_LIMIT_MICROCREDITS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Makes the request repeatable without being charged twice: 1 to 128 characters, chosen by the app, unique within its
+    """Makes the request repeatable without being charged twice: 1 to 128 printable characters, chosen by the app, unique within its
     authorization. Required. The same id with the same content returns the recorded receipt (the text too for some minutes);
     while it still runs, ABORTED (REQUEST_IN_PROGRESS); with other content, ALREADY_EXISTS (REQUEST_ID_CONFLICT). An id whose
     request ended uncharged may be used again.
@@ -121,7 +121,7 @@ class Inference(_message.Message):
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Message]:
-        """The conversation, oldest first: 1 to 1,024 messages. Required."""
+        """The conversation, oldest first: 1 to 1,024 messages of together at most 4,096 content parts and tool calls. Required."""
 
     @_builtins.property
     def sampling(self) -> _chat_pb2.Sampling:
