@@ -1,6 +1,7 @@
 """Every wrong configuration is refused before anything starts, with the file, the key and the reason."""
 
 import dataclasses
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -245,3 +246,22 @@ def test_an_enormous_file_is_refused(tmp_path: Path) -> None:
     file.write_bytes(b"#" * (1024 * 1024 + 1))
     with pytest.raises(ConfigInvalid, match="larger than 1,048,576 bytes"):
         load_config(file)
+
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "guides" / "metergate.example.toml"
+
+
+def test_the_annotated_example_loads(tmp_path: Path) -> None:
+    (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
+    config = load(tmp_path, EXAMPLE.read_text())
+    assert config.model_names("native") == {"smollm2-135m": "SmolLM2-135M-Instruct"}
+
+
+def test_the_annotated_example_shows_every_default_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
+    shown = EXAMPLE.read_text()
+    with_defaults = re.sub(r"^# (\w+ = [^ ]+)$", r"\1", shown, flags=re.MULTILINE)
+    assert with_defaults.count("\n# ") < shown.count("\n# ") - 10
+    plain, explicit = load(tmp_path, shown), load(tmp_path, with_defaults)
+    assert explicit == plain
+    assert explicit.limits.model_fields_set == Limits.model_fields.keys()
