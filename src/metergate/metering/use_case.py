@@ -171,9 +171,7 @@ class Metering:
 
     async def _count_prompt(self, model: Model, prompt: Prompt) -> int:
         tokenizer = self._tokenizers[model.model_id]
-        characters = sum(len(part) for message in prompt.messages for part in message.parts)
-        characters += sum(len(tool.description) + len(tool.parameters_json_schema) for tool in prompt.tools)
-        if characters > self._services.limits.counted_in_loop_characters_max:
+        if _length(prompt) > self._services.limits.counted_in_loop_characters_max:
             return await asyncio.to_thread(tokenizer.count_prompt, prompt)
         return tokenizer.count_prompt(prompt)
 
@@ -280,6 +278,14 @@ class Metering:
         for delta in self._services.replays.get(charge.charge_id) or []:
             await sink.deliver(delta)
         await sink.receipt(receipt_of_charge(charge, outcome.spendable_microcredits, replayed=True))
+
+
+def _length(prompt: Prompt) -> int:
+    """Return the characters that are counted of a prompt, but for its template."""
+    characters = sum(len(tool.description) + len(tool.parameters_json_schema) for tool in prompt.tools)
+    for message in prompt.messages:
+        characters += sum(map(len, message.parts)) + sum(len(call.arguments) for call in message.tool_calls)
+    return characters
 
 
 def _drained() -> End:
