@@ -28,6 +28,7 @@ from metergate.core.rows import (
 )
 from metergate.core.usage import CountingSource, TokenClass, Usage
 from metergate.ports import LedgerStore
+from metergate.stores.sqlite import SqliteLedgerReader
 
 NOW_US = 1_700_000_000_000_000
 DAY_US = 86_400_000_000
@@ -44,8 +45,8 @@ CARD = RateCard(
 
 
 def tokens(count: int) -> Usage:
-    """Usage that costs ``count`` microcredits at CARD."""
-    return Usage.of({TokenClass.COMPLETION: count})
+    """Usage that costs ``count`` microcredits at CARD; none for an impossible count."""
+    return Usage.of({TokenClass.COMPLETION: max(0, count)})
 
 
 def a_wallet(subscriber_id: str = "alice", **values: Any) -> AddSubscriber:
@@ -131,7 +132,7 @@ def a_settle(charged: int | None, reservation_id: str = "res-1", **values: Any) 
     settlement = Settlement(
         charge_id=values.pop("charge_id", f"charge-of-{reservation_id}"),
         charged_microcredits=charged or 0,
-        usage_counted=tokens(max(0, charged or 0)),
+        usage_counted=tokens(charged or 0),
         usage_reported=None,
         usage_mismatch=False,
         attempts=(Attempt(backend_id="backend-1", problem=""),),
@@ -168,7 +169,7 @@ async def available(store: LedgerStore, now_us: int = NOW_US, subscriber_id: str
     return (await store.balance(subscriber_id, None, now_us)).available_microcredits
 
 
-async def differences(store: LedgerStore) -> list[Difference]:
+async def differences(store: LedgerStore | SqliteLedgerReader) -> list[Difference]:
     """What the audit of the whole store finds."""
     audit = Audit(await store.rate_cards())
     found: list[Difference] = []

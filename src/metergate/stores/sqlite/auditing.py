@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from metergate.core.audit import SubscriberLedger
-from metergate.core.rows import Charge, Transfer
+from metergate.core.rows import Charge, Transfer, Wallet, WalletState
 from metergate.stores.sqlite import codec
 
 Row = TypeVar("Row")
@@ -21,7 +21,14 @@ NAMED_IDS_MAX = 100
 
 # ruff: noqa: S608 - every SQL text is put together from constants; values are bound
 
-WALLET_AFTER = f"SELECT {codec.WALLET} FROM wallets WHERE subscriber_id > ? ORDER BY subscriber_id LIMIT 1"
+# Every table is asked, so that books whose wallet is missing are found too.
+SUBSCRIBER_AFTER = "SELECT min(subscriber_id) FROM ({})".format(
+    " UNION ALL ".join(
+        f"SELECT min(subscriber_id) AS subscriber_id FROM {table} WHERE subscriber_id > ?1"
+        for table in ("wallets", "grants", "authorizations", "reservations", "charges", "transfers")
+    )
+)
+WALLET = f"SELECT {codec.WALLET} FROM wallets WHERE subscriber_id = ?"
 GRANTS = f"SELECT {codec.GRANT} FROM grants WHERE subscriber_id = ? ORDER BY grant_number"
 AUTHORIZATIONS = f"SELECT {codec.AUTHORIZATION} FROM authorizations WHERE subscriber_id = ?"
 OPEN_RESERVATIONS = f"""
@@ -70,17 +77,18 @@ async def read_ledgers(connection: sqlite3.Connection, run: Run[Any]) -> AsyncGe
 
 
 def _next_ledger(connection: sqlite3.Connection, run: Run[Any], after: str) -> SubscriberLedger | None:
-    columns = connection.execute(WALLET_AFTER, (after,)).fetchone()
-    if columns is None:
+    mine = connection.execute(SUBSCRIBER_AFTER, (after,)).fetchone()
+    (subscriber_id,) = mine
+    if subscriber_id is None:
         return None
-    wallet = codec.wallet(columns)
-    mine = (wallet.subscriber_id,)
+    columns = connection.execute(WALLET, mine).fetchone()
+    wallet = _missing_wallet(subscriber_id) if columns is None else codec.wallet(columns)
 
     def rows(sql: str, decode: Callable[[codec.Columns], Row]) -> tuple[Row, ...]:
         return tuple(decode(columns) for columns in connection.execute(sql, mine))
 
-    charges: AsyncIterator[Charge] = _pages(connection, run, CHARGES_AFTER, codec.charge, wallet.subscriber_id)
-    transfers: AsyncIterator[Transfer] = _pages(connection, run, TRANSFERS_AFTER, codec.transfer, wallet.subscriber_id)
+    charges: AsyncIterator[Charge] = _pages(connection, run, CHARGES_AFTER, codec.charge, subscriber_id)
+    transfers: AsyncIterator[Transfer] = _pages(connection, run, TRANSFERS_AFTER, codec.transfer, subscriber_id)
     return SubscriberLedger(
         wallet=wallet,
         grants=rows(GRANTS, codec.grant),
@@ -91,6 +99,11 @@ def _next_ledger(connection: sqlite3.Connection, run: Run[Any], after: str) -> S
         charges=charges,
         transfers=transfers,
     )
+
+
+def _missing_wallet(subscriber_id: str) -> Wallet:
+    """As if it had never moved anything: whatever is there under its name differs from that."""
+    return Wallet(subscriber_id=subscriber_id, state=WalletState.SUSPENDED, sequence=0, create_time_us=0)
 
 
 def _all(connection: sqlite3.Connection, sql: str, values: codec.Columns) -> list[codec.Columns]:
