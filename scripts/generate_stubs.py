@@ -5,6 +5,7 @@
 
 import argparse
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 STUBS = Path("metergate", "v1")
+SCRIPTS = Path(sysconfig.get_path("scripts"))
 
 
 def generate(output: Path) -> None:
@@ -21,7 +23,9 @@ def generate(output: Path) -> None:
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
     plugins = [f"--{plugin}_out={output}" for plugin in ("python", "mypy", "grpc_python", "mypy_grpc")]
-    if protoc.main(["protoc", f"-I{PROTOS}", f"-I{well_known}", *plugins, *sources]) != 0:
+    # Beside this interpreter: its environment need not be the activated one.
+    programs = [f"--plugin=protoc-gen-{name}={SCRIPTS / f'protoc-gen-{name}'}" for name in ("mypy", "mypy_grpc")]
+    if protoc.main(["protoc", f"-I{PROTOS}", f"-I{well_known}", *programs, *plugins, *sources]) != 0:
         sys.exit("protoc failed")
 
 
