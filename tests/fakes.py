@@ -9,7 +9,7 @@ from metergate.core.audit import SubscriberLedger
 from metergate.core.books import Books
 from metergate.core.errors import IdConflict, RequestInvalid, ResourceNotFound, StoreUnavailable, Violation
 from metergate.core.grants import available
-from metergate.core.ledger import Ledger, Operation, Outcome, spendable
+from metergate.core.ledger import Ledger, Operation, Outcome
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
@@ -23,6 +23,7 @@ from metergate.core.operations import (
     Settle,
     Settled,
 )
+from metergate.core.postings import spendable
 from metergate.core.rating import RateCard
 from metergate.core.reservation import Owner, Reservation, ReservationState
 from metergate.core.rows import ApiKey, Authorization, Charge, Grant, Transfer, Wallet

@@ -6,6 +6,7 @@ Grants whose time is over become breakage whenever an operation changes their wa
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from metergate.core.books import Books, grants_by_id, request_key
@@ -13,18 +14,14 @@ from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
 from metergate.core.errors import (
     AuthorizationRevoked,
     CapReached,
-    IdConflict,
     InsufficientCredit,
     LedgerInvariantBroken,
     RequestIdConflict,
     RequestInProgress,
-    RequestInvalid,
     ReservationNotOwned,
-    ResourceNotFound,
-    Violation,
     WalletSuspended,
 )
-from metergate.core.grants import allocate, available, give_back, is_expired, merge
+from metergate.core.grants import allocate, available, give_back, merge
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
@@ -40,6 +37,7 @@ from metergate.core.operations import (
     Settled,
     Settlement,
 )
+from metergate.core.postings import cap_left, expire, find_reservation, move_counters, payer, post_from_grant, spendable
 from metergate.core.reservation import (
     Allocation,
     CloseCause,
@@ -49,28 +47,20 @@ from metergate.core.reservation import (
     next_state,
 )
 from metergate.core.rows import (
-    BREAKAGE_ACCOUNT,
-    GOODWILL_ACCOUNT,
-    PAYMENTS_ACCOUNT,
-    REVENUE_ACCOUNT,
     Authorization,
     Channel,
     Charge,
     FinishReason,
     Grant,
-    GrantSource,
     TransferKind,
     Wallet,
     WalletState,
-    grant_account,
 )
+from metergate.core.set_up import add_authorization, add_grant, add_subscriber
 from metergate.core.usage import CountingSource
 
 Operation = Capture | Settle | Recover | Reserve | AddGrant | AddSubscriber | AddAuthorization
 Outcome = Captured | Settled | Reserved | Replayed | Grant | Wallet | Authorization
-
-# What was paid for with money; every other source is the operator's goodwill.
-PAID_SOURCES = frozenset({GrantSource.PLAN_CYCLE, GrantSource.TOP_UP})
 
 _UNKNOWN = Captured(
     status=CaptureStatus.CLOSED, captured_microcredits=0, reserved_microcredits=0, refusal=None
@@ -102,9 +92,9 @@ class Ledger:
             Settle: self.settle,
             Recover: self.recover,
             Reserve: self.reserve,
-            AddGrant: self.add_grant,
-            AddSubscriber: self.add_subscriber,
-            AddAuthorization: self.add_authorization,
+            AddGrant: partial(add_grant, books),
+            AddSubscriber: partial(add_subscriber, books),
+            AddAuthorization: partial(add_authorization, books),
         }
 
     def decide(self, operation: Operation) -> Outcome:
@@ -119,7 +109,7 @@ class Ledger:
         Refusals: ResourceNotFound, RequestIdConflict, RequestInProgress, WalletSuspended, AuthorizationRevoked,
         CapReached, InsufficientCredit.
         """
-        wallet, authorization = self._payer(operation.subscriber_id, operation.authorization_id)
+        wallet, authorization = payer(self._books, operation.subscriber_id, operation.authorization_id)
         known = self._outcome_before(operation, authorization)
         if known is not None:
             return known
@@ -128,7 +118,7 @@ class Ledger:
         if authorization.revoke_time_us is not None:
             raise AuthorizationRevoked
         amount = self._reservable(operation, authorization)
-        self._expire(operation.subscriber_id, operation.now_us)
+        expire(self._books, operation.subscriber_id, operation.now_us)
         reservation = Reservation(
             reservation_id=operation.reservation_id,
             subscriber_id=operation.subscriber_id,
@@ -183,13 +173,13 @@ class Ledger:
         limit = min(operation.limit_microcredits, AMOUNT_MICROCREDITS_MAX)
         if limit < minimum:
             raise CapReached(cap="request's credit limit", remaining_microcredits=limit, required_microcredits=minimum)
-        cap_left = _cap_left(authorization)
-        if cap_left < minimum:
-            raise CapReached(cap="authorization's cap", remaining_microcredits=cap_left, required_microcredits=minimum)
+        in_cap = cap_left(authorization)
+        if in_cap < minimum:
+            raise CapReached(cap="authorization's cap", remaining_microcredits=in_cap, required_microcredits=minimum)
         credit = available(self._books.grants_of(operation.subscriber_id), operation.now_us)
         if credit < minimum:
             raise InsufficientCredit(available_microcredits=credit, required_microcredits=minimum)
-        return min(operation.wanted_microcredits, limit, cap_left, credit)
+        return min(operation.wanted_microcredits, limit, in_cap, credit)
 
     def _draw(self, authorization: Authorization, amount_microcredits: int, now_us: int) -> tuple[Allocation, ...]:
         """Take the amount from the grants, in burn order, and from the authorization's cap."""
@@ -197,7 +187,7 @@ class Ledger:
         allocations = allocate(self._books.grants_of(subscriber_id), amount_microcredits, now_us)
         for allocation in allocations:
             self._books.change_remaining(subscriber_id, allocation.grant_id, -allocation.amount_microcredits)
-        self._move_counters(authorization, reserved_by=amount_microcredits, charged_by=0)
+        move_counters(self._books, authorization, reserved_by=amount_microcredits, charged_by=0)
         return allocations
 
     # --- capturing --------------------------------------------------------------------------------------------------
@@ -244,23 +234,23 @@ class Ledger:
 
         A revoked authorization leaves nothing of its cap; a suspended wallet has nothing available.
         """
-        wallet, authorization = self._payer(reservation.subscriber_id, reservation.authorization_id)
+        wallet, authorization = payer(self._books, reservation.subscriber_id, reservation.authorization_id)
         missing = wanted - reservation.reserved_microcredits
-        cap_left = 0 if authorization.revoke_time_us is not None else _cap_left(authorization)
+        in_cap = 0 if authorization.revoke_time_us is not None else cap_left(authorization)
         is_suspended = wallet.state is WalletState.SUSPENDED
         credit = 0 if is_suspended else available(self._books.grants_of(reservation.subscriber_id), now_us)
         limit_left = min(reservation.limit_microcredits, AMOUNT_MICROCREDITS_MAX) - reservation.reserved_microcredits
         bounds = (
             (limit_left, CloseCause.CREDIT_LIMIT_REACHED),
-            (cap_left, CloseCause.CAP_REACHED),
+            (in_cap, CloseCause.CAP_REACHED),
             (credit, CloseCause.CREDIT_EXHAUSTED),
         )
         room, cause = min(bounds, key=lambda bound: bound[0])
         return (missing, None) if missing <= room else (max(0, room), cause)
 
     def _extend(self, reservation: Reservation, more: int, now_us: int) -> Reservation:
-        self._expire(reservation.subscriber_id, now_us)
-        _, authorization = self._payer(reservation.subscriber_id, reservation.authorization_id)
+        expire(self._books, reservation.subscriber_id, now_us)
+        _, authorization = payer(self._books, reservation.subscriber_id, reservation.authorization_id)
         drawn = self._draw(authorization, more, now_us)
         grants = grants_by_id(self._books.grants_of(reservation.subscriber_id))
         return replace(reservation, allocations=merge(reservation.allocations, drawn, grants))
@@ -273,7 +263,7 @@ class Ledger:
         Asked again, the first outcome. Refusals: ResourceNotFound (no such reservation), ReservationNotOwned,
         LedgerInvariantBroken (a charge above what is captured, a capture above what is reserved).
         """
-        reservation = self._reservation(operation.reservation_id, operation.subscriber_id)
+        reservation = find_reservation(self._books, operation.reservation_id, operation.subscriber_id)
         if reservation.state is not ReservationState.ACTIVE:
             return self._settled(reservation, operation.now_us)
         if reservation.owner != operation.owner:
@@ -282,7 +272,7 @@ class Ledger:
 
     def recover(self, operation: Recover) -> Settled | Reserved:
         """Close what a dead owner left open, at what it had captured; Reserved if its owner is the survivor."""
-        reservation = self._reservation(operation.reservation_id, operation.subscriber_id)
+        reservation = find_reservation(self._books, operation.reservation_id, operation.subscriber_id)
         if reservation.state is not ReservationState.ACTIVE:
             return self._settled(reservation, operation.now_us)
         if reservation.owner == operation.survivor:
@@ -322,18 +312,18 @@ class Ledger:
             close_time_us=now_us,
         )
         subscriber_id = reservation.subscriber_id
-        self._expire(subscriber_id, now_us)
+        expire(self._books, subscriber_id, now_us)
         consumed, returned = give_back(reservation.allocations, reservation.reserved_microcredits - charged)
         if settlement is not None:
             self._books.add_charge(_charge(closed, settlement))
             for part in consumed:
-                self._post_from_grant(subscriber_id, TransferKind.CHARGE, part, settlement.charge_id, now_us)
+                post_from_grant(self._books, subscriber_id, TransferKind.CHARGE, part, settlement.charge_id, now_us)
         for part in returned:
             self._books.change_remaining(subscriber_id, part.grant_id, part.amount_microcredits)
-        self._expire(subscriber_id, now_us)  # what came back to a grant whose time is over
+        expire(self._books, subscriber_id, now_us)  # what came back to a grant whose time is over
         self._books.close_reservation(closed)
-        _, authorization = self._payer(subscriber_id, reservation.authorization_id)
-        self._move_counters(authorization, reserved_by=-reservation.reserved_microcredits, charged_by=charged)
+        _, authorization = payer(self._books, subscriber_id, reservation.authorization_id)
+        move_counters(self._books, authorization, reserved_by=-reservation.reserved_microcredits, charged_by=charged)
         return self._settled(closed, now_us)
 
     def _check_settlement(self, reservation: Reservation, settlement: Settlement, captured: int) -> None:
@@ -349,145 +339,14 @@ class Ledger:
             raise LedgerInvariantBroken(problem=f"request {reservation.request_id} was charged before")
 
     def _settled(self, closed: Reservation, now_us: int) -> Settled:
-        _, authorization = self._payer(closed.subscriber_id, closed.authorization_id)
+        _, authorization = payer(self._books, closed.subscriber_id, closed.authorization_id)
         return Settled(
             charge=self._books.charge_of_reservation(closed.reservation_id),
             spendable_microcredits=self._spendable(authorization, now_us),
         )
 
-    # --- credit and consent -----------------------------------------------------------------------------------------
-
-    def add_grant(self, operation: AddGrant) -> Grant:
-        """Add credits; refusals: ResourceNotFound (no such subscriber), IdConflict, RequestInvalid."""
-        grant = operation.grant
-        if self._books.wallets.get(grant.subscriber_id) is None:
-            raise ResourceNotFound(resource_name=f"subscribers/{grant.subscriber_id}")
-        first = self._books.grants.get((grant.subscriber_id, grant.grant_id))
-        if first is not None:
-            if _grant_content(first) != _grant_content(grant):
-                raise IdConflict(resource="grant", id=grant.grant_id)
-            return first
-        self._check_grant(grant)
-        self._books.add_grant(grant)
-        self._books.post(
-            TransferKind.GRANT,
-            subscriber_id=grant.subscriber_id,
-            debit_account=PAYMENTS_ACCOUNT if grant.source in PAID_SOURCES else GOODWILL_ACCOUNT,
-            credit_account=grant_account(grant.grant_id),
-            amount_microcredits=grant.amount_microcredits,
-            grant_id=grant.grant_id,
-            charge_id="",
-            now_us=grant.create_time_us,
-        )
-        return grant
-
-    def _check_grant(self, grant: Grant) -> None:
-        """RequestInvalid unless the grant is a valid one and the wallet's sum stays in range."""
-        amount = grant.amount_microcredits
-        if not 0 < amount <= AMOUNT_MICROCREDITS_MAX:
-            raise RequestInvalid(Violation("amount_microcredits", f"must be from 1 to {AMOUNT_MICROCREDITS_MAX}"))
-        if grant.remaining_microcredits != amount:
-            raise RequestInvalid(Violation("remaining_microcredits", "a new grant has all its amount remaining"))
-        if grant.expire_time_us is not None and grant.expire_time_us <= grant.effective_time_us:
-            raise RequestInvalid(Violation("expire_time", "must be later than effective_time"))
-        held = sum(other.remaining_microcredits for other in self._books.grants_of(grant.subscriber_id))
-        reserved = sum(
-            authorization.reserved_microcredits
-            for authorization in self._books.authorizations.rows.values()
-            if authorization.subscriber_id == grant.subscriber_id
-        )
-        if held + reserved + amount > AMOUNT_MICROCREDITS_MAX:
-            problem = f"the wallet would hold more than {AMOUNT_MICROCREDITS_MAX} microcredits"
-            raise RequestInvalid(Violation("amount_microcredits", problem))
-
-    def add_subscriber(self, operation: AddSubscriber) -> Wallet:
-        """Open a wallet, or answer with the one that is open already."""
-        first = self._books.wallets.get(operation.wallet.subscriber_id)
-        if first is not None:
-            return first
-        if operation.wallet.sequence != 0:
-            raise LedgerInvariantBroken(problem="a new wallet's sequence is not 0")
-        self._books.wallets.add(operation.wallet.subscriber_id, operation.wallet)
-        return operation.wallet
-
-    def add_authorization(self, operation: AddAuthorization) -> Authorization:
-        """Record a consent; refusals: ResourceNotFound (no such subscriber), IdConflict, RequestInvalid."""
-        authorization = operation.authorization
-        if self._books.wallets.get(authorization.subscriber_id) is None:
-            raise ResourceNotFound(resource_name=f"subscribers/{authorization.subscriber_id}")
-        first = self._books.authorizations.get(authorization.authorization_id)
-        if first is not None:
-            if _consent(first) != _consent(authorization):
-                raise IdConflict(resource="authorization", id=authorization.authorization_id)
-            return first
-        if authorization.charged_microcredits or authorization.reserved_microcredits:
-            raise LedgerInvariantBroken(problem="a new authorization has spent already")
-        cap = authorization.cap_microcredits
-        if cap is not None and not 0 <= cap <= AMOUNT_MICROCREDITS_MAX:
-            raise RequestInvalid(Violation("cap_microcredits", f"must be from 0 to {AMOUNT_MICROCREDITS_MAX}"))
-        self._books.authorizations.add(authorization.authorization_id, authorization)
-        return authorization
-
-    # --- shared -----------------------------------------------------------------------------------------------------
-
-    def _payer(self, subscriber_id: str, authorization_id: str) -> tuple[Wallet, Authorization]:
-        wallet = self._books.wallets.get(subscriber_id)
-        if wallet is None:
-            raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}")
-        authorization = self._books.authorizations.get(authorization_id)
-        if authorization is None or authorization.subscriber_id != subscriber_id:
-            raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}/authorizations/{authorization_id}")
-        return wallet, authorization
-
-    def _reservation(self, reservation_id: str, subscriber_id: str) -> Reservation:
-        reservation = self._books.reservations.get(reservation_id)
-        if reservation is None or reservation.subscriber_id != subscriber_id:
-            raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}/reservations/{reservation_id}")
-        return reservation
-
     def _spendable(self, authorization: Authorization, now_us: int) -> int:
         return spendable(authorization, available(self._books.grants_of(authorization.subscriber_id), now_us))
-
-    def _move_counters(self, authorization: Authorization, *, reserved_by: int, charged_by: int) -> None:
-        after = replace(
-            authorization,
-            reserved_microcredits=authorization.reserved_microcredits + reserved_by,
-            charged_microcredits=authorization.charged_microcredits + charged_by,
-        )
-        self._books.authorizations.change(after.authorization_id, after)
-
-    def _expire(self, subscriber_id: str, now_us: int) -> None:
-        """What remains of grants whose time is over becomes breakage."""
-        for grant in self._books.grants_of(subscriber_id):
-            if grant.remaining_microcredits > 0 and is_expired(grant, now_us):
-                rest = Allocation(grant_id=grant.grant_id, amount_microcredits=grant.remaining_microcredits)
-                self._books.change_remaining(subscriber_id, grant.grant_id, -grant.remaining_microcredits)
-                self._post_from_grant(subscriber_id, TransferKind.EXPIRY, rest, "", now_us)
-
-    def _post_from_grant(
-        self, subscriber_id: str, kind: TransferKind, part: Allocation, charge_id: str, now_us: int
-    ) -> None:
-        self._books.post(
-            kind,
-            subscriber_id=subscriber_id,
-            debit_account=grant_account(part.grant_id),
-            credit_account=REVENUE_ACCOUNT if kind is TransferKind.CHARGE else BREAKAGE_ACCOUNT,
-            amount_microcredits=part.amount_microcredits,
-            grant_id=part.grant_id,
-            charge_id=charge_id,
-            now_us=now_us,
-        )
-
-
-def spendable(authorization: Authorization, available_microcredits: int) -> int:
-    """What an authorization may still spend of what is available."""
-    return min(available_microcredits, _cap_left(authorization))
-
-
-def _cap_left(authorization: Authorization) -> int:
-    """What the cap leaves; without a cap, what keeps the authorization's counters in range."""
-    cap = AMOUNT_MICROCREDITS_MAX if authorization.cap_microcredits is None else authorization.cap_microcredits
-    return max(0, cap - authorization.charged_microcredits - authorization.reserved_microcredits)
 
 
 def _captured(status: CaptureStatus, reservation: Reservation, refusal: CloseCause | None = None) -> Captured:
@@ -496,18 +355,6 @@ def _captured(status: CaptureStatus, reservation: Reservation, refusal: CloseCau
         captured_microcredits=reservation.captured_microcredits,
         reserved_microcredits=reservation.reserved_microcredits,
         refusal=refusal,
-    )
-
-
-def _grant_content(grant: Grant) -> Grant:
-    """What makes a grant that is asked for again the same: all but what was spent and when it was asked for."""
-    return replace(grant, remaining_microcredits=0, create_time_us=0)
-
-
-def _consent(authorization: Authorization) -> Authorization:
-    """What makes an authorization that is asked for again the same."""
-    return replace(
-        authorization, charged_microcredits=0, reserved_microcredits=0, create_time_us=0, revoke_time_us=None
     )
 
 

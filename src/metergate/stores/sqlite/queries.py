@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from metergate.core.errors import RequestInvalid, ResourceNotFound, Violation
-from metergate.core.ledger import spendable
+from metergate.core.postings import spendable
 from metergate.core.rating import RateCard
 from metergate.core.rows import Authorization, Charge, Grant, Transfer
 from metergate.ports import Balance, ChargeFilter, Grantee, Page, TransferFilter
