@@ -25,7 +25,7 @@ check: $(INSTALLED) ## Formatting, lint, types, floors, protos, drift of the gen
 	@echo "== format" && $(BIN)/ruff format --check .
 	@echo "== lint" && $(BIN)/ruff check .
 	@echo "== types" && $(BIN)/mypy
-	@echo "== floors" && $(BIN)/lint-imports
+	@echo "== floors" && $(BIN)/lint-imports --no-logo
 	@echo "== protos" && $(BIN)/buf lint protos && $(BIN)/buf format --diff --exit-code protos
 	@echo "== stubs" && $(BIN)/python scripts/generate_stubs.py --check
 

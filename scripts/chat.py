@@ -6,6 +6,7 @@ An app of your own needs the same: grpcio, the generated stubs, and a key.
 import argparse
 import sys
 import uuid
+from decimal import Decimal
 from pathlib import Path
 from typing import cast
 
@@ -103,8 +104,8 @@ def receipt_table(receipt: inference_pb2.Receipt, prices: dict[int, int], before
     for count in receipt.usage_counted.token_counts:
         name = usage_pb2.TokenClass.Name(count.token_class).removeprefix("TOKEN_CLASS_").lower()
         price = prices[count.token_class]
-        exact = f"{count.tokens * price / 1_000_000_000_000:.7f}"
-        table.add_row(name, f"{count.tokens:,}", format_credits(price), exact)
+        exact = Decimal(count.tokens * price).scaleb(-12)  # a price is microcredits for a million tokens
+        table.add_row(name, f"{count.tokens:,}", format_credits(price), f"{exact:.7f}")
     table.add_section()
     table.add_row("charged (rounded up once)", "", "", format_credits(receipt.charged_microcredits), style="bold")
     table.add_row("credits before", "", "", format_credits(before))

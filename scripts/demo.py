@@ -8,11 +8,12 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import cast
 
 import grpc
 from chat import App, reason_of, receipt_table
-from demo_setup import PLAN_CREDITS, Setup, Surprise, free_port, is_free
+from demo_setup import FOLDER, PLAN_CREDITS, Setup, Surprise, free_port, is_free
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -143,15 +144,17 @@ def serve(setup: Setup) -> None:
         f" {setup.address} metergate.v1.InferenceService/StreamComplete\n",
         flush=True,
     )
+    print("Asked twice with the same request_id, it answers with the recorded receipt and charges nothing.", flush=True)
     setup.wait_for_gateway()
 
 
-def run(keep_serving: bool) -> int:
+def run(keep_serving: bool, folder: Path) -> int:
     """Play or serve; the exit code."""
     if keep_serving and not is_free(RUN_PORT):
         console.print(f"[red]Port {RUN_PORT} is in use: stop what listens there (another `make run`?) first.")
         return 1
-    with Setup("run" if keep_serving else "demo", RUN_PORT if keep_serving else free_port(), console) as setup:
+    name, port = ("run", RUN_PORT) if keep_serving else ("demo", free_port())
+    with Setup(folder / name, port, console) as setup:
         try:
             if keep_serving:
                 serve(setup)
@@ -172,8 +175,10 @@ def main() -> None:
     """Parse, and turn SIGTERM into the same orderly end as Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--serve", action="store_true", help=f"keep serving on port {RUN_PORT}")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where its files go (default %(default)s)")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(run(parser.parse_args().serve))
+    options = parser.parse_args()
+    sys.exit(run(options.serve, options.folder))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from llama_server import CONTEXT_TOKENS, MODEL_ALIAS, model_path
 from rich.console import Console
 
 SCRIPTS = Path(__file__).resolve().parent
-FOLDER = SCRIPTS.parent / ".demo"
+FOLDER = SCRIPTS.parent / ".demo"  # where the files go unless another folder is named
 
 # 5 yuan a month buys 5 credits: with one credit a yuan, prices read as they do in the market's lists.
 PLAN_CREDITS = "5"
@@ -94,8 +94,8 @@ class Setup:
 
     model = MODEL_ALIAS
 
-    def __init__(self, name: str, port: int, console: Console) -> None:
-        self.folder = FOLDER / name
+    def __init__(self, folder: Path, port: int, console: Console) -> None:
+        self.folder = folder.resolve()
         self.address = f"127.0.0.1:{port}"
         self._console = console
         self._backend_port = free_port()
@@ -153,7 +153,7 @@ class Setup:
 
     def command(self, *arguments: str) -> str:
         """Show and run ``metergate ...`` in the folder; its output. Surprise unless it exits with 0."""
-        self._console.print(f"[bold]$ metergate {' '.join(arguments)}", highlight=False)
+        self._console.print(f"[bold]$ metergate {' '.join(arguments)}", highlight=False, soft_wrap=True)
         done = subprocess.run(
             [sys.executable, "-m", "metergate", *arguments],
             cwd=self.folder,

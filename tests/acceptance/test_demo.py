@@ -1,0 +1,54 @@
+"""The demo, as a person runs it: it shows the main job on the real model, and leaves nothing running."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+DEMO = Path(__file__).parents[2] / "scripts" / "demo.py"
+
+
+def processes_in(folder: Path) -> list[str]:
+    """The command lines of all processes that work below the folder."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdecimal() and Path(os.readlink(process / "cwd")).is_relative_to(folder):
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue  # it ended meanwhile, or is not ours to see
+    return found
+
+
+@pytest.mark.timeout(180)
+def test_the_demo_streams_cuts_refuses_verifies_and_exits_with_0(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(DEMO), "--folder", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for shown in ("CREDIT_EXHAUSTED", "INSUFFICIENT_CREDIT", "No differences.", "counted by TOKENIZER"):
+        assert shown in done.stdout
+    assert processes_in(tmp_path) == []
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_demo_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
+    arguments = [sys.executable, "-u", str(DEMO), "--folder", str(tmp_path)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as demo:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if "prompt" in line:
+                break
+        running = processes_in(tmp_path)
+        assert any("metergate" in command for command in running)
+        assert any("llama_server" in command for command in running)
+        demo.send_signal(number)
+        demo.stdout.read()
+        assert demo.wait() == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    while processes_in(tmp_path):  # after SIGKILL the kernel ends them; the test's time limit ends the wait
+        time.sleep(0.05)
