@@ -217,12 +217,12 @@ class Ledger:
         delivered = max(before.delivered_microcredits, operation.delivered_microcredits)
         if delivered > captured:
             raise LedgerInvariantBroken(problem=f"{delivered} microcredits delivered, only {captured} captured")
-        after = replace(
-            before,
+        after = before.moved(
             reserved_microcredits=reserved,
             captured_microcredits=captured,
             captured_usage=operation.target_usage if captures else before.captured_usage,
             delivered_microcredits=delivered,
+            allocations=before.allocations,
         )
         if reserved > before.reserved_microcredits:
             after = self._extend(after, reserved - before.reserved_microcredits, operation.now_us)
