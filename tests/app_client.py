@@ -15,7 +15,10 @@ from metergate.v1 import account_pb2_grpc, chat_pb2, inference_pb2, inference_pb
 EVENT_SECONDS_MAX = 20.0
 
 
-def inference(request_id: str, text: str = "Tell me of the sea.", **fields: Any) -> inference_pb2.Inference:
+PROMPT = "Tell me of the sea."
+
+
+def inference(request_id: str, text: str = PROMPT, **fields: Any) -> inference_pb2.Inference:
     """A request of one user's message."""
     message = chat_pb2.Message(role=chat_pb2.ROLE_USER, content_parts=[chat_pb2.ContentPart(text=text)])
     return inference_pb2.Inference(request_id=request_id, model="models/smollm2", messages=[message], **fields)

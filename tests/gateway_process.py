@@ -17,6 +17,7 @@ from typing import Any, Self
 from real_vocabularies import smollm2_path
 
 from metergate.app import SystemClock
+from metergate.core.inference import Message, Prompt, Role
 from metergate.core.keys import format_key, hash_key
 from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber
 from metergate.core.rating import RateCard, rate_ceil
@@ -78,6 +79,11 @@ def smollm2() -> Tokenizer:
     return open_tokenizer(
         TokenizerSpec(kind="gguf", path=smollm2_path(), pattern=None, prompt_rule="template", chat_template_path=None)
     )
+
+
+def count_prompt(text: str) -> int:
+    """Tokens of a prompt of one user's message, through the model's chat template."""
+    return smollm2().count_prompt(Prompt(messages=(Message(role=Role.USER, parts=(text,)),)))
 
 
 def cost(prompt_tokens: int, text: str) -> int:

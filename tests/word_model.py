@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import cycle, islice
+from typing import Any
 
 # Of one and of several tokens, of several bytes, and pairs that count less together than apart.
 WORDS = (" the", " straigh", "t", " credit", "海", "洋", "，", " 😀", " counter", "balance", "\n", "ing")
@@ -86,9 +87,8 @@ class WordModel:
                 writer.transport.abort()
                 return
             if number == self.hold_after:
-                await asyncio.wait(
-                    [gone, asyncio.ensure_future(self.go_on.wait())], return_when=asyncio.FIRST_COMPLETED
-                )
+                either: set[asyncio.Future[Any]] = {gone, asyncio.ensure_future(self.go_on.wait())}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if gone.done():
                 raise ConnectionResetError
             writer.write(_event({"delta": {"content": word}, "index": 0, "finish_reason": None}))

@@ -9,13 +9,9 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
-from app_client import Answer, App, cause, finish, inference, tokens
-from gateway_process import GatewayProcess, cost, open_wallets, openai_backend, verify, write_config
+from app_client import PROMPT, Answer, App, cause, finish, inference, tokens
+from gateway_process import GatewayProcess, cost, count_prompt, open_wallets, openai_backend, verify, write_config
 from word_model import WordModel, speaking
-
-from metergate.v1 import inference_pb2
-
-PROMPT = "Tell me of the sea."
 
 # Microcredits: for everything; for the prompt and some fifty tokens; for less than the prompt.
 WALLETS = {"rich": 1_000_000_000, "poor": 500, "pauper": 40}
@@ -220,20 +216,9 @@ async def test_an_app_whose_process_dies_is_charged_what_was_delivered(
             process.send_signal(signal.SIGKILL)
             await process.wait()
         charged_microcredits, close_cause = await charge_of(gateway, "killed")
-        prompt_tokens = await quote_tokens(gateway, keys["rich"])
-        assert (charged_microcredits, close_cause) == (cost(prompt_tokens, arrived.decode()), "CLIENT_CANCELLED")
+        assert (charged_microcredits, close_cause) == (cost(count_prompt(PROMPT), arrived.decode()), "CLIENT_CANCELLED")
         async with asyncio.timeout(20):
             await model.left.wait()
-
-
-async def quote_tokens(gateway: GatewayProcess, key: str) -> int:
-    """Tokens of the prompt that every test of this module sends."""
-    async with App(gateway.port, key) as app:
-        request = inference("none")
-        quote = await app.inference.CountTokens(
-            inference_pb2.CountTokensRequest(model=request.model, messages=request.messages), metadata=app.metadata
-        )
-        return quote.prompt_tokens
 
 
 async def test_a_backend_that_breaks_off_is_charged_what_was_delivered_and_the_receipt_comes_first(

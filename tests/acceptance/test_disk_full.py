@@ -1,0 +1,80 @@
+"""A full disk: no text is delivered that could not be debited, the books stay right, and the gateway comes back."""
+
+import asyncio
+from pathlib import Path
+
+import grpc
+from app_client import Answer, App, inference
+from gateway_process import Books, GatewayProcess, cost, open_wallets, openai_backend, verify, write_config
+from word_model import WordModel, speaking
+
+# No file of the gateway may grow beyond this: the disk is full. The log of SQLite meets it after some hundred captures.
+FILE_BYTES_MAX = 600_000
+
+REQUESTS_MAX = 200
+
+
+async def until_the_disk_is_full(app: App) -> list[Answer]:
+    """Answers until the first that the store ended, that one included."""
+    answers: list[Answer] = []
+    for number in range(REQUESTS_MAX):
+        answers.append(await app.stream(inference(f"full-{number}")).ended())
+        if answers[-1].refusal is not None:
+            return answers
+    raise AssertionError("the disk never became full")
+
+
+def check_paid(books: Books, answers: list[Answer]) -> None:
+    charges = books.charges()
+    for number, answer in enumerate(answers):
+        if answer.text:
+            charged_microcredits, _ = charges[f"full-{number}"]
+            assert cost(answer.admitted.prompt_tokens, answer.text) <= charged_microcredits
+
+
+async def test_a_full_disk_ends_streams_and_a_restart_with_room_settles_them_and_serves_again(tmp_path: Path) -> None:
+    keys = await open_wallets(tmp_path / "ledger.db", {"alice": 10_000_000})
+    async with speaking(WordModel(words=80, interval_seconds=0.001)) as model:
+        write_config(tmp_path, openai_backend(model.url))
+        with GatewayProcess(tmp_path, prefix=("prlimit", f"--fsize={FILE_BYTES_MAX}")) as gateway:
+            async with App(gateway.port, keys["alice"]) as app:
+                answers = await until_the_disk_is_full(app)
+                refused = answers[-1].refused
+                assert refused.code is grpc.StatusCode.UNAVAILABLE
+                assert refused.reason == "STORE_UNAVAILABLE"
+                assert refused.retry_seconds is not None
+            await asyncio.to_thread(gateway.kill)
+        verify(tmp_path)
+        with GatewayProcess(tmp_path) as gateway:
+            check_paid(gateway.books, answers)
+            assert gateway.books.open_reservations() == 0
+            async with App(gateway.port, keys["alice"]) as app:
+                again = await app.stream(inference("after")).ended()
+            assert again.text == model.text(80)
+            assert again.receipt is not None
+        verify(tmp_path)
+
+
+async def test_when_the_disk_has_room_again_the_same_process_serves_again(tmp_path: Path) -> None:
+    keys = await open_wallets(tmp_path / "ledger.db", {"alice": 10_000_000})
+    async with speaking(WordModel(words=80, interval_seconds=0.001)) as model:
+        write_config(tmp_path, openai_backend(model.url))
+        # A soft limit only: the test can lift it while the process runs.
+        with GatewayProcess(tmp_path, prefix=("prlimit", f"--fsize={FILE_BYTES_MAX}:unlimited")) as gateway:
+            async with App(gateway.port, keys["alice"]) as app:
+                answers = await until_the_disk_is_full(app)
+                await lift(gateway.process.pid)
+                async with asyncio.timeout(20):
+                    while (again := await app.stream(inference("after")).ended()).receipt is None:
+                        assert again.refused.reason == "STORE_UNAVAILABLE"
+                        await asyncio.sleep(again.refused.retry_seconds or 1)
+            check_paid(gateway.books, answers)
+            assert again.text == model.text(80)
+        assert gateway.books.open_reservations() == 0
+        verify(tmp_path)
+
+
+async def lift(pid: int) -> None:
+    """Give the process all the room there is."""
+    process = await asyncio.create_subprocess_exec("prlimit", "--pid", str(pid), "--fsize=unlimited")
+    assert await process.wait() == 0

@@ -1,0 +1,66 @@
+"""The gRPC path: app, gateway, the reference BackendService, the real model: all of them processes."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+from app_client import App, cause, inference, tokens
+from gateway_process import GatewayProcess, cost, open_wallets, verify, write_config
+
+SCRIPT = Path(__file__).parent.parent.parent / "scripts" / "backend_server.py"
+
+
+@contextmanager
+def backend_server(llama_url: str) -> Iterator[str]:
+    """The address of the reference server."""
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPT), "--llama-url", llama_url], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            ready, _, address = process.stdout.readline().strip().partition(" ")
+            assert ready == "ready"
+            yield address
+        finally:
+            process.terminate()
+            assert process.wait(10) == 0
+
+
+def busy_slots(llama_server: str) -> int:
+    with urlopen(Request(f"{llama_server}/slots"), timeout=5) as response:
+        return sum(bool(slot["is_processing"]) for slot in json.load(response))
+
+
+async def test_a_native_backends_answer_is_counted_charged_and_stopped_by_a_cancel(
+    tmp_path: Path, llama_server: str
+) -> None:
+    keys = await open_wallets(tmp_path / "ledger.db", {"alice": 10_000_000})
+    with backend_server(llama_server) as address:
+        write_config(tmp_path, f'kind = "grpc"\naddress = "{address}"')
+        with GatewayProcess(tmp_path) as gateway:
+            async with App(gateway.port, keys["alice"]) as app:
+                answer = await app.stream(inference("native", "请介绍一下大海。", max_completion_tokens=24)).ended()
+                receipt = answer.receipted
+                counted, reported = tokens(receipt.usage_counted), tokens(receipt.usage_reported)
+                assert cause(receipt) == "FINISHED"
+                assert 0 <= reported["COMPLETION"] - counted["COMPLETION"] <= 1
+                assert receipt.charged_microcredits == cost(answer.admitted.prompt_tokens, answer.text)
+
+                cancelled = app.stream(inference("stopped", "Tell me a long story.", max_completion_tokens=1_500))
+                await cancelled.until_characters(20)
+                assert await asyncio.to_thread(busy_slots, llama_server) == 1
+                cancelled.call.cancel()
+                async with asyncio.timeout(10):
+                    # The model server says nothing of its own accord.
+                    while await asyncio.to_thread(busy_slots, llama_server):  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
+            await asyncio.to_thread(gateway.stop)
+            charged_microcredits, close_cause = gateway.books.charges()["stopped"]
+            assert close_cause == "CLIENT_CANCELLED"
+            assert charged_microcredits >= cost(cancelled.admitted.prompt_tokens, cancelled.text)
+        verify(tmp_path)

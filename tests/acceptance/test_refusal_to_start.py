@@ -1,0 +1,69 @@
+"""A gateway that cannot serve safely does not start: exit code 2, one clear line for each problem, no traceback."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from gateway_process import metergate, open_wallets, write_config
+
+BACKEND = 'kind = "openai"\nurl = "http://127.0.0.1:9/v1"'
+
+
+def edit(folder: Path, old: str, new: str) -> None:
+    path = folder / "metergate.toml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def foreign_database(folder: Path) -> None:
+    with sqlite3.connect(folder / "ledger.db") as connection:
+        connection.execute("CREATE TABLE photos (name TEXT)")
+    connection.close()
+
+
+def no_database(folder: Path) -> None:
+    (folder / "ledger.db").write_bytes(b"GIF89a" * 1_000)
+
+
+def another_directory(folder: Path) -> None:
+    edit(folder, 'path = "ledger.db"', 'path = "missing/ledger.db"')
+
+
+def cut_database(folder: Path) -> None:
+    asyncio.run(open_wallets(folder / "ledger.db", {"alice": 1_000}))
+    content = (folder / "ledger.db").read_bytes()
+    (folder / "ledger.db").write_bytes(content[: len(content) // 2])
+
+
+def unknown_key(folder: Path) -> None:
+    edit(folder, "[limits]", "[limits]\nslice_token = 3")
+
+
+def no_file(folder: Path) -> None:
+    (folder / "metergate.toml").unlink()
+
+
+PROBLEMS: list[tuple[Callable[[Path], None], str]] = [
+    (foreign_database, "it belongs to another application"),
+    (no_database, "it is not a database"),
+    (another_directory, "there is no directory"),
+    (cut_database, "ledger.db cannot be opened: "),
+    (unknown_key, "limits.slice_token: is not a known key"),
+    (no_file, "metergate.toml: it cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "line"), PROBLEMS, ids=[spoil.__name__ for spoil, _ in PROBLEMS])
+def test_serve_is_refused_with_exit_code_2_and_a_clear_line(
+    tmp_path: Path, spoil: Callable[[Path], None], line: str
+) -> None:
+    write_config(tmp_path, BACKEND)
+    spoil(tmp_path)
+    result = metergate(tmp_path, "serve")
+    assert result.returncode == 2, result.stderr
+    assert line in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) <= 2, result.stderr
