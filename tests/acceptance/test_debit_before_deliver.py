@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from app_client import Answer, App, inference
 from gateway_process import Books, GatewayProcess, cost, open_wallets, openai_backend, verify, write_config
+from open_gateway import open_gateway
 from word_model import WordModel, speaking
 
 from metergate.app import Gateway
@@ -127,3 +128,38 @@ async def test_a_gateway_that_delivers_first_is_found_out(
             answer.call.cancel()
             await answer.ended()
             await gateway.drain()
+
+
+async def test_a_cancel_while_a_capture_is_in_flight_is_charged_only_what_was_delivered(tmp_path: Path) -> None:
+    model = WordModel(words=None, interval_seconds=INTERVAL_SECONDS)
+    async with speaking(model), open_gateway(tmp_path, openai_backend(model.url)) as (app, books):
+        answer = app.stream(inference("in-flight", max_completion_tokens=1_800))
+        await answer.until_characters(20)
+        async with frozen(books.store):
+            await model.until_sent(model.sent + WORDS_FROZEN)
+            arrived = answer.text
+            answer.call.cancel()
+            await answer.ended()
+            async with asyncio.timeout(10):
+                await model.left.wait()
+        async with asyncio.timeout(10):
+            # Nothing tells an app that went away.
+            while books.open_reservations():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert books.charges()["in-flight"] == (cost(answer.admitted.prompt_tokens, arrived), "CLIENT_CANCELLED")
+
+
+async def test_a_whole_answer_is_not_delivered_before_its_charge_is_stored(tmp_path: Path) -> None:
+    model = WordModel(words=20, hold_after=10)
+    async with speaking(model), open_gateway(tmp_path, openai_backend(model.url)) as (app, books):
+        asking = asyncio.create_task(app.complete(inference("whole")))
+        await model.until_sent(10)
+        async with frozen(books.store):
+            model.go_on.set()
+            await model.until_sent(20)
+            # Ten times what an answer that waits for nothing takes.
+            done, _ = await asyncio.wait([asking], timeout=0.3)
+            assert not done, "the answer came while its charge could not be stored"
+            assert books.charges() == {}
+        response = await asking
+        assert books.charges()["whole"] == (response.receipt.charged_microcredits, "FINISHED")
