@@ -15,6 +15,10 @@ class TokenClass(StrEnum):
     REASONING = "REASONING"
 
 
+# Iterating an enumeration costs as much as rating a request.
+TOKEN_CLASSES = tuple(TokenClass)
+
+
 class CountingSource(StrEnum):
     """Whose count a charge rests on (L9)."""
 
@@ -32,9 +36,9 @@ class Usage:
     @classmethod
     def of(cls, tokens: Mapping[TokenClass, int]) -> Self:
         """Usage of the given counts; zeros are dropped, a negative count is a ValueError."""
-        if any(count < 0 for count in tokens.values()):
+        if tokens and min(tokens.values()) < 0:
             raise ValueError(f"a token count is negative: {dict(tokens)}")
-        return cls(tuple((kind, tokens[kind]) for kind in TokenClass if tokens.get(kind)))
+        return cls(tuple([(kind, tokens[kind]) for kind in TOKEN_CLASSES if tokens.get(kind)]))
 
     def __iter__(self) -> Iterator[tuple[TokenClass, int]]:
         return iter(self.tokens)

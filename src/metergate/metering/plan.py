@@ -12,13 +12,12 @@ from metergate.core.usage import TokenClass, Usage
 
 def usage_of(prompt_tokens: int, completion_tokens: int = 0, reasoning_tokens: int = 0) -> Usage:
     """Return the usage of a request as the gateway counts it."""
-    return Usage.of(
-        {
-            TokenClass.PROMPT: prompt_tokens,
-            TokenClass.COMPLETION: completion_tokens,
-            TokenClass.REASONING: reasoning_tokens,
-        }
-    )
+    tokens: list[tuple[TokenClass, int]] = [(TokenClass.PROMPT, prompt_tokens)] if prompt_tokens else []
+    if completion_tokens:
+        tokens.append((TokenClass.COMPLETION, completion_tokens))
+    if reasoning_tokens:
+        tokens.append((TokenClass.REASONING, reasoning_tokens))
+    return Usage(tuple(tokens))
 
 
 def completion_room(model: Model, prompt_tokens: int, max_completion_tokens: int | None) -> int:

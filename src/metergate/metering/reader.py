@@ -12,6 +12,7 @@ from metergate.core.rows import Attempt, FinishReason
 from metergate.core.usage import Usage
 from metergate.metering.buffer import DeltaBuffer, End
 from metergate.metering.limits import Limits
+from metergate.metering.patience import Patience
 from metergate.ports import Backend
 
 logger = logging.getLogger(__name__)
@@ -62,25 +63,28 @@ class Reader:
 
     async def _read(self, backend: Backend) -> FinishReason:
         """Read one backend's answer; TimeoutError if it keeps the gateway waiting."""
-        loop = asyncio.get_running_loop()
-        between_seconds = self._limits.between_tokens_seconds_max
         self._began = False
         self.usage_reported = None
         finish_reason: FinishReason | None = None
-        async with aclosing(backend.generate(self._request)) as events:
-            async with asyncio.timeout(self._limits.first_token_seconds_max) as waiting:
-                async for event in events:
-                    if isinstance(event, Delta):
-                        self._began = True
-                        if self._buffer.is_full():
-                            # The app is slow, not the backend.
-                            waiting.reschedule(None)
-                        await self._buffer.put(event)
-                    elif isinstance(event, Finish):
-                        finish_reason = event.reason
-                    else:
-                        self.usage_reported = event.usage
-                    waiting.reschedule(loop.time() + between_seconds)
+        async with (
+            aclosing(backend.generate(self._request)) as events,
+            Patience(
+                first_seconds=self._limits.first_token_seconds_max,
+                between_seconds=self._limits.between_tokens_seconds_max,
+            ) as patience,
+        ):
+            async for event in events:
+                if isinstance(event, Delta):
+                    self._began = True
+                    if self._buffer.is_full():
+                        # The app is slow, not the backend.
+                        patience.pause()
+                    await self._buffer.put(event)
+                elif isinstance(event, Finish):
+                    finish_reason = event.reason
+                else:
+                    self.usage_reported = event.usage
+                patience.renew()
         if finish_reason is None:
             raise self._unavailable("it ended without a finish reason")
         return finish_reason

@@ -89,7 +89,7 @@ class Run(ABC):
             buffer=self._buffer,
             limits=limits,
         )
-        self._limit_microcredits = plan.limit_microcredits()
+        self._limit_microcredits = reservation.limit_microcredits
         self._slice_microcredits = plan.cost_max(limits.slice_tokens) - plan.cost(0)
         self._reserved_microcredits = reservation.reserved_microcredits
         self._captured_microcredits = reservation.captured_microcredits
