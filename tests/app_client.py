@@ -52,7 +52,6 @@ class Answer:
     deliveries: list[str] = field(default_factory=list)
     receipt: inference_pb2.Receipt | None = None
     refusal: Refusal | None = None
-    cancelled: bool = False
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _reading: "asyncio.Task[None] | None" = None
 
@@ -99,7 +98,8 @@ class Answer:
             else:
                 self.refusal = Refusal(error.code(), error.details() or "", "", {}, {}, None)
         except asyncio.CancelledError:
-            self.cancelled = True
+            # The app cancelled its own call; what arrived until then stays.
+            return
         finally:
             self._changed.set()
 

@@ -1,13 +1,11 @@
 """The gRPC path: app, gateway, the reference BackendService, the real model: all of them processes."""
 
 import asyncio
-import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 from app_client import App, cause, inference, tokens
 from gateway_process import GatewayProcess, cost, open_wallets, verify, write_config
@@ -31,13 +29,8 @@ def backend_server(llama_url: str) -> Iterator[str]:
             assert process.wait(10) == 0
 
 
-def busy_slots(llama_server: str) -> int:
-    with urlopen(Request(f"{llama_server}/slots"), timeout=5) as response:
-        return sum(bool(slot["is_processing"]) for slot in json.load(response))
-
-
 async def test_a_native_backends_answer_is_counted_charged_and_stopped_by_a_cancel(
-    tmp_path: Path, llama_server: str
+    tmp_path: Path, llama_server: str, busy_slots: Callable[[], int]
 ) -> None:
     keys = await open_wallets(tmp_path / "ledger.db", {"alice": 10_000_000})
     with backend_server(llama_server) as address:
@@ -53,11 +46,11 @@ async def test_a_native_backends_answer_is_counted_charged_and_stopped_by_a_canc
 
                 cancelled = app.stream(inference("stopped", "Tell me a long story.", max_completion_tokens=1_500))
                 await cancelled.until_characters(20)
-                assert await asyncio.to_thread(busy_slots, llama_server) == 1
+                assert await asyncio.to_thread(busy_slots) == 1
                 cancelled.call.cancel()
                 async with asyncio.timeout(10):
                     # The model server says nothing of its own accord.
-                    while await asyncio.to_thread(busy_slots, llama_server):  # noqa: ASYNC110
+                    while await asyncio.to_thread(busy_slots):  # noqa: ASYNC110
                         await asyncio.sleep(0.02)
             await asyncio.to_thread(gateway.stop)
             charged_microcredits, close_cause = gateway.books.charges()["stopped"]

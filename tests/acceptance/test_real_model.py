@@ -1,11 +1,9 @@
 """The main job, end to end: a real model's answers, counted, debited and charged, by real processes."""
 
 import asyncio
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
-from urllib.request import Request, urlopen
 
 import pytest
 from app_client import App, cause, finish, inference, tokens
@@ -136,16 +134,16 @@ async def test_charges_and_transfers_are_what_the_receipt_said(
 
 
 async def test_a_cancelled_stream_stops_the_real_model_and_is_charged_what_arrived(
-    gateway: GatewayProcess, app_key: str, llama_server: str
+    gateway: GatewayProcess, app_key: str, busy_slots: Callable[[], int]
 ) -> None:
     async with App(gateway.port, app_key) as app:
         answer = app.stream(inference("real-cancel", "Tell me a very long story.", max_completion_tokens=1_500))
         await answer.until_characters(20)
-        assert await asyncio.to_thread(busy_slots, llama_server) == 1
+        assert await asyncio.to_thread(busy_slots) == 1
         answer.call.cancel()
         async with asyncio.timeout(10):
             # The model server says nothing of its own accord.
-            while await asyncio.to_thread(busy_slots, llama_server):  # noqa: ASYNC110
+            while await asyncio.to_thread(busy_slots):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
             while "real-cancel" not in gateway.books.charges():  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
@@ -153,12 +151,6 @@ async def test_a_cancelled_stream_stops_the_real_model_and_is_charged_what_arriv
     assert close_cause == "CLIENT_CANCELLED"
     # gRPC may drop, in the app's own process, what arrived together with the cancel.
     assert charged_microcredits >= cost(answer.admitted.prompt_tokens, answer.text)
-
-
-def busy_slots(llama_server: str) -> int:
-    """How many of the model's slots generate."""
-    with urlopen(Request(f"{llama_server}/slots"), timeout=5) as response:
-        return sum(bool(slot["is_processing"]) for slot in json.load(response))
 
 
 async def test_health_and_reflection_are_served_without_a_key(gateway: GatewayProcess, app_key: str) -> None:
