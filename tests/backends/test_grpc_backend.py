@@ -210,14 +210,14 @@ async def test_an_unknown_finish_reason_is_stop_with_a_warning(caplog: pytest.Lo
 @pytest.mark.parametrize(
     ("responses", "problem"),
     [
-        ([], "it ended without a finish reason"),
-        ([hello], "it ended without a finish reason"),
+        ([], "its answer broke off before a finish reason"),
+        ([hello], "its answer broke off before a finish reason"),
         ([hello, stop, hello], "its answer went on after the finish reason"),
         ([Response(finish_reason=chat_pb2.FINISH_REASON_INTERRUPTED)], "it did not get to the end of its answer"),
         ([Response(finish_reason=chat_pb2.FINISH_REASON_CREDIT_EXHAUSTED)], "it did not get to the end of its answer"),
         (
             [Response(delta=chat_pb2.Delta(tool_calls=[chat_pb2.ToolCallDelta(index=-1)]))],
-            "it sent a piece of a tool call with a negative index",
+            "it sent a piece of a tool call with an index outside 0 to 127",
         ),
         ([Response(delta=chat_pb2.Delta(content="x" * 1_100_000))], "gRPC status RESOURCE_EXHAUSTED"),
     ],

@@ -440,7 +440,7 @@ async def test_a_refused_request_is_rejected_and_the_message_is_not_kept(status:
         ([head(), event({"choices": [{"index": 1, "delta": {"content": "x"}}]})], "it sent more than the one choice"),
         ([head(), event({"choices": [{"index": 0}, {"index": 0}]})], "it sent more than the one choice"),
         ([head(), chunk({"tool_calls": [{"function": {"name": "f"}}]})], "it sent a piece of a tool call without"),
-        ([head(), chunk({"tool_calls": [{"index": -1}]})], "it sent something else than a chat completion"),
+        ([head(), chunk({"tool_calls": [{"index": -1}]})], "it sent a piece of a tool call with an index outside"),
         ([head(), chunk({}, "abort")], "it ended its answer with abort"),
         ([head(), b"data: " + b"x" * 1_100_000 + b"\n\n"], "it sent an event of more than 1048576 bytes"),
         ([head(), lambda: b"x" * 65536], "it sent an event of more than 1048576 bytes"),

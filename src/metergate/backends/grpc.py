@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import grpc
 from grpc import aio
 
+from metergate.backends.answer_checks import AnswerChecks
 from metergate.core.errors import BackendRejected, BackendUnavailable
 from metergate.core.inference import (
     BackendEvent,
@@ -24,7 +25,6 @@ from metergate.core.inference import (
     Role,
     Sampling,
     Tool,
-    ToolCallDelta,
     UsageReport,
 )
 from metergate.core.rows import FinishReason
@@ -125,7 +125,7 @@ class GrpcBackend:
         model = self._options.model_names.get(request.model_id)
         if model is None:
             raise BackendUnavailable(model_id=request.model_id, problem="it is not set up to run this model")
-        reader = _AnswerReader(backend_id=self.backend_id, model_id=request.model_id)
+        reader = AnswerReader(backend_id=self.backend_id, model_id=request.model_id)
         call = self._stub.Generate(encode_request(request, model=model), metadata=self._metadata)
         try:
             while (message := await _read(call, request.model_id)) is not None:
@@ -210,26 +210,22 @@ def _response_format(response_format: ResponseFormat) -> chat_pb2.ResponseFormat
 # --- the answer -----------------------------------------------------------------------------------------------------
 
 
-class _AnswerReader:
+class AnswerReader:
     """Reads one answer. Every method raises BackendUnavailable when the answer makes no sense."""
 
     def __init__(self, *, backend_id: str, model_id: str) -> None:
         self._backend_id = backend_id
         self._model_id = model_id
-        self._has_finished = False
-        self._has_warned_of_usage = False
+        self._checks = AnswerChecks(backend_id=backend_id, model_id=model_id)
 
     def read(self, message: backend_pb2.GenerateResponse) -> Iterator[BackendEvent]:
         """The events of one message."""
         delta = self._delta(message.delta)
         if not delta.is_empty():
-            if self._has_finished:
-                raise self._unavailable("its answer went on after the finish reason")
+            self._checks.before_delta()
             yield delta
-        if message.finish_reason != chat_pb2.FINISH_REASON_UNSPECIFIED and not self._has_finished:
-            finish = Finish(reason=self._finish_reason(message.finish_reason))
-            self._has_finished = True
-            yield finish
+        if message.finish_reason != chat_pb2.FINISH_REASON_UNSPECIFIED and self._checks.finish():
+            yield Finish(reason=self._finish_reason(message.finish_reason))
         if message.HasField("usage"):
             usage = self._usage(message.usage)
             if usage is not None:
@@ -237,28 +233,26 @@ class _AnswerReader:
 
     def end(self) -> None:
         """Say that nothing more comes; it is an error before the finish reason."""
-        if not self._has_finished:
-            raise self._unavailable("it ended without a finish reason")
+        self._checks.end()
 
     def _delta(self, delta: chat_pb2.Delta) -> Delta:
         if not delta.tool_calls:
             return Delta(content=delta.content, reasoning_content=delta.reasoning_content)
-        if any(call.index < 0 for call in delta.tool_calls):
-            raise self._unavailable("it sent a piece of a tool call with a negative index")
+        pieces = (
+            self._checks.tool_call(
+                index=call.index, tool_call_id=call.tool_call_id, name=call.name, arguments=call.arguments
+            )
+            for call in delta.tool_calls
+        )
         return Delta(
             content=delta.content,
             reasoning_content=delta.reasoning_content,
-            tool_calls=tuple(
-                ToolCallDelta(
-                    index=call.index, tool_call_id=call.tool_call_id, name=call.name, arguments=call.arguments
-                )
-                for call in delta.tool_calls
-            ),
+            tool_calls=tuple(piece for piece in pieces if piece is not None),
         )
 
     def _finish_reason(self, reason: int) -> FinishReason:
         if reason in (chat_pb2.FINISH_REASON_INTERRUPTED, chat_pb2.FINISH_REASON_CREDIT_EXHAUSTED):
-            raise self._unavailable("it did not get to the end of its answer")
+            raise self._checks.unavailable("it did not get to the end of its answer")
         known = _FINISH_REASONS.get(reason)
         if known is not None:
             return known
@@ -281,14 +275,5 @@ class _AnswerReader:
         )
         if is_usable:
             return Usage.of({token_class: count for token_class, count in tokens.items() if token_class is not None})
-        if not self._has_warned_of_usage:
-            self._has_warned_of_usage = True
-            _log.warning(
-                "backend %s reported a usage for model %s that cannot be true; it is ignored",
-                self._backend_id,
-                self._model_id,
-            )
+        self._checks.ignore_usage()
         return None
-
-    def _unavailable(self, problem: str) -> BackendUnavailable:
-        return BackendUnavailable(model_id=self._model_id, problem=problem)

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from metergate.backends.answer_checks import AnswerChecks
 from metergate.backends.sse import EventStreamDecoder, EventStreamInvalid
-from metergate.core.errors import BackendRejected, BackendUnavailable
+from metergate.core.errors import BackendRejected
 from metergate.core.inference import (
     BackendEvent,
     BackendRequest,
@@ -132,8 +133,7 @@ class _Function(msgspec.Struct):
 
 
 class _ToolCall(msgspec.Struct):
-    # 127: OpenAI takes at most 128 tools a request. Only streams number their calls.
-    index: Annotated[int, msgspec.Meta(ge=0, le=127)] | None = None
+    index: int | None = None  # only streams number their calls
     id: str | None = None
     function: _Function | None = None
 
@@ -207,8 +207,7 @@ class AnswerReader:
         self._backend_id = backend_id
         self._model_id = model_id
         self._decoder = EventStreamDecoder()
-        self._has_finished = False
-        self._has_warned_of_usage = False
+        self._checks = AnswerChecks(backend_id=backend_id, model_id=model_id)
         self.is_done = False  # the stream said that nothing follows
 
     def feed(self, chunk: bytes) -> Iterator[BackendEvent]:
@@ -221,30 +220,29 @@ class AnswerReader:
                 if data:  # some proxies keep a connection alive with an empty one
                     yield from self._events(data)
         except EventStreamInvalid as exc:
-            raise self._unavailable(str(exc)) from None
+            raise self._checks.unavailable(str(exc)) from None
 
     def read_whole(self, body: bytes) -> Iterator[BackendEvent]:
         """The events of an answer that is not streamed."""
         try:
             text = body.decode()
         except UnicodeDecodeError:
-            raise self._unavailable("it sent an answer that is not UTF-8") from None
+            raise self._checks.unavailable("it sent an answer that is not UTF-8") from None
         yield from self._events(text)
         self.end()
 
     def end(self) -> None:
         """Say that nothing more comes; it is an error before the finish reason."""
-        if not self._has_finished:
-            raise self._unavailable("its answer broke off before a finish reason")
+        self._checks.end()
 
     def _events(self, text: str) -> Iterator[BackendEvent]:
         try:
             answer = _answers.decode(text)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             # The original error may name fields of the answer.
-            raise self._unavailable("it sent something else than a chat completion") from None
+            raise self._checks.unavailable("it sent something else than a chat completion") from None
         if answer.error is not _NULL and answer.error != _NULL:
-            raise self._unavailable(f"it reported an error{_error_name(answer.error)}")
+            raise self._checks.unavailable(f"it reported an error{_error_name(answer.error)}")
         if answer.choices:
             yield from self._choice(answer.choices)
         if answer.usage is not _NULL and answer.usage != _NULL:
@@ -255,19 +253,15 @@ class AnswerReader:
     def _choice(self, choices: list[_Choice]) -> Iterator[BackendEvent]:
         choice = choices[0]
         if len(choices) > 1 or choice.index != 0:
-            raise self._unavailable("it sent more than the one choice that was asked for")
+            raise self._checks.unavailable("it sent more than the one choice that was asked for")
         text = choice.delta or choice.message
         if text is not None:
             delta = self._delta(text, is_whole=choice.message is not None)
             if not delta.is_empty():
-                if self._has_finished:
-                    raise self._unavailable("its answer went on after the finish reason")
+                self._checks.before_delta()
                 yield delta
-        # Some routers repeat the finish reason beside the usage: the first one counts.
-        if choice.finish_reason and not self._has_finished:
-            finish = Finish(reason=self._finish_reason(choice.finish_reason))
-            self._has_finished = True
-            yield finish
+        if choice.finish_reason and self._checks.finish():
+            yield Finish(reason=self._finish_reason(choice.finish_reason))
 
     def _delta(self, text: _Text, *, is_whole: bool) -> Delta:
         content = text.content or ""
@@ -277,26 +271,26 @@ class AnswerReader:
         reasoning = text.reasoning_content or text.reasoning or ""
         if not text.tool_calls:
             return Delta(content=content, reasoning_content=reasoning)
+        pieces = (
+            self._tool_call(call, position if is_whole else call.index) for position, call in enumerate(text.tool_calls)
+        )
         return Delta(
             content=content,
             reasoning_content=reasoning,
-            tool_calls=tuple(
-                self._tool_call(call, position if is_whole else call.index)
-                for position, call in enumerate(text.tool_calls)
-            ),
+            tool_calls=tuple(piece for piece in pieces if piece is not None),
         )
 
-    def _tool_call(self, call: _ToolCall, index: int | None) -> ToolCallDelta:
+    def _tool_call(self, call: _ToolCall, index: int | None) -> ToolCallDelta | None:
         if index is None:
-            raise self._unavailable("it sent a piece of a tool call without an index")
+            raise self._checks.unavailable("it sent a piece of a tool call without an index")
         function = call.function or _Function()
-        return ToolCallDelta(
+        return self._checks.tool_call(
             index=index, tool_call_id=call.id or "", name=function.name or "", arguments=function.arguments or ""
         )
 
     def _finish_reason(self, reason: str) -> FinishReason:
         if reason in _FAILED_FINISH_REASONS:
-            raise self._unavailable(f"it ended its answer with {reason}")
+            raise self._checks.unavailable(f"it ended its answer with {reason}")
         known = _FINISH_REASONS.get(reason)
         if known is not None:
             return known
@@ -326,17 +320,8 @@ class AnswerReader:
                 }
             )
         except (ValueError, RecursionError):  # msgspec's errors are ValueErrors, and so is a class below zero
-            if not self._has_warned_of_usage:
-                self._has_warned_of_usage = True
-                _log.warning(
-                    "backend %s reported a usage for model %s that cannot be true; it is ignored",
-                    self._backend_id,
-                    self._model_id,
-                )
+            self._checks.ignore_usage()
             return None
-
-    def _unavailable(self, problem: str) -> BackendUnavailable:
-        return BackendUnavailable(model_id=self._model_id, problem=problem)
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
