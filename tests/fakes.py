@@ -72,6 +72,7 @@ class MemoryLedgerStore:
         self._cards: dict[str, RateCard] = {}
         self._successes = 0
         self._failures = 0
+        self._is_finished = False  # an operation failed: the next one opens the store again
         self._fails_after_commit = False
         self._recoveries = 0
 
@@ -85,6 +86,7 @@ class MemoryLedgerStore:
 
     def restart(self) -> None:
         """As if the process died and the store was opened again: a new epoch, and recovery of the old one's."""
+        self._is_finished = False
         self._owner = replace(self._owner, epoch=self._owner.epoch + 1)
         for reservation in self.open_reservations():
             self._recoveries += 1
@@ -245,9 +247,12 @@ class MemoryLedgerStore:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     async def _run(self, operation: Operation) -> Outcome:
+        if self._is_finished:
+            self.restart()
         fails = self._failures > 0 and self._successes == 0
         if fails:
             self._failures -= 1
+            self._is_finished = True
         self._successes = max(0, self._successes - 1)
         if fails and not self._fails_after_commit:
             await asyncio.sleep(0)

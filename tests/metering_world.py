@@ -94,6 +94,7 @@ class ScriptedBackend:
         self.script = list(script)
         self.requests: list[BackendRequest] = []
         self.open_generations = 0
+        self.played = asyncio.Event()  # it came to an event of its script and waits for it
 
     async def generate(self, request: BackendRequest) -> AsyncGenerator[BackendEvent, None]:
         self.requests.append(request)
@@ -104,6 +105,7 @@ class ScriptedBackend:
                 if isinstance(item, Exception):
                     raise item
                 if isinstance(item, asyncio.Event):
+                    self.played.set()
                     await item.wait()
                 else:
                     yield item
@@ -209,7 +211,7 @@ class World:
             clock=self.clock,
             new_id=self.new_id,
             monotonic=asyncio.get_running_loop().time,
-            limits=limits or Limits(slice_tokens=4, settle_seconds_max=5.0),
+            limits=limits or Limits(slice_tokens=4),
         )
         self.sink = RecordingSink(self.ledger)
 

@@ -23,6 +23,7 @@ from metergate.core.errors import (
     CapReached,
     DeadlineExceeded,
     InsufficientCredit,
+    MetergateError,
     ModelNotFound,
     PromptTooLong,
     RequestIdConflict,
@@ -31,6 +32,7 @@ from metergate.core.errors import (
 )
 from metergate.core.inference import BackendEvent, BackendRequest, Delta, Finish, ToolCallDelta, UsageReport
 from metergate.core.rating import rate_ceil
+from metergate.core.receipts import Admission
 from metergate.core.reservation import CloseCause
 from metergate.core.rows import FinishReason
 from metergate.core.usage import TokenClass, Usage
@@ -301,6 +303,99 @@ async def test_while_a_delivery_is_under_way_what_arrives_is_merged() -> None:
     assert len(world.sink.deltas) < 5
 
 
+async def test_a_stopped_request_takes_nothing_more_from_its_backend() -> None:
+    class EndlessBackend(ScriptedBackend):
+        async def generate(self, request: BackendRequest) -> AsyncGenerator[BackendEvent, None]:
+            while True:
+                await asyncio.sleep(0)
+                yield Delta(content=" ")  # which costs nothing here, so that only time ends it
+
+    limits = Limits(slice_tokens=4, request_seconds_max=0.05)
+    world = await World(backends=[EndlessBackend([])], limits=limits).fund(100_000)
+    with pytest.raises(DeadlineExceeded) as raised:
+        await world.stream()
+    [receipt] = world.sink.receipts
+    assert receipt.close_cause is CloseCause.STREAM_TOO_OLD
+    assert raised.value.charge == receipt.charge_name()
+    assert receipt.charged_microcredits == cost(world.sink.text())
+
+
+async def test_a_tool_call_with_a_head_longer_than_a_delivery_is_delivered_whole() -> None:
+    call = ToolCallDelta(index=0, tool_call_id="c" * 40, name="n" * 40, arguments="{}")
+    limits = Limits(slice_tokens=4, delivery_characters_max=16)
+    world = await World([Delta(tool_calls=(call,)), Finish(reason=FinishReason.TOOL_CALLS)], limits=limits).fund(10_000)
+    await world.stream()
+    pieces = [piece for delta in world.sink.deltas for piece in delta.tool_calls]
+    assert [piece.name for piece in pieces if piece.name] == ["n" * 40]
+    assert "".join(piece.arguments for piece in pieces) == "{}"
+
+
+@pytest.mark.parametrize(
+    "last_words", [asyncio.Event(), BackendUnavailable(model_id="model-1", problem="connection reset")]
+)
+async def test_an_answer_that_had_finished_is_whole_whatever_happens_to_its_connection(
+    last_words: asyncio.Event | Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metergate.metering.reader.USAGE_SECONDS_MAX", 0.05)
+    world = await World([*content(*PIECES), STOP, last_words]).fund(10_000)
+    await world.stream()
+    assert world.sink.receipts[0].close_cause is CloseCause.FINISHED
+    assert world.sink.receipts[0].charged_microcredits == cost(ANSWER)
+
+
+async def test_the_backend_that_was_called_is_on_the_charge_whoever_ended_the_request() -> None:
+    world = await World([*content(*PIECES), STOP]).fund(10_000)
+    await world.stream(request(max_completion_tokens=4))
+    [charge] = await world.charges()
+    assert [(attempt.backend_id, attempt.problem) for attempt in charge.attempts] == [("backend-1", "")]
+
+
+async def test_an_app_that_leaves_before_any_backend_was_called_is_charged_nothing() -> None:
+    world = await World([*content(*PIECES), STOP]).fund(10_000)
+
+    class GoneSink(RecordingSink):
+        async def admit(self, admission: Admission) -> None:
+            raise asyncio.CancelledError
+
+    world.sink = GoneSink(world.ledger)
+    with pytest.raises(asyncio.CancelledError):
+        await world.stream()
+    await world.settled()
+    assert world.backend.requests == []
+    assert await world.available() == 10_000
+
+
+async def test_a_defect_that_is_no_exception_is_settled_too() -> None:
+    class Panic(BaseException):
+        pass
+
+    class PanickingSink(RecordingSink):
+        async def deliver(self, delta: Delta) -> None:
+            await super().deliver(delta)
+            raise Panic
+
+    world = await World([*content(*PIECES), STOP]).fund(10_000)
+    world.sink = PanickingSink(world.ledger)
+    with pytest.raises(MetergateError):
+        await world.stream()
+    assert world.sink.receipts[0].close_cause is CloseCause.GATEWAY_ERROR
+    assert world.ledger.open_reservations() == []
+
+
+async def test_counts_that_fall_in_one_class_and_rise_in_another_stay_within_the_token_limit() -> None:
+    # Reasoning peaks at 3 tokens and falls to 1; then the answer may still use what is left of 4.
+    script: list[ScriptItem] = [
+        Delta(reasoning_content="straigh"),
+        Delta(reasoning_content="t"),
+        Delta(content="one two"),
+        STOP,
+    ]
+    world = await World(script).fund(10_000)
+    await world.stream(request(max_completion_tokens=4))
+    assert world.sink.text() == "one two"
+    assert world.sink.receipts[0].close_cause is CloseCause.FINISHED
+
+
 async def test_one_enormous_delta_is_delivered_in_bounded_pieces() -> None:
     limits = Limits(slice_tokens=4, delivery_characters_max=10)
     world = await World([*content(ANSWER), STOP], limits=limits).fund(10_000)
@@ -321,6 +416,31 @@ async def test_the_same_id_with_the_same_content_replays_the_receipt_and_the_tex
     assert world.sink.text() == first.text()
     assert len(await world.charges()) == 1
     assert len(world.backend.requests) == 1
+
+
+async def test_a_whole_answer_that_was_cancelled_is_never_replayed_for_the_price_of_its_prompt() -> None:
+    world = await World([*content(*PIECES), asyncio.Event()]).fund(10_000)
+    running = asyncio.create_task(world.metering.complete(world.caller, request(), time_left_seconds=None))
+    await world.backend.played.wait()
+    running.cancel()
+    await asyncio.wait([running])
+    await world.settled()
+    await world.stream()
+    assert world.sink.receipts[0].replayed
+    assert world.sink.receipts[0].charged_microcredits == cost("")
+    assert world.sink.text() == ""
+
+
+async def test_a_replay_to_an_app_that_does_not_read_does_not_hold_up_draining() -> None:
+    limits = Limits(slice_tokens=4, stalled_write_seconds_max=0.05)
+    world = await World([*content(*PIECES), STOP], limits=limits).fund(10_000)
+    await world.stream()
+    world.sink = RecordingSink(world.ledger, stall=asyncio.Event())
+    replaying = asyncio.create_task(world.stream())
+    await world.sink.delivered.wait()
+    await world.metering.drain(0.0)
+    with pytest.raises(ShuttingDown):
+        await replaying
 
 
 async def test_the_same_id_with_other_content_is_refused() -> None:

@@ -85,6 +85,14 @@ class Prompt:
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
 
+    def characters(self) -> int:
+        """How much text it has: all that a template could render."""
+        characters = sum(len(tool.name + tool.description + tool.parameters_json_schema) for tool in self.tools)
+        for message in self.messages:
+            characters += sum(map(len, message.parts)) + len(message.tool_call_id)
+            characters += sum(len(call.tool_call_id + call.name + call.arguments) for call in message.tool_calls)
+        return characters
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceRequest:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from metergate.core.inference import Delta
 from metergate.core.reservation import CloseCause
 from metergate.core.rows import FinishReason
-from metergate.metering.deltas import join, joins, length, split
+from metergate.metering.deltas import join, joins, length, split_off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,7 @@ class DeltaBuffer:
         self._deltas: deque[Delta] = deque()
         self._characters = 0
         self._end: End | None = None
+        self._is_stopped = False
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -40,9 +41,11 @@ class DeltaBuffer:
         """Append a delta once there is room: the bound may be passed by the size of one delta."""
         if not length(delta):
             return
-        while self.is_full() and self._end is None:
+        while self.is_full() and not self._is_stopped:
             self._room.clear()
             await self._room.wait()
+        if self._is_stopped:
+            return
         self._deltas.append(delta)
         self._characters += length(delta)
         self._arrived.set()
@@ -53,7 +56,8 @@ class DeltaBuffer:
         self._arrived.set()
 
     def stop(self, end: End) -> None:
-        """End at once: what was put but not taken is dropped."""
+        """End at once: what was put but not taken is dropped, and so is what is still put."""
+        self._is_stopped = True
         self._deltas.clear()
         self._characters = 0
         self._end = end
@@ -81,7 +85,7 @@ class DeltaBuffer:
             room -= length(taken[-1])
         delta = join(taken)
         if room < 0:
-            delta, rest = split(delta, self._delivery_characters_max)
+            delta, rest = split_off(delta, self._delivery_characters_max)
             if not rest.is_empty():
                 self._deltas.appendleft(rest)
         return delta

@@ -1,24 +1,30 @@
-"""Settling: the one way out of every request (L6), in tasks of its own that no cancellation of a call reaches."""
+"""Settling: the one way out of every request (L6)."""
 
-import asyncio
-import logging
 from dataclasses import dataclass
 
-from metergate.core.errors import MetergateError, StoreUnavailable
-from metergate.core.operations import Settle, Settled, Settlement
+from metergate.core.operations import Settle, Settlement
 from metergate.core.rating import rate_ceil
 from metergate.core.receipts import Receipt
 from metergate.core.reservation import CloseCause, Reservation
 from metergate.core.rows import Attempt, Charge, FinishReason
 from metergate.core.usage import TokenClass, Usage
 from metergate.metering.buffer import End
-from metergate.metering.plan import Plan
+from metergate.metering.plan import PricedPrompt
 from metergate.metering.services import Services
 
-logger = logging.getLogger(__name__)
-
-# Between two tries to settle while the store fails: seldom enough not to add to its troubles.
-SETTLE_RETRY_SECONDS = 0.5
+# A request that ended in one of these ways before anything was delivered is charged its prompt all the same, if a
+# backend was called: it did the work (an empty answer is an answer too). Other ends before the first delivery charge
+# nothing.
+CHARGED_WITHOUT_DELIVERY = frozenset(
+    {
+        CloseCause.FINISHED,
+        CloseCause.CREDIT_EXHAUSTED,
+        CloseCause.CAP_REACHED,
+        CloseCause.CREDIT_LIMIT_REACHED,
+        CloseCause.CLIENT_CANCELLED,
+        CloseCause.DEADLINE_EXCEEDED,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,70 +32,43 @@ class Outcome:
     """What a request came to."""
 
     end: End
-    usage_delivered: Usage | None  # None: charge nothing
+    usage: Usage | None  # what to charge; None: nothing
     usage_reported: Usage | None
     attempts: tuple[Attempt, ...]
     captures_at_settling: bool  # capture what is charged in the same commit, as far as it is not captured yet
 
 
-async def settle(services: Services, operation: Settle) -> Settled:
-    """Close a reservation. If the store fails, go on trying in the background, and raise StoreUnavailable."""
-    try:
-        return await services.ledger.settle(operation)
-    except StoreUnavailable:
-        services.tasks.spawn(_settle_later(services, operation))
-        raise
-
-
-async def _settle_later(services: Services, operation: Settle) -> None:
-    """Retry a settlement whose outcome is unknown: repeated, it answers with the first outcome (L4)."""
-    try:
-        async with asyncio.timeout(services.limits.settle_seconds_max):
-            while True:
-                await asyncio.sleep(SETTLE_RETRY_SECONDS)
-                try:
-                    await services.ledger.settle(operation)
-                except StoreUnavailable:
-                    continue
-                return
-    except TimeoutError:
-        logger.error("reservation %s is left to recovery: the store fails", operation.reservation_id)
-    except MetergateError as exc:
-        # The store was opened again and its recovery was faster.
-        logger.warning("reservation %s was settled by recovery: %s", operation.reservation_id, exc)
-
-
-def settle_operation(services: Services, plan: Plan, reservation: Reservation, outcome: Outcome) -> Settle:
+def settle_operation(services: Services, priced: PricedPrompt, reservation: Reservation, outcome: Outcome) -> Settle:
     """Return the operation that closes a reservation."""
     return Settle(
         reservation_id=reservation.reservation_id,
         subscriber_id=reservation.subscriber_id,
         owner=reservation.owner,
         close_cause=outcome.end.cause,
-        settlement=_settlement(services, plan, outcome),
+        settlement=_settlement(services, priced, outcome),
         now_us=services.clock.now_us(),
     )
 
 
-def _settlement(services: Services, plan: Plan, outcome: Outcome) -> Settlement | None:
-    if outcome.usage_delivered is None:
+def _settlement(services: Services, priced: PricedPrompt, outcome: Outcome) -> Settlement | None:
+    if outcome.usage is None:
         return None
-    usage = _with_cached_prompt(outcome.usage_delivered, outcome.usage_reported, plan)
-    charged_microcredits = rate_ceil(usage, plan.rate_card)
+    usage = _with_cached_prompt(outcome.usage, outcome.usage_reported, priced)
+    charged_microcredits = priced.cost(usage)
     return Settlement(
         charge_id=services.new_id(),
         charged_microcredits=charged_microcredits,
         usage_counted=usage,
         usage_reported=outcome.usage_reported,
         usage_mismatch=outcome.end.cause is CloseCause.FINISHED
-        and _mismatch(usage, outcome.usage_reported, plan.model.usage_tolerance_tokens),
+        and _mismatch(usage, outcome.usage_reported, priced.model.usage_tolerance_tokens),
         attempts=outcome.attempts,
         finish_reason=outcome.end.finish_reason,
         captured_microcredits=charged_microcredits if outcome.captures_at_settling else 0,
     )
 
 
-def _with_cached_prompt(counted: Usage, reported: Usage | None, plan: Plan) -> Usage:
+def _with_cached_prompt(counted: Usage, reported: Usage | None, priced: PricedPrompt) -> Usage:
     """Return the counted usage with what the backend served from its prompt cache told apart, if cheaper (L9)."""
     if reported is None:
         return counted
@@ -97,7 +76,7 @@ def _with_cached_prompt(counted: Usage, reported: Usage | None, plan: Plan) -> U
     cached = min(reported.get(TokenClass.CACHED_PROMPT), prompt)
     tokens = dict(counted) | {TokenClass.PROMPT: prompt - cached, TokenClass.CACHED_PROMPT: cached}
     split = Usage.of(tokens)
-    return split if rate_ceil(split, plan.rate_card) <= rate_ceil(counted, plan.rate_card) else counted
+    return split if rate_ceil(split, priced.rate_card) <= rate_ceil(counted, priced.rate_card) else counted
 
 
 def _mismatch(counted: Usage, reported: Usage | None, tolerance_tokens: int) -> bool:
@@ -133,14 +112,16 @@ def receipt_of_charge(charge: Charge, spendable_microcredits: int, *, replayed: 
     )
 
 
-def receipt_of_release(plan: Plan, spendable_microcredits: int, cause: CloseCause) -> Receipt:
+def receipt_of_release(
+    reservation: Reservation, priced: PricedPrompt, spendable_microcredits: int, cause: CloseCause
+) -> Receipt:
     """Return the receipt of a request that is charged nothing."""
     return Receipt(
-        subscriber_id=plan.caller.subscriber_id,
+        subscriber_id=reservation.subscriber_id,
         charge_id=None,
-        model_id=plan.model.model_id,
-        rate_card_id=plan.rate_card.rate_card_id,
-        counting_source=plan.model.counting_source,
+        model_id=reservation.model_id,
+        rate_card_id=reservation.rate_card_id,
+        counting_source=priced.model.counting_source,
         usage_counted=Usage(),
         usage_reported=None,
         charged_microcredits=0,

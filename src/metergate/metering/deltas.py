@@ -58,6 +58,12 @@ def split(delta: Delta, characters: int) -> tuple[Delta, Delta]:
     return head, Delta(tool_calls=tail_calls)
 
 
+def split_off(delta: Delta, characters: int) -> tuple[Delta, Delta]:
+    """Split as ``split`` does, but so that the first part is never empty: it may be longer by a tool call's name."""
+    first, rest = split(delta, characters)
+    return split(delta, _head_length(delta.tool_calls[0])) if first.is_empty() else (first, rest)
+
+
 def _split_calls(
     calls: Iterable[ToolCallDelta], characters: int
 ) -> tuple[tuple[ToolCallDelta, ...], tuple[ToolCallDelta, ...]]:

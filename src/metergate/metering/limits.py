@@ -24,8 +24,6 @@ class Limits:
     request_seconds_max: float = 600.0
     # A write that an app's flow control holds back is given up this long after the request was told to stop.
     stalled_write_seconds_max: float = 2.0
-    # How long a settlement is tried while the store fails; after that, recovery settles it.
-    settle_seconds_max: float = 60.0
     # Texts kept in memory for replays: long enough for an app to reconnect.
     replay_seconds: float = 120.0
     # Their total size.

@@ -35,6 +35,13 @@ class Patience:
         """Something came: wait for the next."""
         self._due = self._loop.time() + self._between_seconds
 
+    def limit(self, seconds: float) -> None:
+        """Wait for no longer than this from now on, whatever comes."""
+        self._between_seconds = self._look_seconds = seconds
+        self._due = self._loop.time() + seconds
+        self._timer.cancel()
+        self._timer = self._loop.call_at(self._due, self._look)
+
     def pause(self) -> None:
         """Wait for ever, until renewed."""
         self._due = math.inf

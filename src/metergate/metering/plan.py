@@ -10,14 +10,47 @@ from metergate.core.rows import Authorization
 from metergate.core.usage import TokenClass, Usage
 
 
-def usage_of(prompt_tokens: int, completion_tokens: int = 0, reasoning_tokens: int = 0) -> Usage:
-    """Return the usage of a request as the gateway counts it."""
-    tokens: list[tuple[TokenClass, int]] = [(TokenClass.PROMPT, prompt_tokens)] if prompt_tokens else []
-    if completion_tokens:
-        tokens.append((TokenClass.COMPLETION, completion_tokens))
-    if reasoning_tokens:
-        tokens.append((TokenClass.REASONING, reasoning_tokens))
-    return Usage(tuple(tokens))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PricedPrompt:
+    """A counted prompt of a model, with the prices that hold for the request."""
+
+    model: Model
+    rate_card: RateCard
+    prompt_tokens: int
+    completion_tokens_max: int  # of answer and reasoning together
+
+    def usage(self, completion_tokens: int = 0, reasoning_tokens: int = 0) -> Usage:
+        """Return the usage of the prompt and an answer, as the gateway counts them."""
+        tokens: list[tuple[TokenClass, int]] = [(TokenClass.PROMPT, self.prompt_tokens)] if self.prompt_tokens else []
+        if completion_tokens:
+            tokens.append((TokenClass.COMPLETION, completion_tokens))
+        if reasoning_tokens:
+            tokens.append((TokenClass.REASONING, reasoning_tokens))
+        return Usage(tuple(tokens))
+
+    def cost(self, usage: Usage) -> int:
+        """Microcredits of a usage."""
+        return rate_ceil(usage, self.rate_card)
+
+    def cost_max(self, answer_tokens: int) -> int:
+        """Microcredits of the prompt and an answer of so many tokens of the dearer class."""
+        return max(self.cost(self.usage(answer_tokens)), self.cost(self.usage(0, answer_tokens)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A request that can be admitted."""
+
+    caller: Authorization
+    request: InferenceRequest
+    content_hash: bytes
+    priced: PricedPrompt
+
+    def limit_microcredits(self) -> int:
+        """Return what the request may cost at most."""
+        most = self.priced.cost_max(self.priced.completion_tokens_max)
+        limit = self.request.credit_limit_microcredits
+        return most if limit is None else min(most, limit)
 
 
 def completion_room(model: Model, prompt_tokens: int, max_completion_tokens: int | None) -> int:
@@ -28,30 +61,3 @@ def completion_room(model: Model, prompt_tokens: int, max_completion_tokens: int
             model_id=model.model_id, prompt_tokens=prompt_tokens, prompt_tokens_max=model.context_tokens - 1
         )
     return room if max_completion_tokens is None else min(room, max_completion_tokens)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A counted and priced request."""
-
-    caller: Authorization
-    request: InferenceRequest
-    content_hash: bytes
-    model: Model
-    rate_card: RateCard
-    prompt_tokens: int
-    completion_tokens_max: int  # of answer and reasoning together
-
-    def cost(self, completion_tokens: int, reasoning_tokens: int = 0) -> int:
-        """Microcredits of the prompt and an answer."""
-        return rate_ceil(usage_of(self.prompt_tokens, completion_tokens, reasoning_tokens), self.rate_card)
-
-    def cost_max(self, answer_tokens: int) -> int:
-        """Microcredits of the prompt and an answer of so many tokens of the dearer class."""
-        return max(self.cost(answer_tokens), self.cost(0, answer_tokens))
-
-    def limit_microcredits(self) -> int:
-        """Return what the request may cost at most."""
-        most = self.cost_max(self.completion_tokens_max)
-        limit = self.request.credit_limit_microcredits
-        return most if limit is None else min(most, limit)

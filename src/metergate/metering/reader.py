@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from metergate.core.errors import BackendRejected, BackendUnavailable
+from metergate.core.errors import BackendRejected, BackendUnavailable, MetergateError
 from metergate.core.inference import BackendRequest, Delta, Finish
 from metergate.core.reservation import CloseCause
 from metergate.core.rows import Attempt, FinishReason
@@ -14,6 +14,9 @@ from metergate.metering.buffer import DeltaBuffer, End
 from metergate.metering.limits import Limits
 from metergate.metering.patience import Patience
 from metergate.ports import Backend
+
+# After its finish reason, a backend has only its usage left to report; that comes at once or not at all.
+USAGE_SECONDS_MAX = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +32,7 @@ class Reader:
         self._buffer = buffer
         self._limits = limits
         self._began = False
+        self._finish_reason: FinishReason | None = None
         self.attempts: list[Attempt] = []
         self.usage_reported: Usage | None = None
 
@@ -36,14 +40,16 @@ class Reader:
         """Read one answer to its end, and end the buffer whatever happens."""
         try:
             self._buffer.finish(await self._read_from_any())
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as exc:  # noqa: BLE001 - a defect of an adapter ends the request like any other failure
-            self._buffer.finish(End(cause=CloseCause.GATEWAY_ERROR, error=exc))
+        except BaseException as exc:  # noqa: BLE001 - a defect of an adapter ends the request like any other failure
+            error = exc if isinstance(exc, Exception) else MetergateError()
+            self._buffer.finish(End(cause=CloseCause.GATEWAY_ERROR, error=error))
 
     async def _read_from_any(self) -> End:
         end = End(cause=CloseCause.BACKEND_ERROR)
         for backend in self._backends:
+            self.attempts.append(Attempt(backend_id=backend.backend_id, problem=""))
             try:
                 finish_reason, problem = await self._read(backend), ""
                 end = End(cause=CloseCause.FINISHED, finish_reason=finish_reason)
@@ -53,9 +59,9 @@ class Reader:
             except (BackendUnavailable, BackendRejected) as exc:
                 problem = exc.problem
                 end = End(cause=CloseCause.BACKEND_ERROR, error=exc)
-            self.attempts.append(Attempt(backend_id=backend.backend_id, problem=problem))
             if not problem:
                 return end
+            self.attempts[-1] = Attempt(backend_id=backend.backend_id, problem=problem)
             logger.warning("backend %s: model %s: %s", backend.backend_id, self._request.model_id, problem)
             if self._began or isinstance(end.error, BackendRejected):
                 return end
@@ -65,7 +71,18 @@ class Reader:
         """Read one backend's answer; TimeoutError if it keeps the gateway waiting."""
         self._began = False
         self.usage_reported = None
-        finish_reason: FinishReason | None = None
+        self._finish_reason = None
+        try:
+            await self._read_events(backend)
+        except (TimeoutError, BackendUnavailable):
+            # The answer was whole; only what may follow it, the usage, is missing.
+            if self._finish_reason is None:
+                raise
+        if self._finish_reason is None:
+            raise self._unavailable("it ended without a finish reason")
+        return self._finish_reason
+
+    async def _read_events(self, backend: Backend) -> None:
         async with (
             aclosing(backend.generate(self._request)) as events,
             Patience(
@@ -74,20 +91,21 @@ class Reader:
             ) as patience,
         ):
             async for event in events:
+                patience.renew()
                 if isinstance(event, Delta):
                     self._began = True
                     if self._buffer.is_full():
                         # The app is slow, not the backend.
                         patience.pause()
-                    await self._buffer.put(event)
+                        await self._buffer.put(event)
+                        patience.renew()
+                    else:
+                        await self._buffer.put(event)
                 elif isinstance(event, Finish):
-                    finish_reason = event.reason
+                    self._finish_reason = event.reason
+                    patience.limit(USAGE_SECONDS_MAX)
                 else:
                     self.usage_reported = event.usage
-                patience.renew()
-        if finish_reason is None:
-            raise self._unavailable("it ended without a finish reason")
-        return finish_reason
 
     def _unavailable(self, problem: str) -> BackendUnavailable:
         return BackendUnavailable(model_id=self._request.model_id, problem=problem)

@@ -1,13 +1,14 @@
 """One admitted request, from dispatch to receipt.
 
 L1: a delta is handed to the app only after the capture of its cost was acknowledged; between that acknowledgement and
-the write nothing is awaited. L6: whatever ends the request, it leaves through ``_close``.
+the write nothing is awaited. L6: whatever ends the request, it leaves through ``_close``, which settles in a task of
+its own that no cancellation of the call reaches.
 """
 
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import ClassVar, TypedDict, Unpack
 
 from metergate.core.errors import (
@@ -20,34 +21,27 @@ from metergate.core.errors import (
 )
 from metergate.core.inference import BackendRequest, Delta
 from metergate.core.operations import Capture, CaptureStatus
-from metergate.core.rating import rate_ceil
 from metergate.core.receipts import Receipt
 from metergate.core.reservation import CloseCause, Reservation
 from metergate.core.rows import FinishReason
 from metergate.core.usage import Usage
 from metergate.metering.answer import AnswerCounter, longest_fit
 from metergate.metering.buffer import DeltaBuffer, End
-from metergate.metering.closing import Outcome, receipt_of_charge, receipt_of_release, settle, settle_operation
+from metergate.metering.closing import (
+    CHARGED_WITHOUT_DELIVERY,
+    Outcome,
+    receipt_of_charge,
+    receipt_of_release,
+    settle_operation,
+)
 from metergate.metering.deltas import length
-from metergate.metering.plan import Plan, usage_of
+from metergate.metering.plan import Plan
 from metergate.metering.reader import Reader
 from metergate.metering.services import Services
+from metergate.metering.transcript import Transcript
 from metergate.ports import Backend, Tokenizer
 
 logger = logging.getLogger(__name__)
-
-# A request that ended in one of these ways before anything was delivered is charged its prompt all the same: the
-# backend did the work (an empty answer is an answer too). Other ends before the first delivery charge nothing.
-CHARGED_WITHOUT_DELIVERY = frozenset(
-    {
-        CloseCause.FINISHED,
-        CloseCause.CREDIT_EXHAUSTED,
-        CloseCause.CAP_REACHED,
-        CloseCause.CREDIT_LIMIT_REACHED,
-        CloseCause.CLIENT_CANCELLED,
-        CloseCause.DEADLINE_EXCEEDED,
-    }
-)
 
 
 class RunParts(TypedDict):
@@ -68,75 +62,77 @@ class Run(ABC):
 
     def __init__(self, **parts: Unpack[RunParts]) -> None:
         services, plan, reservation = parts["services"], parts["plan"], parts["reservation"]
-        limits = services.limits
         self._services = services
         self._plan = plan
+        self._priced = plan.priced
         self._reservation = reservation
         self._deadline = parts["deadline"]
         self._buffer = DeltaBuffer(
-            read_ahead_characters_max=limits.read_ahead_characters_max,
-            delivery_characters_max=limits.delivery_characters_max,
+            read_ahead_characters_max=services.limits.read_ahead_characters_max,
+            delivery_characters_max=services.limits.delivery_characters_max,
         )
         self._reader = Reader(
-            request=BackendRequest(
-                model_id=plan.model.model_id,
-                prompt=plan.request.prompt,
-                sampling=plan.request.sampling,
-                response_format=plan.request.response_format,
-                max_completion_tokens=plan.completion_tokens_max,
-            ),
-            backends=parts["backends"],
-            buffer=self._buffer,
-            limits=limits,
+            request=_backend_request(plan), backends=parts["backends"], buffer=self._buffer, limits=services.limits
         )
-        self._limit_microcredits = reservation.limit_microcredits
-        self._slice_microcredits = plan.cost_max(limits.slice_tokens) - plan.cost(0)
+        prompt_usage = self._priced.usage()
+        self._slice_microcredits = self._priced.cost_max(services.limits.slice_tokens) - self._priced.cost(prompt_usage)
         self._reserved_microcredits = reservation.reserved_microcredits
         self._captured_microcredits = reservation.captured_microcredits
         self._delivered_microcredits = 0
-        self._answer = AnswerCounter(parts["tokenizer"])
-        # The most that each class counted to at any delivery: what was captured is the price of these.
-        self._completion_tokens_peak = 0
-        self._reasoning_tokens_peak = 0
-        self.deltas: list[Delta] = []  # of the answer, in the order of delivery
-        self._task: asyncio.Task[object] | None = None
+        self._answer = AnswerCounter(parts["tokenizer"])  # of all that was delivered, or will be at once
+        # The dearest that the answer was at any delivery: counts of a growing text may fall again, captures do not.
+        self._peak = (self._priced.cost(prompt_usage), prompt_usage)
+        self.transcript = Transcript()
         self._reading: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[Receipt | None] | None = None
-        self._aborted: End | None = None
+        self._stopped: End | None = None
+        self._patience: asyncio.Timeout | None = None  # with writes to an app, once the request was told to stop
 
     # --- life -------------------------------------------------------------------------------------------------------
 
     async def serve(self) -> Receipt:
         """Run to the end and return the receipt of what ended well; raise the error of what did not."""
-        loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        self._reading = self._services.tasks.spawn(self._reader.run())
         seconds_max = self._services.limits.request_seconds_max
         too_old = End(cause=CloseCause.STREAM_TOO_OLD, error=DeadlineExceeded(limit=f"{seconds_max:g} seconds"))
-        timer = loop.call_later(seconds_max, self.stop, too_old)
+        timer = asyncio.get_running_loop().call_later(seconds_max, self.stop, too_old)
+        self._reading = self._services.tasks.spawn(self._reader.run())
         try:
             end = await self._run_to_end()
             receipt = await asyncio.shield(self._close(end))
-            return await self._tell(end, receipt)
+            if receipt is not None:
+                await self._unless_stalled(self._send_receipt(receipt))
         except asyncio.CancelledError:
-            self._close(self._aborted or End(cause=self._cause_of_cancel()))
-            if self._aborted is None or self._aborted.error is None or self._task is None or self._task.uncancel():
-                raise
-            # Only ``stop`` cancelled the task, because a write stalled: the call itself lives on.
-            raise self._aborted.error from None
+            self._close(End(cause=self._cause_of_cancel()))
+            raise
         finally:
             timer.cancel()
-            self._task = None
+        return _ended(end, receipt)
 
     def stop(self, end: End) -> None:
-        """End the request soon: at once if it is not in the middle of a write, else when that ends or stalls."""
+        """End the request now, or as soon as the write under way has ended or stalled for too long."""
+        if self._stopped is not None:
+            return
+        self._stopped = end
         self._buffer.stop(end)
-        asyncio.get_running_loop().call_later(self._services.limits.stalled_write_seconds_max, self._abort, end)
+        if self._reading is not None:
+            self._reading.cancel()
+        self._limit_patience()
 
-    def _abort(self, end: End) -> None:
-        if self._task is not None and self._aborted is None:
-            self._aborted = end
-            self._task.cancel()
+    def _limit_patience(self) -> None:
+        if self._patience is not None and self._stopped is not None:
+            now = asyncio.get_running_loop().time()
+            self._patience.reschedule(now + self._services.limits.stalled_write_seconds_max)
+
+    async def _unless_stalled(self, work: Awaitable[End | None]) -> End | None:
+        """Do what writes to the app; a write that stalls after ``stop`` is given up, and the stop is the end."""
+        try:
+            async with asyncio.timeout(None) as self._patience:
+                self._limit_patience()
+                return await work
+        except TimeoutError:
+            return self._stopped
+        finally:
+            self._patience = None
 
     def _cause_of_cancel(self) -> CloseCause:
         """Return why the app's side was cancelled; gRPC cancels a call both ways."""
@@ -146,18 +142,24 @@ class Run(ABC):
 
     async def _run_to_end(self) -> End:
         try:
-            await self._begin()
-            while True:
-                item = await self._buffer.take()
-                end = item if isinstance(item, End) else await self._handle(item)
-                if end is not None:
-                    return end
+            end = await self._unless_stalled(self._pump())
+            return end or End(cause=CloseCause.GATEWAY_ERROR, error=LedgerInvariantBroken(problem="no end"))
         except StoreUnavailable as exc:
             return End(cause=CloseCause.STORE_ERROR, error=exc)
-        except Exception as exc:  # noqa: BLE001 - a defect, too, leaves through the one way out
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as exc:  # noqa: BLE001 - a defect, too, leaves through the one way out
             # Told by its type only: its text may quote a prompt (L11). The edge logs where it came from.
             logger.error("reservation %s: the gateway failed: %s", self._reservation.reservation_id, type(exc).__name__)
-            return End(cause=CloseCause.GATEWAY_ERROR, error=exc)
+            return End(cause=CloseCause.GATEWAY_ERROR, error=exc if isinstance(exc, Exception) else MetergateError())
+
+    async def _pump(self) -> End:
+        await self._begin()
+        while True:
+            item = await self._buffer.take()
+            end = item if isinstance(item, End) else await self._handle(item)
+            if end is not None:
+                return end
 
     # --- count, capture, deliver ------------------------------------------------------------------------------------
 
@@ -175,33 +177,32 @@ class Run(ABC):
             end = End(cause=refusal, finish_reason=FinishReason.CREDIT_EXHAUSTED)
             if length(delta) and await self._debit(after) is not None:
                 raise LedgerInvariantBroken(problem="a capture within the reservation was refused")
-        self._answer = after
         if length(delta):
-            self._completion_tokens_peak, self._reasoning_tokens_peak = self._peaks(after)
-            self.deltas.append(delta)
+            self._answer, self._peak = after, self._peak_with(after)
+            self.transcript.append(delta)
             await self._deliver(delta)
         return end
 
     def _within_length(self, counter: AnswerCounter) -> bool:
-        return counter.completion_tokens + counter.reasoning_tokens <= self._plan.completion_tokens_max
+        return counter.completion_tokens + counter.reasoning_tokens <= self._priced.completion_tokens_max
 
     def _within_reserved(self, counter: AnswerCounter) -> bool:
-        return rate_ceil(self._peak_usage(counter), self._plan.rate_card) <= self._reserved_microcredits
+        return self._peak_with(counter)[0] <= self._reserved_microcredits
 
-    def _peaks(self, counter: AnswerCounter) -> tuple[int, int]:
-        return (
-            max(self._completion_tokens_peak, counter.completion_tokens),
-            max(self._reasoning_tokens_peak, counter.reasoning_tokens),
-        )
+    def _usage(self, counter: AnswerCounter) -> Usage:
+        return self._priced.usage(counter.completion_tokens, counter.reasoning_tokens)
 
-    def _peak_usage(self, counter: AnswerCounter) -> Usage:
-        return usage_of(self._plan.prompt_tokens, *self._peaks(counter))
+    def _peak_with(self, counter: AnswerCounter) -> tuple[int, Usage]:
+        """Return what the answer must be paid for when it is delivered as counted: microcredits, and of what."""
+        usage = self._usage(counter)
+        microcredits = self._priced.cost(usage)
+        return (microcredits, usage) if microcredits > self._peak[0] else self._peak
 
     async def _capture(self, target_microcredits: int, usage: Usage) -> CloseCause | None:
         """Capture up to the target; return why that was refused, or None if it is captured."""
         wanted = self._reserved_microcredits
         if target_microcredits + self._slice_microcredits // 2 > wanted:
-            wanted = min(target_microcredits + self._slice_microcredits, self._limit_microcredits)
+            wanted = min(target_microcredits + self._slice_microcredits, self._reservation.limit_microcredits)
         captured = await self._services.ledger.capture(
             Capture(
                 reservation_id=self._reservation.reservation_id,
@@ -236,41 +237,31 @@ class Run(ABC):
         return self._closing
 
     async def _settle(self, end: End) -> Receipt | None:
+        """Settle and return the receipt, or None if the store failed: then its recovery settles (L5)."""
         outcome = Outcome(
             end=end,
-            usage_delivered=self._usage_to_charge(end),
+            usage=self._usage_to_charge(end),
             usage_reported=self._reader.usage_reported,
             attempts=tuple(self._reader.attempts),
             captures_at_settling=self.CAPTURES_AT_SETTLING,
         )
-        operation = settle_operation(self._services, self._plan, self._reservation, outcome)
+        operation = settle_operation(self._services, self._priced, self._reservation, outcome)
         try:
-            settled = await settle(self._services, operation)
-        except StoreUnavailable:
-            return None
+            settled = await self._services.ledger.settle(operation)
         except MetergateError as exc:
-            logger.error("reservation %s could not be settled: %s", self._reservation.reservation_id, exc)
+            logger.error("reservation %s is left to recovery: %s", self._reservation.reservation_id, exc)
             return None
         if settled.charge is None:
-            return receipt_of_release(self._plan, settled.spendable_microcredits, end.cause)
-        self._services.replays.put(settled.charge.charge_id, self.deltas)
+            return receipt_of_release(self._reservation, self._priced, settled.spendable_microcredits, end.cause)
+        if self._was_delivered(end):
+            self._services.replays.put(settled.charge.charge_id, self.transcript.deltas())
         return receipt_of_charge(settled.charge, settled.spendable_microcredits, replayed=False)
 
     def _usage_to_charge(self, end: End) -> Usage | None:
         if self._was_delivered(end):
-            answer = self._answer
-            return usage_of(self._plan.prompt_tokens, answer.completion_tokens, answer.reasoning_tokens)
-        return usage_of(self._plan.prompt_tokens) if end.cause in CHARGED_WITHOUT_DELIVERY else None
-
-    async def _tell(self, end: End, receipt: Receipt | None) -> Receipt:
-        if receipt is None:
-            raise end.error or StoreUnavailable()
-        await self._send_receipt(receipt)
-        if end.error is None:
-            return receipt
-        if isinstance(end.error, BackendUnavailable | DeadlineExceeded | ShuttingDown):
-            end.error.charge = receipt.charge_name()
-        raise end.error
+            return self._usage(self._answer)
+        was_dispatched = bool(self._reader.attempts)
+        return self._priced.usage() if was_dispatched and end.cause in CHARGED_WITHOUT_DELIVERY else None
 
     # --- what differs between a stream and a whole answer -----------------------------------------------------------
 
@@ -293,3 +284,24 @@ class Run(ABC):
     @abstractmethod
     async def _send_receipt(self, receipt: Receipt) -> None:
         """Tell the app what it was charged."""
+
+
+def _backend_request(plan: Plan) -> BackendRequest:
+    return BackendRequest(
+        model_id=plan.priced.model.model_id,
+        prompt=plan.request.prompt,
+        sampling=plan.request.sampling,
+        response_format=plan.request.response_format,
+        max_completion_tokens=plan.priced.completion_tokens_max,
+    )
+
+
+def _ended(end: End, receipt: Receipt | None) -> Receipt:
+    """Return the receipt of a request that ended well; raise the error, with its charge's name, of one that did not."""
+    if receipt is None:
+        raise end.error or StoreUnavailable()
+    if end.error is None:
+        return receipt
+    if isinstance(end.error, BackendUnavailable | DeadlineExceeded | ShuttingDown):
+        end.error.charge = receipt.charge_name()
+    raise end.error

@@ -3,7 +3,6 @@
 from typing import ClassVar, Unpack
 
 from metergate.core.inference import Delta
-from metergate.core.rating import rate_ceil
 from metergate.core.receipts import Admission, Receipt
 from metergate.core.reservation import CloseCause
 from metergate.metering.answer import AnswerCounter
@@ -26,22 +25,21 @@ class StreamedRun(Run):
             Admission(
                 subscriber_id=self._plan.caller.subscriber_id,
                 reservation_id=self._reservation.reservation_id,
-                prompt_tokens=self._plan.prompt_tokens,
-                model_id=self._plan.model.model_id,
-                rate_card_id=self._plan.rate_card.rate_card_id,
+                prompt_tokens=self._priced.prompt_tokens,
+                model_id=self._priced.model.model_id,
+                rate_card_id=self._priced.rate_card.rate_card_id,
             )
         )
 
     async def _debit(self, after: AnswerCounter) -> CloseCause | None:
-        usage = self._peak_usage(after)
-        return await self._capture(rate_ceil(usage, self._plan.rate_card), usage)
+        return await self._capture(*self._peak_with(after))
 
     async def _deliver(self, delta: Delta) -> None:
         self._delivered_microcredits = self._captured_microcredits
         await self._sink.deliver(delta)
 
     def _was_delivered(self, end: End) -> bool:
-        return bool(self.deltas)
+        return bool(self.transcript)
 
     async def _send_receipt(self, receipt: Receipt) -> None:
         await self._sink.receipt(receipt)

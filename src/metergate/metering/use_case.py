@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from metergate.core.catalog import Catalog, Model
-from metergate.core.errors import MetergateError, ModelNotAllowed, ShuttingDown, StoreUnavailable
+from metergate.core.errors import DeadlineExceeded, MetergateError, ModelNotAllowed, ShuttingDown
 from metergate.core.inference import InferenceRequest, Prompt
 from metergate.core.operations import Replayed, Reserve, Reserved, Settle
 from metergate.core.receipts import Admission, Completion, Quote, Receipt
@@ -17,10 +17,10 @@ from metergate.core.reservation import CloseCause
 from metergate.core.rows import Authorization
 from metergate.core.usage import TokenClass
 from metergate.metering.buffer import End
-from metergate.metering.closing import receipt_of_charge, settle
+from metergate.metering.closing import receipt_of_charge
 from metergate.metering.deltas import whole_message
 from metergate.metering.limits import Limits
-from metergate.metering.plan import Plan, completion_room, usage_of
+from metergate.metering.plan import Plan, PricedPrompt, completion_room
 from metergate.metering.replays import ReplayBuffer
 from metergate.metering.run import Run, RunParts
 from metergate.metering.services import BackgroundTasks, Services
@@ -29,6 +29,9 @@ from metergate.metering.whole_run import WholeRun
 from metergate.ports import Backend, Clock, LedgerStore, Sink, Tokenizer
 
 logger = logging.getLogger(__name__)
+
+# What a chat template writes around a message, about; short messages make long prompts too.
+TEMPLATE_CHARACTERS = 32
 
 
 class Metering:
@@ -65,6 +68,7 @@ class Metering:
         self._is_stopping = False  # end what runs
         self._calls = 0
         self._runs: set[Run] = set()
+        self._replays: set[asyncio.Timeout] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -97,7 +101,7 @@ class Metering:
             else:
                 run = WholeRun(**self._parts(plan, outcome, deadline))
                 receipt = await self._serve(run)
-                deltas = run.deltas
+                deltas = run.transcript.deltas()
         message, reasoning_content = whole_message(deltas or [])
         return Completion(
             message=None if deltas is None else message, reasoning_content=reasoning_content, receipt=receipt
@@ -108,26 +112,15 @@ class Metering:
     ) -> Quote:
         """Count a prompt and say the most that running it can cost; nothing is charged."""
         async with self._call():
-            model = self._model(caller, model_id)
-            rate_card = model.rate_card(self._services.clock.now_us())
-            prompt_tokens = await self._count_prompt(model, prompt)
-            plan = Plan(
-                caller=caller,
-                request=InferenceRequest(request_id="", model_id=model_id, prompt=prompt),
-                content_hash=b"",
-                model=model,
-                rate_card=rate_card,
-                prompt_tokens=prompt_tokens,
-                completion_tokens_max=completion_room(model, prompt_tokens, max_completion_tokens),
-            )
+            priced = await self._price(caller, model_id, prompt, max_completion_tokens)
             return Quote(
                 model_id=model_id,
-                prompt_tokens=prompt_tokens,
-                completion_tokens_max=plan.completion_tokens_max,
-                prompt_microcredits=plan.cost(0),
-                cost_microcredits_max=plan.limit_microcredits(),
-                rate_card=rate_card,
-                counting_source=model.counting_source,
+                prompt_tokens=priced.prompt_tokens,
+                completion_tokens_max=priced.completion_tokens_max,
+                prompt_microcredits=priced.cost(priced.usage()),
+                cost_microcredits_max=priced.cost_max(priced.completion_tokens_max),
+                rate_card=priced.rate_card,
+                counting_source=priced.model.counting_source,
             )
 
     async def drain(self, seconds_max: float) -> None:
@@ -141,7 +134,12 @@ class Metering:
         self._is_stopping = True
         for run in tuple(self._runs):
             run.stop(_drained())
+        for patience in self._replays:
+            patience.reschedule(self._patience_end())
         await self.settled()
+
+    def _patience_end(self) -> float:
+        return asyncio.get_running_loop().time() + self._services.limits.stalled_write_seconds_max
 
     async def settled(self) -> None:
         """Wait until no call runs and everything that calls left behind is settled."""
@@ -169,25 +167,31 @@ class Metering:
             raise ModelNotAllowed(model_id=model_id)
         return model
 
-    async def _count_prompt(self, model: Model, prompt: Prompt) -> int:
-        tokenizer = self._tokenizers[model.model_id]
-        if _length(prompt) > self._services.limits.counted_in_loop_characters_max:
-            return await asyncio.to_thread(tokenizer.count_prompt, prompt)
-        return tokenizer.count_prompt(prompt)
-
-    async def _plan(self, caller: Authorization, request: InferenceRequest) -> Plan:
-        model = self._model(caller, request.model_id)
+    async def _price(
+        self, caller: Authorization, model_id: str, prompt: Prompt, max_completion_tokens: int | None
+    ) -> PricedPrompt:
+        model = self._model(caller, model_id)
         rate_card = model.rate_card(self._services.clock.now_us())
-        prompt_tokens = await self._count_prompt(model, request.prompt)
-        return Plan(
-            caller=caller,
-            request=request,
-            content_hash=self._content_hash(request),
+        count = self._tokenizers[model_id].count_prompt
+        prompt_tokens = await asyncio.to_thread(count, prompt) if self._is_long(prompt) else count(prompt)
+        return PricedPrompt(
             model=model,
             rate_card=rate_card,
             prompt_tokens=prompt_tokens,
-            completion_tokens_max=completion_room(model, prompt_tokens, request.max_completion_tokens),
+            completion_tokens_max=completion_room(model, prompt_tokens, max_completion_tokens),
         )
+
+    def _is_long(self, prompt: Prompt) -> bool:
+        """Whether working through all of it would hold the event loop."""
+        characters = prompt.characters() + TEMPLATE_CHARACTERS * len(prompt.messages)
+        return characters > self._services.limits.counted_in_loop_characters_max
+
+    async def _plan(self, caller: Authorization, request: InferenceRequest) -> Plan:
+        prompt = request.prompt
+        priced = await self._price(caller, request.model_id, prompt, request.max_completion_tokens)
+        is_long = self._is_long(prompt)
+        content_hash = await asyncio.to_thread(self._content_hash, request) if is_long else self._content_hash(request)
+        return Plan(caller=caller, request=request, content_hash=content_hash, priced=priced)
 
     def _content_hash(self, request: InferenceRequest) -> bytes:
         """Hash what was asked, keyed: the same request has the same hash, and none can be guessed from it (L11)."""
@@ -195,8 +199,9 @@ class Metering:
         return hashlib.blake2b(canonical, key=self._services.ledger.content_key, digest_size=32).digest()
 
     async def _reserve(self, plan: Plan) -> Reserved | Replayed:
-        services = self._services
-        slice_tokens = min(services.limits.slice_tokens, plan.completion_tokens_max)
+        services, priced = self._services, plan.priced
+        slice_tokens = min(services.limits.slice_tokens, priced.completion_tokens_max)
+        prompt_usage = priced.usage()
         operation = Reserve(
             reservation_id=services.new_id(),
             subscriber_id=plan.caller.subscriber_id,
@@ -204,43 +209,43 @@ class Metering:
             request_id=plan.request.request_id,
             content_hash=plan.content_hash,
             owner=services.ledger.owner,
-            model_id=plan.model.model_id,
-            provider_id=plan.model.provider_id,
-            counting_source=plan.model.counting_source,
-            rate_card_id=plan.rate_card.rate_card_id,
-            minimum_microcredits=plan.cost_max(1),
-            wanted_microcredits=plan.cost_max(slice_tokens),
+            model_id=priced.model.model_id,
+            provider_id=priced.model.provider_id,
+            counting_source=priced.model.counting_source,
+            rate_card_id=priced.rate_card.rate_card_id,
+            minimum_microcredits=priced.cost_max(1),
+            wanted_microcredits=priced.cost_max(slice_tokens),
             limit_microcredits=plan.limit_microcredits(),
-            capture_microcredits=plan.cost(0),
-            capture_usage=usage_of(plan.prompt_tokens),
+            capture_microcredits=priced.cost(prompt_usage),
+            capture_usage=prompt_usage,
             now_us=services.clock.now_us(),
         )
         reserving = services.tasks.spawn(services.ledger.reserve(operation))
         try:
             return await asyncio.shield(reserving)
-        except (asyncio.CancelledError, StoreUnavailable):
-            # The reservation may exist, or come to exist, with nobody to run it.
-            services.tasks.spawn(self._release(reserving, operation))
+        except asyncio.CancelledError:
+            services.tasks.spawn(self._release(reserving))
             raise
 
-    async def _release(self, reserving: "asyncio.Task[Reserved | Replayed]", operation: Reserve) -> None:
-        await asyncio.wait([reserving])
-        error = reserving.exception()
-        was_refused = isinstance(error, MetergateError) and not isinstance(error, StoreUnavailable)
-        if was_refused or (error is None and isinstance(reserving.result(), Replayed)):
-            return
-        release = Settle(
-            reservation_id=operation.reservation_id,
-            subscriber_id=operation.subscriber_id,
-            owner=operation.owner,
-            close_cause=CloseCause.CLIENT_CANCELLED,
-            settlement=None,
-            now_us=self._services.clock.now_us(),
-        )
+    async def _release(self, reserving: "asyncio.Task[Reserved | Replayed]") -> None:
+        """Release what was reserved for an app that went away meanwhile."""
         try:
-            await settle(self._services, release)
+            outcome = await reserving
+            if isinstance(outcome, Reserved):
+                reservation = outcome.reservation
+                await self._services.ledger.settle(
+                    Settle(
+                        reservation_id=reservation.reservation_id,
+                        subscriber_id=reservation.subscriber_id,
+                        owner=reservation.owner,
+                        close_cause=CloseCause.CLIENT_CANCELLED,
+                        settlement=None,
+                        now_us=self._services.clock.now_us(),
+                    )
+                )
         except MetergateError as exc:
-            logger.info("reservation %s was not released: %s", operation.reservation_id, exc)
+            # Refused, so there is nothing to release; or the store failed, and its recovery releases (L5).
+            logger.info("a request whose app went away was not reserved: %s", exc)
 
     # --- running ----------------------------------------------------------------------------------------------------
 
@@ -249,8 +254,8 @@ class Metering:
             services=self._services,
             plan=plan,
             reservation=outcome.reservation,
-            tokenizer=self._tokenizers[plan.model.model_id],
-            backends=[self._backends[backend_id] for backend_id in plan.model.backend_ids],
+            tokenizer=self._tokenizers[plan.priced.model.model_id],
+            backends=[self._backends[backend_id] for backend_id in plan.priced.model.backend_ids],
             deadline=deadline,
         )
 
@@ -264,6 +269,23 @@ class Metering:
             self._runs.discard(run)
 
     async def _replay(self, outcome: Replayed, sink: Sink) -> None:
+        """Write the record of a charged request; an app that does not read it is left like any other."""
+        try:
+            async with asyncio.timeout(self._services.limits.request_seconds_max) as patience:
+                self._replays.add(patience)
+                if self._is_stopping:
+                    patience.reschedule(self._patience_end())
+                try:
+                    await self._write_replay(outcome, sink)
+                finally:
+                    self._replays.discard(patience)
+        except TimeoutError:
+            if self._is_stopping:
+                raise ShuttingDown from None
+            limit = f"{self._services.limits.request_seconds_max:g} seconds"
+            raise DeadlineExceeded(limit=limit) from None
+
+    async def _write_replay(self, outcome: Replayed, sink: Sink) -> None:
         charge = outcome.charge
         usage = charge.usage_counted
         await sink.admit(
@@ -278,14 +300,6 @@ class Metering:
         for delta in self._services.replays.get(charge.charge_id) or []:
             await sink.deliver(delta)
         await sink.receipt(receipt_of_charge(charge, outcome.spendable_microcredits, replayed=True))
-
-
-def _length(prompt: Prompt) -> int:
-    """Return the characters that are counted of a prompt, but for its template."""
-    characters = sum(len(tool.description) + len(tool.parameters_json_schema) for tool in prompt.tools)
-    for message in prompt.messages:
-        characters += sum(map(len, message.parts)) + sum(len(call.arguments) for call in message.tool_calls)
-    return characters
 
 
 def _drained() -> End:

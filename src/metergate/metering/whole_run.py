@@ -3,7 +3,6 @@
 from typing import ClassVar
 
 from metergate.core.inference import Delta
-from metergate.core.rating import rate_ceil
 from metergate.core.receipts import Receipt
 from metergate.core.reservation import CloseCause
 from metergate.metering.answer import AnswerCounter
@@ -26,8 +25,7 @@ class WholeRun(Run):
         return
 
     async def _debit(self, after: AnswerCounter) -> CloseCause | None:
-        usage = self._peak_usage(after)
-        target_microcredits = rate_ceil(usage, self._plan.rate_card)
+        target_microcredits, usage = self._peak_with(after)
         if target_microcredits <= self._reserved_microcredits:
             return None
         return await self._capture(target_microcredits, usage)
