@@ -73,6 +73,7 @@ WORDS = [
     "<|im_",
     "你好",
     "fooBar",
+    "e" + "\u0301\u0323" * 14,
 ]
 PIECES = st.sampled_from(EDGES + WORDS) | st.characters(exclude_categories=["Cs"])
 

@@ -98,7 +98,12 @@ def _load(metadata: dict[str, Any]) -> GgufVocabulary:
 
     template = metadata.get("tokenizer.chat_template")
     return GgufVocabulary(
-        vocabulary=Vocabulary(count_text=count_text, count_rendered=count_rendered, boundary=known.boundary(special)),
+        vocabulary=Vocabulary(
+            count_text=count_text,
+            count_rendered=count_rendered,
+            count_prompt_text=count_text,
+            boundary=known.boundary(special),
+        ),
         template=TemplateSource(text=template, bos_token=bos, eos_token=eos) if template else None,
     )
 

@@ -53,7 +53,7 @@ def _prompt_rule(
     spec: TokenizerSpec, vocabulary: Vocabulary, own_template: TemplateSource | None
 ) -> Callable[[Prompt], int]:
     if spec.prompt_rule == "openai":
-        return partial(count_openai_prompt, vocabulary.count_text)
+        return partial(count_openai_prompt, vocabulary.count_prompt_text)
     source = own_template
     if spec.chat_template_path is not None:
         source = read_template(spec.chat_template_path)

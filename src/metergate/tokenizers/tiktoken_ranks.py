@@ -3,7 +3,6 @@
 import base64
 import binascii
 import gzip
-import unicodedata
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import tiktoken
 
 from metergate.core.errors import TokenizerInvalid
 from metergate.tokenizers import pre_tokenizers as known
+from metergate.tokenizers.composition import compose, compose_prompt
 from metergate.tokenizers.vocabulary import Vocabulary
 
 _CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -66,16 +66,20 @@ def _vocabulary(encoding: tiktoken.Encoding, pattern: _Pattern) -> Vocabulary:
     def count_text(text: str) -> int:
         return len(encoding.encode_ordinary(text))
 
-    def count_composed_text(text: str) -> int:
-        return len(encoding.encode_ordinary(unicodedata.normalize("NFC", text)))
-
     def count_rendered(text: str) -> int:
-        composed = unicodedata.normalize("NFC", text) if pattern.composes else text
-        return len(encoding.encode(composed, allowed_special=special, disallowed_special=()))
+        return len(encoding.encode(text, allowed_special=special, disallowed_special=()))
 
+    if not pattern.composes:
+        return Vocabulary(
+            count_text=count_text,
+            count_rendered=count_rendered,
+            count_prompt_text=count_text,
+            boundary=known.boundary(()),
+        )
     return Vocabulary(
-        count_text=count_composed_text if pattern.composes else count_text,
-        count_rendered=count_rendered,
+        count_text=lambda text: count_text(compose(text)),
+        count_rendered=lambda text: count_rendered(compose_prompt(text)),
+        count_prompt_text=lambda text: count_text(compose_prompt(text)),
         boundary=known.boundary(()),
     )
 

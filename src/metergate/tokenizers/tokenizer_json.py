@@ -33,12 +33,12 @@ def load_tokenizer_json(path: Path) -> Vocabulary:
 
     count = token_counter(reference)
     if not _splits_as_known(rules):
-        return Vocabulary(count_text=count, count_rendered=count, boundary=None)
+        return Vocabulary(count_text=count, count_rendered=count, count_prompt_text=count, boundary=None)
     added = reference.get_added_tokens_decoder().values()
     boundary = known.boundary(
         [token.content for token in added], swallowing=[token.content for token in added if token.rstrip]
     )
-    return Vocabulary(count_text=count, count_rendered=count, boundary=boundary)
+    return Vocabulary(count_text=count, count_rendered=count, count_prompt_text=count, boundary=boundary)
 
 
 def _splits_as_known(rules: dict[str, Any]) -> bool:

@@ -15,7 +15,9 @@ class Vocabulary:
     """How texts are counted."""
 
     count_text: Callable[[str], int]  # tokens of a model's output
-    count_rendered: Callable[[str], int]  # tokens of a rendered prompt: special tokens written in it are recognised
+    # Of a prompt; RequestInvalid if it cannot be counted exactly.
+    count_rendered: Callable[[str], int]  # rendered by a template: special tokens written in it are recognised
+    count_prompt_text: Callable[[str], int]  # a text of it by itself
     boundary: regex.Pattern[str] | None  # where a growing text may be cut; None: nowhere, it is counted whole each time
 
 
