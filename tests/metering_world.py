@@ -25,6 +25,7 @@ from metergate.core.usage import CountingSource, TokenClass, Usage
 from metergate.metering.limits import Limits
 from metergate.metering.use_case import Metering
 from metergate.ports import Backend, ChargeFilter
+from metergate.telemetry.fan_out import FanOut
 
 STOP = Finish(reason=FinishReason.STOP)
 
@@ -72,6 +73,8 @@ class WordCounter:
 
 class WordTokenizer:
     """Counts words; a message costs 3 more."""
+
+    characters_per_token_max = None
 
     def count_text(self, text: str) -> int:
         return count_words(text)
@@ -212,6 +215,7 @@ class World:
             new_id=self.new_id,
             monotonic=asyncio.get_running_loop().time,
             limits=limits or Limits(slice_tokens=4),
+            observer=FanOut(),
         )
         self.sink = RecordingSink(self.ledger)
 

@@ -25,6 +25,7 @@ from metergate.metering.limits import Limits
 from metergate.metering.use_case import Metering
 from metergate.ports import Backend, LedgerStore, Tokenizer
 from metergate.stores.sqlite import SqliteLedgerStore
+from metergate.telemetry.fan_out import FanOut
 from metergate.tokenizers.open import TokenizerSpec, open_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Gateway:
                 new_id=_new_id,
                 monotonic=time.monotonic,
                 limits=_limits(config),
+                observer=FanOut(),
             )
             server = await _start_server(config, ledger, catalog, metering, clock)
             gateway = cls(config=config, ledger=ledger, metering=metering, server=server)

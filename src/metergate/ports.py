@@ -1,6 +1,6 @@
 """What the use cases need of the outside, in the domain's words: never SQL, HTTP or gRPC."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -20,7 +20,7 @@ from metergate.core.operations import (
 )
 from metergate.core.rating import RateCard
 from metergate.core.receipts import Admission, Receipt
-from metergate.core.reservation import Owner
+from metergate.core.reservation import Owner, Reservation
 from metergate.core.rows import ApiKey, Authorization, Charge, Grant, Transfer, Wallet
 
 Row = TypeVar("Row")
@@ -57,7 +57,18 @@ class CompletionCounter(Protocol):
 
 
 class Tokenizer(Protocol):
-    """The counting rule of one model. All methods are plain computation and safe in threads."""
+    """The counting rule of one model. All methods are plain computation and safe in threads.
+
+    A text of a model's output that cannot be counted raises an error that is no MetergateError.
+    """
+
+    @property
+    def characters_per_token_max(self) -> int | None:
+        """The most characters of a text that one token stands for; None if there is no bound.
+
+        A text of n characters has at least n / this tokens. Of a prompt, a template may leave parts out.
+        """
+        ...
 
     def count_text(self, text: str) -> int:
         """Tokens of a text as the model's own vocabulary has it, without a template."""
@@ -66,7 +77,7 @@ class Tokenizer(Protocol):
     def count_prompt(self, prompt: Prompt) -> int:
         """Tokens of the prompt through the model's own chat template, the generation prompt included.
 
-        RequestInvalid if the template refuses the messages.
+        RequestInvalid, naming ``messages`` or ``tools``, if the template refuses them or they cannot be counted.
         """
         ...
 
@@ -112,6 +123,79 @@ class Sink(Protocol):
 
     async def receipt(self, receipt: Receipt) -> None:
         """Write the receipt."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallStart:
+    """A call that came in, as its observers see it."""
+
+    verb: str  # "StreamComplete", "Complete" or "CountTokens"
+    caller: Authorization
+    model_id: str  # as the app wrote it: perhaps no model at all
+    request_id: str  # "" for CountTokens
+    trace_context: Mapping[str, str]  # W3C traceparent and tracestate, as the app sent them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """A delta that is about to be written to the app; times in seconds."""
+
+    characters: int
+    is_first: bool
+    backend_seconds: float  # how long the gateway waited for the backend; for the first: since the dispatch
+    gateway_seconds: float  # from when backend and app were both ready until now; for the first: admission included
+    capture_seconds: float  # the part of it that the capture took
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """A transaction of the store, or a failed one; times in seconds."""
+
+    operations: int
+    seconds: float
+    queued: int  # operations that wait for the next
+    expired_microcredits: int  # that became breakage in it
+    has_failed: bool
+
+
+class CallObserver(Protocol):
+    """Watches one call. No method waits or raises, and none keeps or logs what the app or the model wrote (L11)."""
+
+    def admitted(self, reservation: Reservation, prompt_tokens: int) -> None:
+        """Credit was set aside."""
+        ...
+
+    def dispatched(self, backend_id: str) -> Mapping[str, str]:
+        """A backend is called now. Returns the trace context to send along."""
+        ...
+
+    def failed_over(self, backend_id: str, problem: str) -> None:
+        """A backend failed; perhaps another is called."""
+        ...
+
+    def delivered(self, delivery: Delivery) -> None:
+        """A delta is written now; its capture is durable."""
+        ...
+
+    def settled(self, operation: Settle, settled: Settled) -> None:
+        """The reservation is closed."""
+        ...
+
+    def ended(self, error: BaseException | None) -> None:
+        """The call is over: the last method to be called, and always called. None: it ended well."""
+        ...
+
+
+class Observer(Protocol):
+    """Watches the gateway: metrics, logs and traces are observers. No method waits or raises."""
+
+    def call_began(self, start: CallStart) -> CallObserver:
+        """A call came in and was authenticated."""
+        ...
+
+    def committed(self, commit: Commit) -> None:
+        """The store finished a transaction."""
         ...
 
 

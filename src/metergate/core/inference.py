@@ -1,7 +1,7 @@
 """An inference request and what a backend answers, in the domain's own words."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from metergate.core.rows import FinishReason
@@ -116,6 +116,7 @@ class BackendRequest:
     sampling: Sampling
     response_format: ResponseFormat
     max_completion_tokens: int
+    trace_context: Mapping[str, str] = field(default_factory=dict)  # W3C traceparent and tracestate, sent as headers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

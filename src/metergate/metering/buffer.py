@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from metergate.core.inference import Delta
@@ -22,11 +23,16 @@ class End:
 class DeltaBuffer:
     """A queue of deltas from one reader to one deliverer."""
 
-    def __init__(self, *, read_ahead_characters_max: int, delivery_characters_max: int) -> None:
+    def __init__(
+        self, *, read_ahead_characters_max: int, delivery_characters_max: int, monotonic: Callable[[], float]
+    ) -> None:
         self._read_ahead_characters_max = read_ahead_characters_max
         self._delivery_characters_max = delivery_characters_max
         self._deltas: deque[Delta] = deque()
         self._characters = 0
+        self._monotonic = monotonic
+        self.arrival_seconds = 0.0  # when the oldest delta came that the last ``take`` returned
+        self._oldest_seconds = 0.0  # when the oldest came that waits
         self._end: End | None = None
         self._is_stopped = False
         self._arrived = asyncio.Event()
@@ -46,6 +52,8 @@ class DeltaBuffer:
             await self._room.wait()
         if self._is_stopped:
             return
+        if not self._deltas:
+            self._oldest_seconds = self._monotonic()
         self._deltas.append(delta)
         self._characters += length(delta)
         self._arrived.set()
@@ -71,6 +79,7 @@ class DeltaBuffer:
                 return self._end
             self._arrived.clear()
             await self._arrived.wait()
+        self.arrival_seconds = self._oldest_seconds
         delta = self._next_delivery()
         self._characters -= length(delta)
         if not self.is_full():

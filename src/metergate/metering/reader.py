@@ -1,36 +1,41 @@
 """Pulls a backend's answer into the buffer: within time limits, and from the next backend while nothing came yet."""
 
 import asyncio
-import logging
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from metergate.core.errors import BackendRejected, BackendUnavailable, MetergateError
-from metergate.core.inference import BackendRequest, Delta, Finish
+from metergate.core.inference import BackendEvent, BackendRequest, Delta, Finish
 from metergate.core.reservation import CloseCause
 from metergate.core.rows import Attempt, FinishReason
 from metergate.core.usage import Usage
 from metergate.metering.buffer import DeltaBuffer, End
 from metergate.metering.limits import Limits
 from metergate.metering.patience import Patience
-from metergate.ports import Backend
+from metergate.ports import Backend, CallObserver
 
 # After its finish reason, a backend has only its usage left to report; that comes at once or not at all.
 USAGE_SECONDS_MAX = 1.0
-
-logger = logging.getLogger(__name__)
 
 
 class Reader:
     """One request's way through its backends."""
 
     def __init__(
-        self, *, request: BackendRequest, backends: Sequence[Backend], buffer: DeltaBuffer, limits: Limits
+        self,
+        *,
+        request: BackendRequest,
+        backends: Sequence[Backend],
+        buffer: DeltaBuffer,
+        limits: Limits,
+        observer: CallObserver,
     ) -> None:
         self._request = request
         self._backends = backends
         self._buffer = buffer
         self._limits = limits
+        self._observer = observer
         self._began = False
         self._finish_reason: FinishReason | None = None
         self.attempts: list[Attempt] = []
@@ -50,8 +55,9 @@ class Reader:
         end = End(cause=CloseCause.BACKEND_ERROR)
         for backend in self._backends:
             self.attempts.append(Attempt(backend_id=backend.backend_id, problem=""))
+            trace_context = self._observer.dispatched(backend.backend_id)
             try:
-                finish_reason, problem = await self._read(backend), ""
+                finish_reason, problem = await self._read(backend, trace_context), ""
                 end = End(cause=CloseCause.FINISHED, finish_reason=finish_reason)
             except TimeoutError:
                 problem = "it kept the gateway waiting too long"
@@ -62,18 +68,18 @@ class Reader:
             if not problem:
                 return end
             self.attempts[-1] = Attempt(backend_id=backend.backend_id, problem=problem)
-            logger.warning("backend %s: model %s: %s", backend.backend_id, self._request.model_id, problem)
+            self._observer.failed_over(backend.backend_id, problem)
             if self._began or isinstance(end.error, BackendRejected):
                 return end
         return end
 
-    async def _read(self, backend: Backend) -> FinishReason:
+    async def _read(self, backend: Backend, trace_context: Mapping[str, str]) -> FinishReason:
         """Read one backend's answer; TimeoutError if it keeps the gateway waiting."""
         self._began = False
         self.usage_reported = None
         self._finish_reason = None
         try:
-            await self._read_events(backend)
+            await self._read_events(backend.generate(replace(self._request, trace_context=trace_context)))
         except (TimeoutError, BackendUnavailable):
             # The answer was whole; only what may follow it, the usage, is missing.
             if self._finish_reason is None:
@@ -82,9 +88,9 @@ class Reader:
             raise self._unavailable("it ended without a finish reason")
         return self._finish_reason
 
-    async def _read_events(self, backend: Backend) -> None:
+    async def _read_events(self, answer: AsyncGenerator[BackendEvent, None]) -> None:
         async with (
-            aclosing(backend.generate(self._request)) as events,
+            aclosing(answer) as events,
             Patience(
                 first_seconds=self._limits.first_token_seconds_max,
                 between_seconds=self._limits.between_tokens_seconds_max,

@@ -39,7 +39,7 @@ from metergate.metering.plan import Plan
 from metergate.metering.reader import Reader
 from metergate.metering.services import Services
 from metergate.metering.transcript import Transcript
-from metergate.ports import Backend, Tokenizer
+from metergate.ports import Backend, CallObserver, Delivery, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class RunParts(TypedDict):
     tokenizer: Tokenizer
     backends: Sequence[Backend]
     deadline: float | None  # on the loop's clock; None: the app set none
+    observer: CallObserver
+    began_seconds: float  # when the call came in, on the services' clock
 
 
 class Run(ABC):
@@ -70,9 +72,15 @@ class Run(ABC):
         self._buffer = DeltaBuffer(
             read_ahead_characters_max=services.limits.read_ahead_characters_max,
             delivery_characters_max=services.limits.delivery_characters_max,
+            monotonic=services.monotonic,
         )
+        self._observer = parts["observer"]
         self._reader = Reader(
-            request=_backend_request(plan), backends=parts["backends"], buffer=self._buffer, limits=services.limits
+            request=_backend_request(plan),
+            backends=parts["backends"],
+            buffer=self._buffer,
+            limits=services.limits,
+            observer=self._observer,
         )
         prompt_usage = self._priced.usage()
         self._slice_microcredits = self._priced.cost_max(services.limits.slice_tokens) - self._priced.cost(prompt_usage)
@@ -83,6 +91,10 @@ class Run(ABC):
         # The dearest that the answer was at any delivery: counts of a growing text may fall again, captures do not.
         self._peak = (self._priced.cost(prompt_usage), prompt_usage)
         self.transcript = Transcript()
+        self.began_seconds = parts["began_seconds"]
+        self._dispatch_seconds = 0.0  # when the first backend was called
+        self._app_ready_seconds = 0.0  # when the last write to the app ended
+        self._capture_seconds = 0.0  # how long the last capture took
         self._reading: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[Receipt | None] | None = None
         self._stopped: End | None = None
@@ -96,6 +108,7 @@ class Run(ABC):
         too_old = End(cause=CloseCause.STREAM_TOO_OLD, error=DeadlineExceeded(limit=f"{seconds_max:g} seconds"))
         timer = asyncio.get_running_loop().call_later(seconds_max, self.stop, too_old)
         self._reading = self._services.tasks.spawn(self._reader.run())
+        self._dispatch_seconds = self._app_ready_seconds = self._services.monotonic()
         try:
             end = await self._run_to_end()
             receipt = await asyncio.shield(self._close(end))
@@ -178,10 +191,27 @@ class Run(ABC):
             if length(delta) and await self._debit(after) is not None:
                 raise LedgerInvariantBroken(problem="a capture within the reservation was refused")
         if length(delta):
+            self._observe(length(delta))
             self._answer, self._peak = after, self._peak_with(after)
             self.transcript.append(delta)
             await self._deliver(delta)
+            self._app_ready_seconds = self._services.monotonic()
         return end
+
+    def _observe(self, characters: int) -> None:
+        """Tell how long the backend and the gateway took for what is delivered now."""
+        arrival, now = self._buffer.arrival_seconds, self._services.monotonic()
+        is_first = not self.transcript
+        admission_seconds = self._dispatch_seconds - self.began_seconds if is_first else 0.0
+        self._observer.delivered(
+            Delivery(
+                characters=characters,
+                is_first=is_first,
+                backend_seconds=max(0.0, arrival - (self._dispatch_seconds if is_first else self._app_ready_seconds)),
+                gateway_seconds=admission_seconds + now - max(arrival, self._app_ready_seconds),
+                capture_seconds=self._capture_seconds,
+            )
+        )
 
     def _within_length(self, counter: AnswerCounter) -> bool:
         return counter.completion_tokens + counter.reasoning_tokens <= self._priced.completion_tokens_max
@@ -203,6 +233,7 @@ class Run(ABC):
         wanted = self._reserved_microcredits
         if target_microcredits + self._slice_microcredits // 2 > wanted:
             wanted = min(target_microcredits + self._slice_microcredits, self._reservation.limit_microcredits)
+        began_seconds = self._services.monotonic()
         captured = await self._services.ledger.capture(
             Capture(
                 reservation_id=self._reservation.reservation_id,
@@ -215,6 +246,7 @@ class Run(ABC):
                 now_us=self._services.clock.now_us(),
             )
         )
+        self._capture_seconds = self._services.monotonic() - began_seconds
         if captured.status is not CaptureStatus.OPEN:
             # The store was opened again, and its recovery has settled this reservation.
             raise StoreUnavailable
@@ -251,6 +283,7 @@ class Run(ABC):
         except MetergateError as exc:
             logger.error("reservation %s is left to recovery: %s", self._reservation.reservation_id, exc)
             return None
+        self._observer.settled(operation, settled)
         if settled.charge is None:
             return receipt_of_release(self._reservation, self._priced, settled.spendable_microcredits, end.cause)
         if self._was_delivered(end):

@@ -41,6 +41,7 @@ class Services:
     ledger: LedgerStore
     clock: Clock
     new_id: Callable[[], str]  # a new id, unique for ever
+    monotonic: Callable[[], float]  # seconds, of a clock that never goes back
     limits: Limits
     replays: ReplayBuffer
     tasks: BackgroundTasks

@@ -5,6 +5,8 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import msgspec
 
@@ -26,12 +28,25 @@ from metergate.metering.run import Run, RunParts
 from metergate.metering.services import BackgroundTasks, Services
 from metergate.metering.streamed_run import StreamedRun
 from metergate.metering.whole_run import WholeRun
-from metergate.ports import Backend, Clock, LedgerStore, Sink, Tokenizer
+from metergate.ports import Backend, CallObserver, CallStart, Clock, LedgerStore, Observer, Sink, Tokenizer
 
 logger = logging.getLogger(__name__)
 
 # What a chat template writes around a message, about; short messages make long prompts too.
 TEMPLATE_CHARACTERS = 32
+
+
+# The app sent no trace context.
+NO_TRACE: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A call that was let in."""
+
+    observer: CallObserver
+    began_seconds: float  # on the services' clock
+    deadline: float | None  # on the loop's clock; None: the app set none
 
 
 class Metering:
@@ -48,6 +63,7 @@ class Metering:
         new_id: Callable[[], str],
         monotonic: Callable[[], float],
         limits: Limits,
+        observer: Observer,
     ) -> None:
         self._catalog = catalog
         self._tokenizers = tokenizers
@@ -56,6 +72,7 @@ class Metering:
             ledger=ledger,
             clock=clock,
             new_id=new_id,
+            monotonic=monotonic,
             limits=limits,
             replays=ReplayBuffer(
                 characters_max=limits.replay_characters_max,
@@ -64,6 +81,7 @@ class Metering:
             ),
             tasks=BackgroundTasks(),
         )
+        self._observer = observer
         self._is_draining = False  # admit nothing more
         self._is_stopping = False  # end what runs
         self._calls = 0
@@ -75,31 +93,40 @@ class Metering:
     # --- verbs ------------------------------------------------------------------------------------------------------
 
     async def stream(
-        self, caller: Authorization, request: InferenceRequest, sink: Sink, *, time_left_seconds: float | None
+        self,
+        caller: Authorization,
+        request: InferenceRequest,
+        sink: Sink,
+        *,
+        time_left_seconds: float | None,
+        trace_context: Mapping[str, str] = NO_TRACE,
     ) -> None:
         """Run a request and write admission, deltas and receipt to the sink; raise a MetergateError if it failed."""
-        async with self._call():
-            deadline = _deadline(time_left_seconds)
+        async with self._call(_start("StreamComplete", caller, request, trace_context), time_left_seconds) as call:
             plan = await self._plan(caller, request)
             outcome = await self._reserve(plan)
             if isinstance(outcome, Replayed):
                 await self._replay(outcome, sink)
             else:
-                await self._serve(StreamedRun(sink=sink, **self._parts(plan, outcome, deadline)))
+                await self._serve(StreamedRun(sink=sink, **self._parts(call, plan, outcome)))
 
     async def complete(
-        self, caller: Authorization, request: InferenceRequest, *, time_left_seconds: float | None
+        self,
+        caller: Authorization,
+        request: InferenceRequest,
+        *,
+        time_left_seconds: float | None,
+        trace_context: Mapping[str, str] = NO_TRACE,
     ) -> Completion:
         """Run a request and return its whole answer, charged; raise a MetergateError if it failed."""
-        async with self._call():
-            deadline = _deadline(time_left_seconds)
+        async with self._call(_start("Complete", caller, request, trace_context), time_left_seconds) as call:
             plan = await self._plan(caller, request)
             outcome = await self._reserve(plan)
             if isinstance(outcome, Replayed):
                 receipt = receipt_of_charge(outcome.charge, outcome.spendable_microcredits, replayed=True)
                 deltas = self._services.replays.get(outcome.charge.charge_id)
             else:
-                run = WholeRun(**self._parts(plan, outcome, deadline))
+                run = WholeRun(**self._parts(call, plan, outcome))
                 receipt = await self._serve(run)
                 deltas = run.transcript.deltas()
         message, reasoning_content = whole_message(deltas or [])
@@ -111,7 +138,8 @@ class Metering:
         self, caller: Authorization, model_id: str, prompt: Prompt, max_completion_tokens: int | None
     ) -> Quote:
         """Count a prompt and say the most that running it can cost; nothing is charged."""
-        async with self._call():
+        start = CallStart(verb="CountTokens", caller=caller, model_id=model_id, request_id="", trace_context=NO_TRACE)
+        async with self._call(start, None):
             priced = await self._price(caller, model_id, prompt, max_completion_tokens)
             return Quote(
                 model_id=model_id,
@@ -138,6 +166,17 @@ class Metering:
             patience.reschedule(self._patience_end())
         await self.settled()
 
+    @property
+    def oldest_run_seconds(self) -> float:
+        """How long the oldest running request has been running; 0 if none is."""
+        now = self._services.monotonic()
+        return max((now - run.began_seconds for run in self._runs), default=0.0)
+
+    @property
+    def running(self) -> int:
+        """How many requests hold a reservation now."""
+        return len(self._runs)
+
     def _patience_end(self) -> float:
         return asyncio.get_running_loop().time() + self._services.limits.stalled_write_seconds_max
 
@@ -149,17 +188,25 @@ class Metering:
     # --- admission --------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _call(self) -> AsyncIterator[None]:
-        if self._is_draining:
-            raise ShuttingDown
+    async def _call(self, start: CallStart, time_left_seconds: float | None) -> AsyncIterator[Call]:
+        """Let a call in, unless the gateway drains, and see to it that it is seen to end."""
+        observer = self._observer.call_began(start)
+        error: BaseException | None = None
         self._calls += 1
         self._idle.clear()
         try:
-            yield
+            if self._is_draining:
+                raise ShuttingDown
+            began_seconds = self._services.monotonic()
+            yield Call(observer=observer, began_seconds=began_seconds, deadline=_deadline(time_left_seconds))
+        except BaseException as exc:
+            error = exc
+            raise
         finally:
             self._calls -= 1
             if not self._calls:
                 self._idle.set()
+            observer.ended(error)
 
     def _model(self, caller: Authorization, model_id: str) -> Model:
         model = self._catalog.get(model_id)
@@ -249,14 +296,17 @@ class Metering:
 
     # --- running ----------------------------------------------------------------------------------------------------
 
-    def _parts(self, plan: Plan, outcome: Reserved, deadline: float | None) -> RunParts:
+    def _parts(self, call: Call, plan: Plan, outcome: Reserved) -> RunParts:
+        call.observer.admitted(outcome.reservation, plan.priced.prompt_tokens)
         return RunParts(
             services=self._services,
             plan=plan,
             reservation=outcome.reservation,
             tokenizer=self._tokenizers[plan.priced.model.model_id],
             backends=[self._backends[backend_id] for backend_id in plan.priced.model.backend_ids],
-            deadline=deadline,
+            deadline=call.deadline,
+            observer=call.observer,
+            began_seconds=call.began_seconds,
         )
 
     async def _serve(self, run: Run) -> Receipt:
@@ -300,6 +350,16 @@ class Metering:
         for delta in self._services.replays.get(charge.charge_id) or []:
             await sink.deliver(delta)
         await sink.receipt(receipt_of_charge(charge, outcome.spendable_microcredits, replayed=True))
+
+
+def _start(verb: str, caller: Authorization, request: InferenceRequest, trace_context: Mapping[str, str]) -> CallStart:
+    return CallStart(
+        verb=verb,
+        caller=caller,
+        model_id=request.model_id,
+        request_id=request.request_id,
+        trace_context=trace_context,
+    )
 
 
 def _drained() -> End:

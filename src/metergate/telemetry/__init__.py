@@ -1,0 +1,1 @@
+"""Observers, named after what they write: metrics, logs, traces."""
