@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as BytePairs
 
 from metergate.core.errors import TokenizerInvalid
 from metergate.tokenizers import pre_tokenizers as known
-from metergate.tokenizers.byte_pairs import token_counter
+from metergate.tokenizers.byte_pairs import letters_characters_max, token_counter
 from metergate.tokenizers.chat_template import TemplateSource
 from metergate.tokenizers.gguf_metadata import read_tokenizer_metadata
 from metergate.tokenizers.vocabulary import Vocabulary
@@ -103,6 +103,7 @@ def _load(metadata: dict[str, Any]) -> GgufVocabulary:
             count_rendered=count_rendered,
             count_prompt_text=count_text,
             boundary=known.boundary(special),
+            characters_per_token_max=letters_characters_max(tokens, composes=False),
         ),
         template=TemplateSource(text=template, bos_token=bos, eos_token=eos) if template else None,
     )

@@ -4,7 +4,8 @@ import base64
 import binascii
 import gzip
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tiktoken
@@ -12,7 +13,7 @@ import tiktoken
 from metergate.core.errors import TokenizerInvalid
 from metergate.tokenizers import pre_tokenizers as known
 from metergate.tokenizers.composition import compose, compose_prompt
-from metergate.tokenizers.vocabulary import Vocabulary
+from metergate.tokenizers.vocabulary import Vocabulary, characters_max, guarded
 
 _CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # No known file is above 8 MB unpacked; a small compressed one must not fill the memory.
@@ -57,30 +58,28 @@ def load_tiktoken(path: Path, pattern_name: str) -> Vocabulary:
         )
     except (ValueError, KeyError) as error:
         raise TokenizerInvalid(path=str(path), problem=str(error)) from error
-    return _vocabulary(encoding, pattern)
+    return _vocabulary(encoding, ranks, pattern)
 
 
-def _vocabulary(encoding: tiktoken.Encoding, pattern: _Pattern) -> Vocabulary:
+def _vocabulary(encoding: tiktoken.Encoding, ranks: Iterable[bytes], pattern: _Pattern) -> Vocabulary:
     special = frozenset(pattern.special_tokens)
-
-    def count_text(text: str) -> int:
-        return len(encoding.encode_ordinary(text))
-
-    def count_rendered(text: str) -> int:
-        return len(encoding.encode(text, allowed_special=special, disallowed_special=()))
-
+    tokens = (*ranks, *(token.encode() for token in special))
+    count_text = guarded(lambda text: len(encoding.encode_ordinary(text)))
+    count_rendered = guarded(lambda text: len(encoding.encode(text, allowed_special=special, disallowed_special=())))
+    plain = Vocabulary(
+        count_text=count_text,
+        count_rendered=count_rendered,
+        count_prompt_text=count_text,
+        boundary=known.boundary(()),
+        characters_per_token_max=characters_max(tokens, composes=pattern.composes),
+    )
     if not pattern.composes:
-        return Vocabulary(
-            count_text=count_text,
-            count_rendered=count_rendered,
-            count_prompt_text=count_text,
-            boundary=known.boundary(()),
-        )
-    return Vocabulary(
+        return plain
+    return replace(
+        plain,
         count_text=lambda text: count_text(compose(text)),
         count_rendered=lambda text: count_rendered(compose_prompt(text)),
         count_prompt_text=lambda text: count_text(compose_prompt(text)),
-        boundary=known.boundary(()),
     )
 
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as Reference
 
 from metergate.core.errors import TokenizerInvalid
 from metergate.tokenizers import pre_tokenizers as known
-from metergate.tokenizers.byte_pairs import token_counter
+from metergate.tokenizers.byte_pairs import letters_characters_max, token_counter
 from metergate.tokenizers.vocabulary import Vocabulary
 
 
@@ -32,13 +32,29 @@ def load_tokenizer_json(path: Path) -> Vocabulary:
     reference.no_padding()
 
     count = token_counter(reference)
-    if not _splits_as_known(rules):
-        return Vocabulary(count_text=count, count_rendered=count, count_prompt_text=count, boundary=None)
     added = reference.get_added_tokens_decoder().values()
-    boundary = known.boundary(
-        [token.content for token in added], swallowing=[token.content for token in added if token.rstrip]
+    splits_as_known = _splits_as_known(rules)
+    return Vocabulary(
+        count_text=count,
+        count_rendered=count,
+        count_prompt_text=count,
+        boundary=known.boundary(
+            [token.content for token in added], swallowing=[token.content for token in added if token.rstrip]
+        )
+        if splits_as_known
+        else None,
+        characters_per_token_max=_characters_max(reference, rules) if splits_as_known else None,
     )
-    return Vocabulary(count_text=count, count_rendered=count, count_prompt_text=count, boundary=boundary)
+
+
+def _characters_max(reference: Reference, rules: dict[str, Any]) -> int | None:
+    """The most characters that a token of known rules stands for; None if characters may get lost."""
+    steps = _steps(rules.get("pre_tokenizer"), "pretokenizers")
+    if not any(step["type"] == "ByteLevel" for step in steps):
+        return None  # characters without a token are dropped
+    if any(token.lstrip or token.rstrip for token in reference.get_added_tokens_decoder().values()):
+        return None  # such a token takes any number of blanks along
+    return letters_characters_max(reference.get_vocab(), composes=rules.get("normalizer") is not None)
 
 
 def _splits_as_known(rules: dict[str, Any]) -> bool:

@@ -1,24 +1,67 @@
 """What the forms of vocabularies have in common, and the ports.Tokenizer made of one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import regex
 
+from metergate.core.errors import RequestInvalid, Violation
 from metergate.core.inference import Prompt
 from metergate.ports import CompletionCounter
 from metergate.tokenizers.tail_window import TailWindowCounter
 
+# The most characters that one decomposes to, and so the most that are composed to one (UAX #15).
+_DECOMPOSED_CHARACTERS_MAX = 4
+
+_CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
+_ASCII_BYTES = bytes(range(0x80))
+
+
+class TextUncountable(Exception):
+    """The vocabulary's library cannot count this text; its regular expressions fail on some very long runs."""
+
+
+def guarded(count: Callable[[str], int]) -> Callable[[str], int]:
+    """The same count, but whatever a library raises for a text becomes TextUncountable."""
+
+    def counted(text: str) -> int:
+        try:
+            return count(text)
+        except Exception as error:
+            raise TextUncountable from error
+        except BaseException as error:
+            # A panic of Rust's is no Exception, and its class cannot be imported.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise TextUncountable from error
+
+    return counted
+
+
+def characters_max(tokens: Iterable[bytes], *, composes: bool) -> int:
+    """The most characters that one of these tokens stands for: those that begin in it.
+
+    ``composes``: texts are composed before they are counted, so one character may have been several.
+    """
+    letter = _DECOMPOSED_CHARACTERS_MAX if composes else 1
+    longest = 0
+    for token in tokens:
+        begun = token.translate(None, _CONTINUATION_BYTES)
+        others = len(begun.translate(None, _ASCII_BYTES))
+        longest = max(longest, len(begun) - others + letter * others)
+    return longest
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """How texts are counted."""
+    """How texts are counted. Every count raises TextUncountable if it cannot be made."""
 
     count_text: Callable[[str], int]  # tokens of a model's output
     # Of a prompt; RequestInvalid if it cannot be counted exactly.
     count_rendered: Callable[[str], int]  # rendered by a template: special tokens written in it are recognised
     count_prompt_text: Callable[[str], int]  # a text of it by itself
     boundary: regex.Pattern[str] | None  # where a growing text may be cut; None: nowhere, it is counted whole each time
+    characters_per_token_max: int | None  # the most characters of a text that one token stands for; None: no bound
 
 
 class VocabularyTokenizer:
@@ -29,14 +72,22 @@ class VocabularyTokenizer:
         self._vocabulary = vocabulary
         self._count_prompt = count_prompt
 
+    @property
+    def characters_per_token_max(self) -> int | None:
+        """The most characters of a text that one token stands for; None if there is no bound."""
+        return self._vocabulary.characters_per_token_max
+
     def count_text(self, text: str) -> int:
-        """Tokens of a text as the model's own vocabulary has it, without a template."""
+        """Tokens of a text as the model's own vocabulary has it, without a template; TextUncountable."""
         return self._vocabulary.count_text(text)
 
     def count_prompt(self, prompt: Prompt) -> int:
-        """Tokens of the prompt, the generation prompt included; RequestInvalid if the template refuses it."""
-        return self._count_prompt(prompt)
+        """Tokens of the prompt, the generation prompt included; RequestInvalid if it cannot be counted."""
+        try:
+            return self._count_prompt(prompt)
+        except TextUncountable as error:
+            raise RequestInvalid(Violation("messages", "the model's tokenizer cannot count them")) from error
 
     def completion_counter(self) -> CompletionCounter:
-        """A new counter for one growing text."""
+        """A new counter for one growing text; adding to it may raise TextUncountable."""
         return TailWindowCounter(self._vocabulary.count_text, self._vocabulary.boundary)
