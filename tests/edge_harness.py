@@ -202,7 +202,7 @@ class Edge:
 
 
 @asynccontextmanager
-async def running_edge() -> AsyncIterator[Edge]:
+async def running_edge(limits: ServerLimits | None = None) -> AsyncIterator[Edge]:
     clock, monotonic, metering = FakeClock(), Clockwork(), FakeMetering()
     store = MemoryLedgerStore(clock=clock)
     await add_key(store, APP_KEY, "zhang", "workbuddy", allowed_models=("small",))
@@ -219,7 +219,7 @@ async def running_edge() -> AsyncIterator[Edge]:
             CatalogServicer(catalog, clock, page_tokens),
         ],
         authenticator=Authenticator(store, monotonic),
-        limits=ServerLimits(message_bytes_max=MESSAGE_BYTES_MAX),
+        limits=limits or ServerLimits(message_bytes_max=MESSAGE_BYTES_MAX),
     )
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{handle.port}", options=options) as channel:

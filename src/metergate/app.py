@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 # After the last request was settled, its status still has to reach the app.
 LAST_WORDS_SECONDS = 2.0
 
+# A request that ended at its time limit still has to be settled, and its receipt and status be sent.
+SETTLING_SECONDS = 60.0
+
 
 class SystemClock:
     """The machine's wall time."""
@@ -200,5 +203,8 @@ async def _start_server(
             CatalogServicer(catalog, clock, page_tokens),
         ],
         authenticator=Authenticator(ledger, time.monotonic),
-        limits=ServerLimits(message_bytes_max=config.limits.message_bytes_max),
+        limits=ServerLimits(
+            message_bytes_max=config.limits.message_bytes_max,
+            call_seconds_max=config.limits.request_seconds_max + SETTLING_SECONDS,
+        ),
     )

@@ -3,6 +3,7 @@
 In: the key, the size, the decoding, unknown fields (L8). Out: errors become statuses, in this one place.
 """
 
+import asyncio
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -31,6 +32,9 @@ _FRAMES_MAX = 30
 
 # More causes than this are a loop of retries; the latest tell enough.
 _CAUSES_MAX = 5
+
+# An app that reads has a status at once; one that stopped reading gets it behind all it did not read, or never.
+STATUS_SECONDS_MAX = 2.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -122,7 +126,13 @@ async def _refuse(context: Context, error: Exception, method: str) -> None:
     if status_code(error) is grpc.StatusCode.INTERNAL:
         _log.error("%s failed: %s", method, describe(error))
     status = rpc_status.to_status(to_status(error))
-    await context.abort(status.code, status.details, status.trailing_metadata)
+    try:
+        async with asyncio.timeout(STATUS_SECONDS_MAX):
+            await context.abort(status.code, status.details, status.trailing_metadata)
+    except TimeoutError:
+        _log.info("%s: the app does not read, its status is left to gRPC", method)
+    except grpc.aio.InternalError:
+        _log.info("%s: the app was gone before its status", method)
 
 
 def describe(error: BaseException) -> str:

@@ -18,6 +18,10 @@ class ServerLimits:
 
     message_bytes_max: int = 4 * 1024 * 1024  # a request of a million tokens; more than any model on sale reads
     calls_max: int = 10_000  # at once; at 100 kB a stream that is 1 GB
+    call_seconds_max: float = 660.0  # longer than any request runs and settles
+    # An app's channel then connects anew, unnoticed. gRPC cannot end one call of an app that does not read, only its
+    # connection: without an age such calls would keep their places for ever.
+    connection_seconds_max: float = 1800.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,9 @@ async def _add_health(server: grpc.aio.Server, servicers: Sequence[Servicer]) ->
 
 def _options(limits: ServerLimits) -> list[tuple[str, int]]:
     return [
+        # At this age no new calls are taken on a connection; those that run are ended the grace later.
+        ("grpc.max_connection_age_ms", round(limits.connection_seconds_max * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(limits.call_seconds_max * 1000)),
         ("grpc.max_receive_message_length", limits.message_bytes_max * _HARD_LIMIT_FACTOR),
         ("grpc.so_reuseport", 0),  # a second gateway on the same port is a mistake, not a colleague
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
