@@ -31,7 +31,14 @@ class RateCard:
 
 def rate_ceil(usage: Usage, card: RateCard) -> int:
     """Microcredits that this usage costs: the exact cost, rounded up once."""
-    exact = sum(count * card.price(kind) for kind, count in usage)
+    exact = 0
+    for kind, count in usage.tokens:
+        exact += count * card.price(kind)
+    return round_up(exact)
+
+
+def round_up(exact: int) -> int:
+    """Microcredits of an exact cost (tokens x price), rounded up: the only rounding there is."""
     return -(-exact // TOKENS_PER_PRICE)
 
 

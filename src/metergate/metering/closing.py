@@ -54,7 +54,7 @@ def _settlement(services: Services, priced: PricedPrompt, outcome: Outcome) -> S
     if outcome.usage is None:
         return None
     usage = _with_cached_prompt(outcome.usage, outcome.usage_reported, priced)
-    charged_microcredits = priced.cost(usage)
+    charged_microcredits = rate_ceil(usage, priced.rate_card)
     return Settlement(
         charge_id=services.new_id(),
         charged_microcredits=charged_microcredits,

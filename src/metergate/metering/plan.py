@@ -5,19 +5,34 @@ from dataclasses import dataclass
 from metergate.core.catalog import Model
 from metergate.core.errors import PromptTooLong
 from metergate.core.inference import InferenceRequest
-from metergate.core.rating import RateCard, rate_ceil
+from metergate.core.rating import RateCard, round_up
 from metergate.core.rows import Authorization
 from metergate.core.usage import TokenClass, Usage
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PricedPrompt:
     """A counted prompt of a model, with the prices that hold for the request."""
 
-    model: Model
-    rate_card: RateCard
-    prompt_tokens: int
-    completion_tokens_max: int  # of answer and reasoning together
+    __slots__ = (
+        "_completion_price",
+        "_prompt_exact",
+        "_reasoning_price",
+        "completion_tokens_max",
+        "model",
+        "prompt_tokens",
+        "rate_card",
+    )
+
+    def __init__(self, *, model: Model, rate_card: RateCard, prompt_tokens: int, completion_tokens_max: int) -> None:
+        """``completion_tokens_max`` bounds answer and reasoning together."""
+        self.model = model
+        self.rate_card = rate_card
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens_max = completion_tokens_max
+        # Looked up once: a cost is taken at every delivery.
+        self._prompt_exact = prompt_tokens * rate_card.price(TokenClass.PROMPT)
+        self._completion_price = rate_card.price(TokenClass.COMPLETION)
+        self._reasoning_price = rate_card.price(TokenClass.REASONING)
 
     def usage(self, completion_tokens: int = 0, reasoning_tokens: int = 0) -> Usage:
         """Return the usage of the prompt and an answer, as the gateway counts them."""
@@ -28,13 +43,15 @@ class PricedPrompt:
             tokens.append((TokenClass.REASONING, reasoning_tokens))
         return Usage(tuple(tokens))
 
-    def cost(self, usage: Usage) -> int:
-        """Microcredits of a usage."""
-        return rate_ceil(usage, self.rate_card)
+    def cost(self, completion_tokens: int = 0, reasoning_tokens: int = 0) -> int:
+        """Microcredits of that usage: what ``rate_ceil`` says of it."""
+        return round_up(
+            self._prompt_exact + completion_tokens * self._completion_price + reasoning_tokens * self._reasoning_price
+        )
 
     def cost_max(self, answer_tokens: int) -> int:
         """Microcredits of the prompt and an answer of so many tokens of the dearer class."""
-        return max(self.cost(self.usage(answer_tokens)), self.cost(self.usage(0, answer_tokens)))
+        return round_up(self._prompt_exact + answer_tokens * max(self._completion_price, self._reasoning_price))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

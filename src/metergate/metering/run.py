@@ -82,14 +82,13 @@ class Run(ABC):
             limits=services.limits,
             observer=self._observer,
         )
-        prompt_usage = self._priced.usage()
-        self._slice_microcredits = self._priced.cost_max(services.limits.slice_tokens) - self._priced.cost(prompt_usage)
+        self._slice_microcredits = self._priced.cost_max(services.limits.slice_tokens) - self._priced.cost()
         self._reserved_microcredits = reservation.reserved_microcredits
         self._captured_microcredits = reservation.captured_microcredits
         self._delivered_microcredits = 0
         self._answer = AnswerCounter(parts["tokenizer"])  # of all that was delivered, or will be at once
         # The dearest that the answer was at any delivery: counts of a growing text may fall again, captures do not.
-        self._peak = (self._priced.cost(prompt_usage), prompt_usage)
+        self._peak = (reservation.captured_microcredits, reservation.captured_usage)
         self.transcript = Transcript()
         self.began_seconds = parts["began_seconds"]
         self._dispatch_seconds = 0.0  # when the first backend was called
@@ -219,14 +218,11 @@ class Run(ABC):
     def _within_reserved(self, counter: AnswerCounter) -> bool:
         return self._peak_with(counter)[0] <= self._reserved_microcredits
 
-    def _usage(self, counter: AnswerCounter) -> Usage:
-        return self._priced.usage(counter.completion_tokens, counter.reasoning_tokens)
-
     def _peak_with(self, counter: AnswerCounter) -> tuple[int, Usage]:
         """Return what the answer must be paid for when it is delivered as counted: microcredits, and of what."""
-        usage = self._usage(counter)
-        microcredits = self._priced.cost(usage)
-        return (microcredits, usage) if microcredits > self._peak[0] else self._peak
+        tokens = counter.completion_tokens, counter.reasoning_tokens
+        microcredits = self._priced.cost(*tokens)
+        return (microcredits, self._priced.usage(*tokens)) if microcredits > self._peak[0] else self._peak
 
     async def _capture(self, target_microcredits: int, usage: Usage) -> CloseCause | None:
         """Capture up to the target; return why that was refused, or None if it is captured."""
@@ -292,7 +288,7 @@ class Run(ABC):
 
     def _usage_to_charge(self, end: End) -> Usage | None:
         if self._was_delivered(end):
-            return self._usage(self._answer)
+            return self._priced.usage(self._answer.completion_tokens, self._answer.reasoning_tokens)
         was_dispatched = bool(self._reader.attempts)
         return self._priced.usage() if was_dispatched and end.cause in CHARGED_WITHOUT_DELIVERY else None
 

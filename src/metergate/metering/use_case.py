@@ -145,7 +145,7 @@ class Metering:
                 model_id=model_id,
                 prompt_tokens=priced.prompt_tokens,
                 completion_tokens_max=priced.completion_tokens_max,
-                prompt_microcredits=priced.cost(priced.usage()),
+                prompt_microcredits=priced.cost(),
                 cost_microcredits_max=priced.cost_max(priced.completion_tokens_max),
                 rate_card=priced.rate_card,
                 counting_source=priced.model.counting_source,
@@ -248,7 +248,6 @@ class Metering:
     async def _reserve(self, plan: Plan) -> Reserved | Replayed:
         services, priced = self._services, plan.priced
         slice_tokens = min(services.limits.slice_tokens, priced.completion_tokens_max)
-        prompt_usage = priced.usage()
         operation = Reserve(
             reservation_id=services.new_id(),
             subscriber_id=plan.caller.subscriber_id,
@@ -263,8 +262,8 @@ class Metering:
             minimum_microcredits=priced.cost_max(1),
             wanted_microcredits=priced.cost_max(slice_tokens),
             limit_microcredits=plan.limit_microcredits(),
-            capture_microcredits=priced.cost(prompt_usage),
-            capture_usage=prompt_usage,
+            capture_microcredits=priced.cost(),
+            capture_usage=priced.usage(),
             now_us=services.clock.now_us(),
         )
         reserving = services.tasks.spawn(services.ledger.reserve(operation))
