@@ -150,6 +150,44 @@ async def test_a_second_writer_is_refused_until_the_first_closes(store: SqliteLe
     await again.close()
 
 
+async def test_a_ledger_with_a_second_name_is_refused_under_either(path: Path) -> None:
+    await (await open_store(path)).close()
+    other = path.with_name("hard.db")
+    other.hardlink_to(path)
+    for name in (path, other):
+        with pytest.raises(StoreRefused, match="hard links"):
+            await open_store(name)
+        with pytest.raises(StoreRefused, match="hard links"):
+            await SqliteLedgerReader.open_read_only(name)
+    other.unlink()
+    await (await open_store(path)).close()
+
+
+async def test_a_symbolic_link_leads_to_the_ledger(path: Path) -> None:
+    await (await open_store(path)).close()
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    store = await open_store(link)
+    await open_wallet(store, a_grant())
+    assert await available(store) == 1_000
+    await store.close()
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "nul\0.db"])
+async def test_a_path_that_cannot_be_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    for opening in (open_store(tmp_path / name), SqliteLedgerReader.open_read_only(tmp_path / name)):
+        with pytest.raises(StoreRefused):
+            await opening
+
+
+async def test_a_ledger_whose_content_key_is_gone_is_refused(path: Path) -> None:
+    await (await open_store(path)).close()
+    with raw(path) as tamperer:
+        tamperer.execute("DELETE FROM meta")
+    with pytest.raises(StoreRefused, match="content key is gone"):
+        await open_store(path)
+
+
 async def test_the_file_is_durable_and_private(store: SqliteLedgerStore, path: Path) -> None:
     held = store._writer._connection
     assert held is not None
@@ -165,6 +203,14 @@ async def test_an_opening_that_is_cancelled_leaves_nothing_locked(path: Path) ->
     with pytest.raises(asyncio.CancelledError):
         await opening
     await (await open_store(path)).close()
+
+
+async def test_a_refused_opening_that_is_cancelled_says_that_it_was_cancelled(tmp_path: Path) -> None:
+    opening = asyncio.create_task(open_store(tmp_path / "nowhere" / "ledger.db"))
+    await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
 
 
 async def test_closing_commits_what_was_handed_over_and_refuses_the_rest(path: Path) -> None:
@@ -262,6 +308,76 @@ async def test_a_deleted_file_is_noticed_and_never_made_anew(
         assert not path.exists()
         path.write_bytes(kept)
         path.with_name("ledger.db-wal").unlink(missing_ok=True)
+    await store.close()
+
+
+async def test_a_lost_wal_loses_nothing_and_the_store_serves_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit, "REOPEN_WAIT_S_MIN", 0.0)
+    store = await open_store(path)
+    await open_wallet(store, a_grant())
+    await reserve(store)
+    await store.capture(a_capture(50, owner=store.owner))
+    Path(f"{path}-wal").unlink()
+    with pytest.raises(StoreUnavailable):
+        await store.add_grant(a_grant("in-doubt"))
+    await store.add_grant(a_grant("after"))
+    (charge,) = (await store.list_charges("alice", ChargeFilter(), cursor=None, size=9)).rows
+    assert charge.charged_microcredits == 50
+    assert await differences(store) == []
+    await store.close()
+    heir = await open_store(path)
+    assert await available(heir) >= 2_000 - 50
+    assert await differences(heir) == []
+    await heir.close()
+
+
+async def test_an_older_copy_in_its_place_is_not_opened_until_restart_and_not_destroyed_by_the_old_wal(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "REOPEN_WAIT_S_MIN", 0.0)
+    store = await open_store(path)
+    await open_wallet(store, a_grant())
+    backup = tmp_path / "backup.db"
+    with raw(path) as source, raw(backup) as copy:
+        source.backup(copy)
+    before = backup.read_bytes()
+    for number in range(50):
+        await store.add_grant(a_grant(f"after-the-backup-{number}"))
+    backup.rename(path)
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            await store.add_grant(a_grant("late"))
+    store._drop_query()
+    with pytest.raises(StoreUnavailable):
+        await available(store)
+    with pytest.raises(StoreRefused, match="another file is in its place"):
+        await differences_of_audit(store)
+    assert path.read_bytes() == before
+    await store.close()
+    restored = await open_store(path)
+    assert await available(restored) == 1_000
+    assert await differences(restored) == []
+    await restored.close()
+
+
+async def differences_of_audit(store: SqliteLedgerStore) -> None:
+    async for _ in store.audit():
+        pass
+
+
+async def test_a_deleted_lock_stops_the_store_for_good(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit, "REOPEN_WAIT_S_MIN", 0.0)
+    store = await open_store(path)
+    await open_wallet(store, a_grant())
+    Path(f"{path}.lock").unlink()
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await store.add_grant(a_grant("two writers?"))
+    other = await open_store(path)
+    with pytest.raises(StoreUnavailable):
+        await store.add_grant(a_grant("two writers?"))
+    await other.add_grant(a_grant("one writer"))
+    await other.close()
     await store.close()
 
 

@@ -8,6 +8,7 @@ refused for it.
 import fcntl
 import os
 import sqlite3
+import stat
 from importlib import resources
 from pathlib import Path
 from typing import Self
@@ -52,30 +53,50 @@ class FileLock:
             self._descriptor = -1
 
 
+Inode = tuple[int, int]  # device and number: which file it is, whatever it is called
+
+
 class FileIdentity:
     """Which files a connection has open, to notice that one was deleted or replaced under it.
 
-    SQLite goes on writing to a deleted file without an error, and everything written there is lost.
+    SQLite goes on writing to a deleted file without an error, and everything written there is lost. A database that was
+    put in the place of another, beside whose WAL it now lies, is destroyed by the first connection that is opened. So
+    the database and the lock must stay what they were when the ledger was first opened; a lost WAL is made again.
     """
 
     def __init__(self, path: Path) -> None:
-        self._paths = (str(path), f"{path}-wal")
-        self._seen = self._look()
+        """StoreRefused if one of the files cannot be seen."""
+        self._path = path  # followed anew each time: a symbolic link may be made to lead elsewhere
+        real = os.path.realpath(path)
+        self._lock_path, self._wal_path = f"{real}.lock", f"{real}-wal"
+        try:
+            self._lasting = self._look_at_lasting()
+            self._wal = inode_of(self._wal_path)
+        except OSError as exc:
+            raise StoreRefused(path=str(path), problem=f"{exc.filename}: {exc.strerror}") from exc
 
-    def _look(self) -> tuple[tuple[int, int], ...]:
-        return tuple((status.st_dev, status.st_ino) for status in map(os.stat, self._paths))
+    def _look_at_lasting(self) -> tuple[Inode, Inode]:
+        return inode_of(self._path), inode_of(self._lock_path)
 
     def is_intact(self) -> bool:
         """Whether the names still lead to the same files."""
         try:
-            return self._look() == self._seen
+            return self.is_ledger_in_place() and inode_of(self._wal_path) == self._wal
         except OSError:
             return False
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, FileIdentity) and self._seen[0] == other._seen[0]
+    def is_ledger_in_place(self) -> bool:
+        """Whether the database and the lock, at least, are still the same files."""
+        try:
+            return self._look_at_lasting() == self._lasting
+        except OSError:
+            return False
 
-    __hash__ = None  # type: ignore[assignment]
+
+def inode_of(path: Path | str) -> Inode:
+    """Which file a name leads to; OSError if to none."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 class Refusal:
@@ -143,12 +164,30 @@ def check_path(path: Path, *, create: bool) -> None:
     if sqlite3.sqlite_version_info < SQLITE_VERSION_MIN:
         problem = f"SQLite {sqlite3.sqlite_version} is too old; 3.38 or newer is needed"
         raise StoreRefused(path=str(path), problem=problem)
-    if not path.parent.is_dir():
-        raise StoreRefused(path=str(path), problem=f"there is no directory {path.parent}")
-    if not path.exists() and not create:
-        raise StoreRefused(path=str(path), problem="there is no such file")
-    if path.exists() and not path.is_file():
-        raise StoreRefused(path=str(path), problem="it is not a file")
+    problem = _problem_with(path, create)
+    if problem:
+        raise StoreRefused(path=str(path), problem=problem)
+
+
+def _problem_with(path: Path, create: bool) -> str:
+    """What keeps a path from being a ledger's; "" if nothing does."""
+    try:
+        if not stat.S_ISDIR(os.stat(path.parent).st_mode):
+            return f"{path.parent} is not a directory"
+    except FileNotFoundError:
+        return f"there is no directory {path.parent}"
+    except (OSError, ValueError) as exc:
+        return str(getattr(exc, "strerror", exc))
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return "" if create else "there is no such file"
+    except (OSError, ValueError) as exc:
+        return str(getattr(exc, "strerror", exc))
+    if not stat.S_ISREG(status.st_mode):
+        return "it is not a file"
+    # SQLite names the WAL, and we the lock, after the name: by two names, two gateways would write one database.
+    return "it has other names (hard links); a ledger must have one" if status.st_nlink > 1 else ""
 
 
 def migrations() -> list[str]:

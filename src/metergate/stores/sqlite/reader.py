@@ -15,7 +15,7 @@ from metergate.core.rating import RateCard
 from metergate.core.rows import Charge, Grant, Transfer
 from metergate.ports import Balance, ChargeFilter, Grantee, Page, TransferFilter
 from metergate.stores.sqlite.auditing import read_ledgers
-from metergate.stores.sqlite.connection import open_for_reading
+from metergate.stores.sqlite.connection import Inode, check_path, inode_of, open_for_reading
 from metergate.stores.sqlite.queries import Query
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class SqliteLedgerReader:
         self._path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger-reader")
         self._query: Query | None = None
-        self._is_stale = False
+        self._database: Inode | None = None  # the file that was opened first: never another
         self._closing: asyncio.Task[None] | None = None
         self._pending_reads = 0
 
@@ -109,7 +109,7 @@ class SqliteLedgerReader:
                 except sqlite3.Error as exc:
                     raise StoreUnavailable from exc
 
-            connection = await run(lambda: open_for_reading(self._path))
+            connection = await run(self._connect)
             try:
                 async with aclosing(read_ledgers(connection, run)) as ledgers:
                     async for ledger in ledgers:
@@ -134,17 +134,31 @@ class SqliteLedgerReader:
             return read(self._current_query())
         except (sqlite3.Error, StoreRefused) as exc:
             logger.error("reading the ledger %s failed: %s", self._path, exc)
-            self._is_stale = True
+            self._drop_query()
             raise StoreUnavailable from exc
 
     def _current_query(self) -> Query:
         """Opened at the first read, and again after a failure."""
-        if self._is_stale:
-            self._is_stale = False
-            self._drop_query()
         if self._query is None:
-            self._query = Query(open_for_reading(self._path))
+            self._query = Query(self._connect())
         return self._query
+
+    def _connect(self) -> sqlite3.Connection:
+        """A connection to the file that was opened first; StoreRefused if another is in its place.
+
+        A reader too would apply the WAL of the one to the other.
+        """
+        check_path(self._path, create=False)
+        database = inode_of(self._path)
+        if self._database not in (None, database):
+            raise StoreRefused(path=str(self._path), problem="another file is in its place")
+        connection = open_for_reading(self._path)
+        self._database = database
+        return connection
+
+    def drop(self) -> None:
+        """Close the connection, for good or until the next read. Called from another thread."""
+        self._thread.submit(self._drop_query).result()
 
     def _drop_query(self) -> None:
         query, self._query = self._query, None

@@ -55,7 +55,9 @@ class SqliteLedgerStore(SqliteLedgerReader):
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
-            await (await opening).close()  # the thread that opens it cannot be stopped; nothing may stay locked
+            await asyncio.wait([opening])  # the thread that opens it cannot be stopped; nothing may stay locked
+            if opening.exception() is None:
+                await opening.result().close()
             raise
 
     @classmethod
@@ -86,8 +88,8 @@ class SqliteLedgerStore(SqliteLedgerReader):
         await asyncio.to_thread(self._close_writer)
 
     def _reopen(self) -> None:
+        self.drop()  # a reader that holds a lost WAL would keep the new connection from making another
         self._writer.open(create=False)
-        self._is_stale = True  # the file may have been restored from a copy: the reader must not keep the old one
 
     def _close_writer(self) -> None:
         self._writer.close()

@@ -34,6 +34,10 @@ HEARTBEAT_US = 10_000_000
 CONTENT_ERRORS = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError)
 
 
+class FilesLost(Exception):
+    """The ledger's files are not any more those that the connection has open."""
+
+
 @dataclass(frozen=True, slots=True)
 class SetUp:
     """A write beside the ledger (keys, rate cards): it checks before it writes, and raises having written nothing."""
@@ -79,8 +83,12 @@ class SqliteWriter:
     def open(self, *, create: bool) -> None:
         """Open or migrate the ledger, begin a new epoch, and settle what other epochs left open.
 
-        StoreRefused if the file is not this ledger; StoreUnavailable if storage fails while it recovers.
+        StoreRefused if the file is not this ledger, or, when it is opened again, not the same file; StoreUnavailable
+        if storage fails while it recovers.
         """
+        if self._identity is not None and not self._identity.is_ledger_in_place():
+            problem = "it, or its lock, was deleted or replaced while it was open; stop the gateway, then see to it"
+            raise StoreRefused(path=str(self._path), problem=problem)
         connection = open_for_writing(self._path, create=create)
         try:
             content_key = self._read_content_key(connection)
@@ -109,12 +117,19 @@ class SqliteWriter:
                 logger.warning("closing the ledger %s: %s", self._path, exc)
 
     def _read_content_key(self, connection: sqlite3.Connection) -> bytes:
+        """The ledger's secret, made when the first owner opens it.
+
+        A lost one is not replaced: keyed by another, requests that were charged would look like new ones.
+        """
         connection.execute(
-            "INSERT INTO meta (only_row, content_key, create_time_us) VALUES (1, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO meta (only_row, content_key, create_time_us) SELECT 1, ?, ? "
+            "WHERE NOT EXISTS (SELECT 1 FROM owners) ON CONFLICT DO NOTHING",
             (secrets.token_bytes(32), self._clock.now_us()),
         )
-        (content_key,) = connection.execute("SELECT content_key FROM meta").fetchone()
-        return bytes(content_key)
+        row = connection.execute("SELECT content_key FROM meta").fetchone()
+        if row is None:
+            raise StoreRefused(path=str(self._path), problem="its content key is gone; restore it from a backup")
+        return bytes(row[0])
 
     def _begin_epoch(self, connection: sqlite3.Connection) -> Owner:
         """The next epoch of this owner, recorded. Epochs of one file never repeat, whoever opens it."""
@@ -179,6 +194,10 @@ class SqliteWriter:
             return self._transact(self._connection, operations)
         except CONTENT_ERRORS as exc:
             return self._commit_singly(operations, exc)
+        except FilesLost as exc:
+            self._rescue()
+            self._fail(exc)
+            raise StoreUnavailable from exc
         except (sqlite3.Error, RowsMissing, OSError) as exc:
             self._fail(exc)
             raise StoreUnavailable from exc
@@ -227,7 +246,7 @@ class SqliteWriter:
         self._beat(connection)
         connection.execute("COMMIT")
         if self._identity is None or not self._identity.is_intact():
-            raise RowsMissing(f"{self._path} was deleted or replaced")
+            raise FilesLost(f"{self._path}, its WAL or its lock was deleted or replaced")
         self._keep_open(books)
         return results
 
@@ -253,6 +272,18 @@ class SqliteWriter:
                     self._open[reservation.reservation_id] = reservation
                 else:
                     self._open.pop(reservation.reservation_id, None)
+
+    def _rescue(self) -> None:
+        """Put what the WAL holds, acknowledged, into the database that this connection has open, and empty the WAL.
+
+        If the WAL lost its name, it would be lost with this connection. If the database did, the WAL must not lie
+        beside another one, which the next program to open it would destroy with it.
+        """
+        assert self._connection is not None
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as exc:
+            logger.error("what the WAL of %s held could not be saved: %s", self._path, exc)
 
     def _fail(self, exc: Exception) -> None:
         logger.error("the ledger %s failed: %s", self._path, exc)
