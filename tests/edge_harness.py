@@ -112,6 +112,8 @@ class FakeMetering:
         self, caller: Authorization, model_id: str, prompt: Prompt, max_completion_tokens: int | None
     ) -> Quote:
         self.callers.append(caller)
+        if self.error is not None:
+            raise self.error
         return Quote(
             model_id=model_id,
             prompt_tokens=7,

@@ -23,6 +23,8 @@ from metergate.core.errors import (
     LedgerInvariantBroken,
     RequestIdConflict,
     RequestInProgress,
+    RequestInvalid,
+    Violation,
 )
 from metergate.core.inference import Delta, ToolCallDelta
 from metergate.ports import Sink
@@ -282,3 +284,19 @@ async def test_a_defect_is_internal_and_logged_without_the_prompt(edge: Edge, ca
     edge.metering.error = LedgerInvariantBroken(problem="a secret")
     refusal = await refused(edge.inference.Complete(complete_request(), metadata=AUTHORIZED))
     assert (refusal.reason, refusal.metadata) == ("INTERNAL", {})
+
+
+async def test_a_prompt_that_cannot_be_counted_is_blamed_by_the_requests_own_field(edge: Edge) -> None:
+    uncountable = RequestInvalid(Violation("messages", "cannot be counted"), Violation("tools[0]", "is no JSON"))
+
+    async def script(sink: Sink) -> None:
+        raise uncountable
+
+    edge.metering.error, edge.metering.script = uncountable, script
+    within = {"inference.messages": "cannot be counted", "inference.tools[0]": "is no JSON"}
+    assert (await refused(edge.inference.Complete(complete_request(), metadata=AUTHORIZED))).violations == within
+    stream = edge.inference.StreamComplete(stream_request(), metadata=AUTHORIZED)
+    assert (await refused(stream.read())).violations == within
+    count = inference_pb2.CountTokensRequest(model="models/small", messages=inference().messages)
+    quoted = await refused(edge.inference.CountTokens(count, metadata=AUTHORIZED))
+    assert quoted.violations == {"messages": "cannot be counted", "tools[0]": "is no JSON"}

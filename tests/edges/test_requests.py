@@ -154,6 +154,23 @@ BAD_FIELDS: list[tuple[str, Change]] = [
         "inference.messages[1].tool_calls[0].name",
         add_message(chat_pb2.Message(role=ASSISTANT, tool_calls=[chat_pb2.ToolCall(tool_call_id="t1")])),
     ),
+    *[
+        ("inference.messages[1].tool_calls[0].name", add_message(chat_pb2.Message(role=ASSISTANT, tool_calls=[call])))
+        for call in (
+            chat_pb2.ToolCall(tool_call_id="t1", name="f" * 65),
+            chat_pb2.ToolCall(tool_call_id="t1", name="a poem"),
+            chat_pb2.ToolCall(tool_call_id="t1", name="f\0"),
+        )
+    ],
+    *[
+        (
+            "inference.messages[1].tool_calls[0].tool_call_id",
+            add_message(
+                chat_pb2.Message(role=ASSISTANT, tool_calls=[chat_pb2.ToolCall(tool_call_id=call_id, name="f")])
+            ),
+        )
+        for call_id in ("t" * 129, "t\0")
+    ],
     ("inference.messages[1].tool_call_id", add_message(said(TOOL, "x"))),
     (
         "inference.messages[1].tool_call_id",

@@ -30,15 +30,16 @@ CHANNEL_OPTIONS = [
 ]
 
 
-def tasks(name: str) -> int:
-    """How many tasks run a coroutine of this name; gRPC's own have these."""
-    return sum(getattr(task.get_coro(), "__qualname__", "") == name for task in asyncio.all_tasks())
+def tasks(name: str) -> "set[asyncio.Task[object]]":
+    """The tasks that run a coroutine of this name; gRPC's own have these."""
+    return {task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__qualname__", "") == name}
 
 
 async def until_none(name: str) -> None:
-    async with asyncio.timeout(15):
-        while tasks(name):
-            await asyncio.sleep(0.02)
+    """Wait for all of them to end."""
+    if running := tasks(name):
+        _, left = await asyncio.wait(running, timeout=15)
+        assert not left
 
 
 @asynccontextmanager
@@ -63,7 +64,7 @@ async def an_app_that_does_not_read(edge: Edge) -> AsyncIterator[None]:
         call = stub.StreamComplete(REQUEST, metadata=bearer(APP_KEY))
         assert await call.read()
         await asyncio.wait_for(is_refusing.wait(), 10)
-        assert tasks("_handle_exceptions") == 1
+        assert len(tasks("_handle_exceptions")) == 1
         yield
 
 

@@ -1,11 +1,14 @@
 """InferenceService: requests to the metering use case, its answers to the app."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc.aio import InternalError, UsageError
 
+from metergate.core.errors import RequestInvalid
 from metergate.core.inference import Delta
 from metergate.core.receipts import Admission, Receipt
 from metergate.core.rows import Authorization
@@ -58,6 +61,16 @@ class StreamSink:
             raise asyncio.CancelledError from exc
 
 
+@contextmanager
+def _named_within_inference() -> Iterator[None]:
+    """Behind the edge, fields of a prompt are named as in CountTokensRequest; here they are those of ``inference``."""
+    try:
+        yield
+    except RequestInvalid as error:
+        violations = (replace(violation, field=f"inference.{violation.field}") for violation in error.violations)
+        raise RequestInvalid(*violations) from error
+
+
 class InferenceServicer:
     """Runs models for apps."""
 
@@ -73,9 +86,9 @@ class InferenceServicer:
     async def _complete(
         self, caller: Authorization, request: inference_pb2.CompleteRequest, context: Context
     ) -> inference_pb2.CompleteResponse:
-        completion = await self._metering.complete(
-            caller, read_inference(request), time_left_seconds=context.time_remaining()
-        )
+        asked = read_inference(request)
+        with _named_within_inference():
+            completion = await self._metering.complete(caller, asked, time_left_seconds=context.time_remaining())
         return inference_pb2.CompleteResponse(
             message=None if completion.message is None else message_message(completion.message),
             reasoning_content=completion.reasoning_content,
@@ -86,9 +99,9 @@ class InferenceServicer:
         self, caller: Authorization, request: inference_pb2.StreamCompleteRequest, context: Context
     ) -> None:
         # A coroutine that writes, not an asynchronous generator: so the sink knows when a write begins and ends.
-        await self._metering.stream(
-            caller, read_inference(request), StreamSink(context.write), time_left_seconds=context.time_remaining()
-        )
+        asked, sink = read_inference(request), StreamSink(context.write)
+        with _named_within_inference():
+            await self._metering.stream(caller, asked, sink, time_left_seconds=context.time_remaining())
 
     async def _count_tokens(
         self, caller: Authorization, request: inference_pb2.CountTokensRequest, context: Context

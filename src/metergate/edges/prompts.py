@@ -5,7 +5,6 @@ A text with a NUL is refused: a backend written in C ends it there and would run
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import msgspec
 
@@ -20,6 +19,9 @@ TOOLS_MAX = 128
 # Content parts and tool calls of all messages together. Four bytes make an empty part: a request within its size could
 # have a million, and hold the event loop for seconds.
 PIECES_MAX = 4096
+
+# Ids are made by backends, whose answers are held to the same bound.
+TOOL_CALL_ID_CHARACTERS_MAX = 128
 
 FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
@@ -52,9 +54,8 @@ def read_tools(tools: Sequence[chat_pb2.Tool], path: str, violations: Violations
     names: set[str] = set()
     for index, tool in enumerate(tools):
         below = f"{path}[{index}]"
-        if not FUNCTION_NAME.fullmatch(tool.name):
-            violations.add(f"{below}.name", "must be 1 to 64 of a-z, A-Z, 0-9, underscore and dash")
-        elif tool.name in names:
+        _check_function_name(tool.name, f"{below}.name", violations)
+        if tool.name in names:
             violations.add(f"{below}.name", "is the name of an earlier tool")
         names.add(tool.name)
         check_text(tool.description, f"{below}.description", violations)
@@ -78,6 +79,11 @@ def check_json_object(text: str, path: str, violations: Violations) -> None:
         _json_object.decode(text)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         violations.add(path, "must be a JSON object")
+
+
+def _check_function_name(name: str, path: str, violations: Violations) -> None:
+    if not FUNCTION_NAME.fullmatch(name):
+        violations.add(path, "must be 1 to 64 of a-z, A-Z, 0-9, underscore and dash")
 
 
 def _read_message(message: chat_pb2.Message, path: str, called: set[str], violations: Violations) -> Message:
@@ -122,11 +128,10 @@ def _read_tool_calls(
 ) -> Iterable[ToolCall]:
     for index, call in enumerate(calls):
         below = f"{path}.tool_calls[{index}]"
-        texts: tuple[tuple[str, Any], ...] = (("tool_call_id", call.tool_call_id), ("name", call.name))
-        for field, text in texts:
-            if not text:
-                violations.add(f"{below}.{field}", "is required")
-            check_text(text, f"{below}.{field}", violations)
+        if not 1 <= len(call.tool_call_id) <= TOOL_CALL_ID_CHARACTERS_MAX:
+            violations.add(f"{below}.tool_call_id", f"must be 1 to {TOOL_CALL_ID_CHARACTERS_MAX} characters")
+        check_text(call.tool_call_id, f"{below}.tool_call_id", violations)
+        _check_function_name(call.name, f"{below}.name", violations)
         check_text(call.arguments, f"{below}.arguments", violations)
         called.add(call.tool_call_id)
         yield ToolCall(tool_call_id=call.tool_call_id, name=call.name, arguments=call.arguments)

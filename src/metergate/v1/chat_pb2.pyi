@@ -163,9 +163,9 @@ class ToolCall(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ARGUMENTS_FIELD_NUMBER: _builtins.int
     tool_call_id: _builtins.str
-    """Names the call, so that a TOOL message can answer it. Required."""
+    """Names the call, so that a TOOL message can answer it: 1 to 128 characters, none of them NUL; else INVALID_ARGUMENT."""
     name: _builtins.str
-    """The function's name. Required."""
+    """The function's name: 1 to 64 of a-z, A-Z, 0-9, underscore and dash; else INVALID_ARGUMENT."""
     arguments: _builtins.str
     """The arguments, as the JSON text the model wrote. It may be invalid JSON: models err."""
     def __init__(
@@ -413,11 +413,11 @@ class ToolCallDelta(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ARGUMENTS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Which call of the answer this belongs to: 0, 1, 2, ..."""
+    """Which call of the answer this belongs to: 0 to 127. A backend's answer with another is refused as a failure of the backend."""
     tool_call_id: _builtins.str
-    """The call's id, with its first piece."""
+    """The call's id, whole and once a call: up to 128 characters. Of a backend, a repetition is dropped and another id is a failure."""
     name: _builtins.str
-    """The function's name, with its first piece."""
+    """The function's name, whole and once a call: up to 256 characters, as the model wrote it. Of a backend, as with tool_call_id."""
     arguments: _builtins.str
     """Text to append to the arguments."""
     def __init__(
