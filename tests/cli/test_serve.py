@@ -78,6 +78,31 @@ def test_a_gateway_says_where_it_serves_and_exits_with_0_when_told_to_stop(
         assert "serving smollm2" in log
 
 
+# Told to stop at the instant at which it listens, before it says so.
+STOPPED_AS_IT_LISTENS = """
+import os, signal, sys
+from metergate.app import Gateway
+from metergate.cli.main import main
+
+open_gateway = Gateway.open.__func__
+
+async def opened(cls, config):
+    gateway = await open_gateway(cls, config)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return gateway
+
+Gateway.open = classmethod(opened)
+sys.argv = ["metergate", "serve"]
+main()
+"""
+
+
+def test_a_gateway_told_to_stop_as_soon_as_it_listens_exits_with_0(folder: Path) -> None:
+    script = [sys.executable, "-c", STOPPED_AS_IT_LISTENS]
+    stopped = subprocess.run(script, cwd=folder, capture_output=True, text=True, check=False, timeout=30)
+    assert (stopped.returncode, "stopped" in stopped.stderr) == (0, True), stopped.stderr
+
+
 def test_while_a_gateway_serves_its_store_is_read_but_not_written_by_others(folder: Path) -> None:
     assert command(folder, "subscriber", "create", "alice").returncode == 0
     with serving(folder):

@@ -24,21 +24,32 @@ def serve(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
 
 async def _serve(config: Config, file: Path) -> None:
-    told_to_stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    # Before the port listens: whoever found it open may tell the process to stop, and it stops in good order.
+    told_to_stop = _stop_signals()
     async with await Gateway.open(config) as gateway:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, told_to_stop.set)
         host = config.listener.address.rpartition(":")[0]
         models = ", ".join(config.models)
         logger.info("serving %s on %s:%d (configuration %s)", models, host, gateway.port, file)
         await told_to_stop.wait()
-        # Asked a second time, the process ends at once; recovery settles what it leaves.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
         logger.info("draining, for at most %g s", config.limits.drain_seconds_max)
         await gateway.drain()
     logger.info("stopped")
+
+
+def _stop_signals() -> asyncio.Event:
+    """Set by the first SIGTERM or Ctrl-C. The second ends the process at once; recovery settles what it leaves."""
+    told_to_stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def stop() -> None:
+        told_to_stop.set()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+    for number in numbers:
+        loop.add_signal_handler(number, stop)
+    return told_to_stop
 
 
 def _log_to_stderr() -> None:
