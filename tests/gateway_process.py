@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -213,7 +212,6 @@ class GatewayProcess:
     """``metergate serve`` in a folder with its configuration, in a process group of its own."""
 
     folder: Path
-    prefix: Sequence[str] = ()  # a command that runs it, such as prlimit
     port: int = 0
     _lines: list[str] = field(default_factory=list)
     _process: "subprocess.Popen[str] | None" = None
@@ -235,7 +233,7 @@ class GatewayProcess:
         """Start it and wait until it says where it serves."""
         self._ready.clear()
         self._process = subprocess.Popen(
-            [*self.prefix, *METERGATE, "serve"],
+            [*METERGATE, "serve"],
             cwd=self.folder,
             stderr=subprocess.PIPE,
             text=True,

@@ -126,7 +126,8 @@ class TokenizerFile(_Table):
     path: Text  # relative to the configuration file
     pattern: Text | None = None  # how a tiktoken vocabulary splits text: o200k_base, cl100k_base, qwen or qwen3.5
     prompt_rule: Literal["template", "openai"] = "template"  # the model's chat template, or OpenAI's published rule
-    chat_template_path: Text | None = None  # None: the one in the vocabulary's own file, or beside it
+    # A Jinja file, or a tokenizer_config.json. None: the one in the vocabulary's own file, or beside it.
+    chat_template_path: Text | None = None
 
 
 class ModelTable(_Table):

@@ -1,6 +1,7 @@
 """A full disk: no text is delivered that could not be debited, the books stay right, and the gateway comes back."""
 
 import asyncio
+import resource
 from pathlib import Path
 
 import grpc
@@ -12,6 +13,12 @@ from word_model import WordModel, speaking
 FILE_BYTES_MAX = 600_000
 
 REQUESTS_MAX = 200
+
+
+def limit_files(pid: int, file_bytes_max: int) -> None:
+    """Let no file of a running process grow beyond this. A soft limit: it can be lifted again."""
+    _, hard_limit = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (file_bytes_max, hard_limit))
 
 
 async def until_the_disk_is_full(app: App) -> list[Answer]:
@@ -36,7 +43,8 @@ async def test_a_full_disk_ends_streams_and_a_restart_with_room_settles_them_and
     keys = await open_wallets(tmp_path / "ledger.db", {"alice": 10_000_000})
     async with speaking(WordModel(words=80, interval_seconds=0.001)) as model:
         write_config(tmp_path, openai_backend(model.url))
-        with GatewayProcess(tmp_path, prefix=("prlimit", f"--fsize={FILE_BYTES_MAX}")) as gateway:
+        with GatewayProcess(tmp_path) as gateway:
+            limit_files(gateway.process.pid, FILE_BYTES_MAX)
             async with App(gateway.port, keys["alice"]) as app:
                 answers = await until_the_disk_is_full(app)
                 refused = answers[-1].refused
@@ -59,11 +67,11 @@ async def test_when_the_disk_has_room_again_the_same_process_serves_again(tmp_pa
     keys = await open_wallets(tmp_path / "ledger.db", {"alice": 10_000_000})
     async with speaking(WordModel(words=80, interval_seconds=0.001)) as model:
         write_config(tmp_path, openai_backend(model.url))
-        # A soft limit only: the test can lift it while the process runs.
-        with GatewayProcess(tmp_path, prefix=("prlimit", f"--fsize={FILE_BYTES_MAX}:unlimited")) as gateway:
+        with GatewayProcess(tmp_path) as gateway:
+            limit_files(gateway.process.pid, FILE_BYTES_MAX)
             async with App(gateway.port, keys["alice"]) as app:
                 answers = await until_the_disk_is_full(app)
-                await lift(gateway.process.pid)
+                limit_files(gateway.process.pid, resource.RLIM_INFINITY)
                 async with asyncio.timeout(20):
                     while (again := await app.stream(inference("after")).ended()).receipt is None:
                         assert again.refused.reason == "STORE_UNAVAILABLE"
@@ -72,9 +80,3 @@ async def test_when_the_disk_has_room_again_the_same_process_serves_again(tmp_pa
             assert again.text == model.text(80)
         assert gateway.books.open_reservations() == 0
         verify(tmp_path)
-
-
-async def lift(pid: int) -> None:
-    """Give the process all the room there is."""
-    process = await asyncio.create_subprocess_exec("prlimit", "--pid", str(pid), "--fsize=unlimited")
-    assert await process.wait() == 0
