@@ -1,7 +1,7 @@
 """The metering use case over an in-memory ledger, with a scripted backend and a recorder at the app's end."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fakes import FakeClock, MemoryLedgerStore
@@ -23,8 +23,8 @@ from metergate.core.receipts import Admission, Receipt
 from metergate.core.rows import Authorization, Channel, Charge, FinishReason, Grant, GrantSource, Wallet, WalletState
 from metergate.core.usage import CountingSource, TokenClass, Usage
 from metergate.metering.limits import Limits
-from metergate.metering.use_case import Metering
-from metergate.ports import Backend, ChargeFilter
+from metergate.metering.use_case import NO_TRACE, Metering
+from metergate.ports import Backend, ChargeFilter, Observer
 from metergate.telemetry.fan_out import FanOut
 
 STOP = Finish(reason=FinishReason.STOP)
@@ -178,6 +178,7 @@ class World:
         *,
         limits: Limits | None = None,
         backends: Sequence[Backend] | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.clock = FakeClock()
         self.ledger = MemoryLedgerStore(clock=self.clock)
@@ -215,7 +216,7 @@ class World:
             new_id=self.new_id,
             monotonic=asyncio.get_running_loop().time,
             limits=limits or Limits(slice_tokens=4),
-            observer=FanOut(),
+            observer=FanOut(observers),
         )
         self.sink = RecordingSink(self.ledger)
 
@@ -254,8 +255,20 @@ class World:
         self.caller = await self.ledger.add_authorization(AddAuthorization(authorization=caller))
         return self
 
-    async def stream(self, asked: InferenceRequest | None = None, *, time_left_seconds: float | None = None) -> None:
-        await self.metering.stream(self.caller, asked or request(), self.sink, time_left_seconds=time_left_seconds)
+    async def stream(
+        self,
+        asked: InferenceRequest | None = None,
+        *,
+        time_left_seconds: float | None = None,
+        trace_context: Mapping[str, str] = NO_TRACE,
+    ) -> None:
+        await self.metering.stream(
+            self.caller,
+            asked or request(),
+            self.sink,
+            time_left_seconds=time_left_seconds,
+            trace_context=trace_context,
+        )
 
     async def settled(self) -> None:
         """Wait until every settlement has been made."""

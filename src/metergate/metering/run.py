@@ -8,7 +8,7 @@ its own that no cancellation of the call reaches.
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar, TypedDict, Unpack
 
 from metergate.core.errors import (
@@ -263,6 +263,13 @@ class Run(ABC):
                 self._reading.cancel()
             self._closing = self._services.tasks.spawn(self._settle(end))
         return self._closing
+
+    def when_settled(self, then: Callable[[], None]) -> None:
+        """Call ``then`` once nothing is left to settle: at once, or after what a cancelled call left behind."""
+        if self._closing is None or self._closing.done():
+            then()
+        else:
+            self._closing.add_done_callback(lambda _: then())
 
     async def _settle(self, end: End) -> Receipt | None:
         """Settle and return the receipt, or None if the store failed: then its recovery settles (L5)."""

@@ -40,13 +40,14 @@ TEMPLATE_CHARACTERS = 32
 NO_TRACE: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Call:
     """A call that was let in."""
 
     observer: CallObserver
     began_seconds: float  # on the services' clock
     deadline: float | None  # on the loop's clock; None: the app set none
+    run: Run | None = None  # once it holds a reservation
 
 
 class Metering:
@@ -108,7 +109,7 @@ class Metering:
             if isinstance(outcome, Replayed):
                 await self._replay(outcome, sink)
             else:
-                await self._serve(StreamedRun(sink=sink, **self._parts(call, plan, outcome)))
+                await self._serve(call, StreamedRun(sink=sink, **self._parts(call, plan, outcome)))
 
     async def complete(
         self,
@@ -127,7 +128,7 @@ class Metering:
                 deltas = self._services.replays.get(outcome.charge.charge_id)
             else:
                 run = WholeRun(**self._parts(call, plan, outcome))
-                receipt = await self._serve(run)
+                receipt = await self._serve(call, run)
                 deltas = run.transcript.deltas()
         message, reasoning_content = whole_message(deltas or [])
         return Completion(
@@ -135,10 +136,18 @@ class Metering:
         )
 
     async def count_tokens(
-        self, caller: Authorization, model_id: str, prompt: Prompt, max_completion_tokens: int | None
+        self,
+        caller: Authorization,
+        model_id: str,
+        prompt: Prompt,
+        max_completion_tokens: int | None,
+        *,
+        trace_context: Mapping[str, str] = NO_TRACE,
     ) -> Quote:
         """Count a prompt and say the most that running it can cost; nothing is charged."""
-        start = CallStart(verb="CountTokens", caller=caller, model_id=model_id, request_id="", trace_context=NO_TRACE)
+        start = CallStart(
+            verb="CountTokens", caller=caller, model_id=model_id, request_id="", trace_context=trace_context
+        )
         async with self._call(start, None):
             priced = await self._price(caller, model_id, prompt, max_completion_tokens)
             return Quote(
@@ -190,15 +199,18 @@ class Metering:
     @asynccontextmanager
     async def _call(self, start: CallStart, time_left_seconds: float | None) -> AsyncIterator[Call]:
         """Let a call in, unless the gateway drains, and see to it that it is seen to end."""
-        observer = self._observer.call_began(start)
+        call = Call(
+            observer=self._observer.call_began(start),
+            began_seconds=self._services.monotonic(),
+            deadline=_deadline(time_left_seconds),
+        )
         error: BaseException | None = None
         self._calls += 1
         self._idle.clear()
         try:
             if self._is_draining:
                 raise ShuttingDown
-            began_seconds = self._services.monotonic()
-            yield Call(observer=observer, began_seconds=began_seconds, deadline=_deadline(time_left_seconds))
+            yield call
         except BaseException as exc:
             error = exc
             raise
@@ -206,7 +218,10 @@ class Metering:
             self._calls -= 1
             if not self._calls:
                 self._idle.set()
-            observer.ended(error)
+            if call.run is None:
+                call.observer.ended(error)
+            else:
+                call.run.when_settled(lambda: call.observer.ended(error))
 
     def _model(self, caller: Authorization, model_id: str) -> Model:
         model = self._catalog.get(model_id)
@@ -308,7 +323,8 @@ class Metering:
             began_seconds=call.began_seconds,
         )
 
-    async def _serve(self, run: Run) -> Receipt:
+    async def _serve(self, call: Call, run: Run) -> Receipt:
+        call.run = run
         self._runs.add(run)
         if self._is_stopping:
             run.stop(_drained())
