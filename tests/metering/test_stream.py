@@ -158,6 +158,14 @@ async def test_an_unknown_model_and_a_prompt_beyond_the_context_are_refused() ->
         await world.stream(type(unknown)(request_id="r", model_id="model-9", prompt=unknown.prompt))
 
 
+async def test_a_prompt_that_is_hopelessly_long_is_refused_without_counting_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await World([STOP]).fund(10_000)
+    monkeypatch.setattr(WordTokenizer, "characters_per_token_max", 8)
+    monkeypatch.delattr(WordTokenizer, "count_prompt")
+    with pytest.raises(PromptTooLong):
+        await world.stream(request("x" * 8 * 500))
+
+
 async def test_a_backend_that_fails_before_the_first_delta_charges_nothing() -> None:
     failure = BackendUnavailable(model_id="model-1", problem="connection refused")
     world = await World([failure]).fund(10_000)

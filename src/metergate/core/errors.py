@@ -129,7 +129,7 @@ class RequestInvalid(MetergateError):
 
 @dataclass(kw_only=True, eq=False)
 class PromptTooLong(MetergateError):
-    """The prompt has {prompt_tokens} tokens; {model_id} takes at most {prompt_tokens_max} and one of completion."""
+    """The prompt has {prompt_tokens} tokens or more; {model_id} takes at most {prompt_tokens_max}."""
 
     reason: ClassVar[str] = "PROMPT_TOO_LONG"
     model_id: str

@@ -234,7 +234,9 @@ class Metering:
     ) -> PricedPrompt:
         model = self._model(caller, model_id)
         rate_card = model.rate_card(self._services.clock.now_us())
-        count = self._tokenizers[model_id].count_prompt
+        tokenizer = self._tokenizers[model_id]
+        _refuse_hopeless(model, prompt, tokenizer.characters_per_token_max)
+        count = tokenizer.count_prompt
         prompt_tokens = await asyncio.to_thread(count, prompt) if self._is_long(prompt) else count(prompt)
         return PricedPrompt(
             model=model,
@@ -375,6 +377,12 @@ def _start(verb: str, caller: Authorization, request: InferenceRequest, trace_co
         request_id=request.request_id,
         trace_context=trace_context,
     )
+
+
+def _refuse_hopeless(model: Model, prompt: Prompt, characters_per_token_max: int | None) -> None:
+    """PromptTooLong for a prompt that is too long whatever its count is, so that counting it is not done for nothing."""
+    if characters_per_token_max is not None:
+        completion_room(model, prompt.characters() // characters_per_token_max, None)
 
 
 def _drained() -> End:
