@@ -10,6 +10,7 @@ from metering_world import (
     RecordingSink,
     ScriptedBackend,
     ScriptItem,
+    WordTokenizer,
     World,
     content,
     count_words,

@@ -380,7 +380,7 @@ def _start(verb: str, caller: Authorization, request: InferenceRequest, trace_co
 
 
 def _refuse_hopeless(model: Model, prompt: Prompt, characters_per_token_max: int | None) -> None:
-    """PromptTooLong for a prompt that is too long whatever its count is, so that counting it is not done for nothing."""
+    """PromptTooLong for a prompt that is too long whatever its count is: counting it would be for nothing."""
     if characters_per_token_max is not None:
         completion_room(model, prompt.characters() // characters_per_token_max, None)
 
