@@ -1,7 +1,7 @@
 """A gateway's gRPC edge in this process: real server, real channel; the metering behind it is scripted."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -89,29 +89,50 @@ class FakeMetering:
         self.requests: list[InferenceRequest] = []
         self.callers: list[Authorization] = []
         self.time_left_seconds: float | None = None
+        self.trace_context: Mapping[str, str] = {}
         self.script: Callable[[Sink], Awaitable[None]] | None = None
         self.error: Exception | None = None
 
     async def stream(
-        self, caller: Authorization, request: InferenceRequest, sink: Sink, *, time_left_seconds: float | None
+        self,
+        caller: Authorization,
+        request: InferenceRequest,
+        sink: Sink,
+        *,
+        time_left_seconds: float | None,
+        trace_context: Mapping[str, str],
     ) -> None:
         self._note(caller, request, time_left_seconds)
+        self.trace_context = trace_context
         assert self.script is not None
         await self.script(sink)
 
     async def complete(
-        self, caller: Authorization, request: InferenceRequest, *, time_left_seconds: float | None
+        self,
+        caller: Authorization,
+        request: InferenceRequest,
+        *,
+        time_left_seconds: float | None,
+        trace_context: Mapping[str, str],
     ) -> Completion:
         self._note(caller, request, time_left_seconds)
+        self.trace_context = trace_context
         if self.error is not None:
             raise self.error
         message = Message(role=Role.ASSISTANT, parts=("Hello",))
         return Completion(message=message, reasoning_content="hm", receipt=RECEIPT)
 
     async def count_tokens(
-        self, caller: Authorization, model_id: str, prompt: Prompt, max_completion_tokens: int | None
+        self,
+        caller: Authorization,
+        model_id: str,
+        prompt: Prompt,
+        max_completion_tokens: int | None,
+        *,
+        trace_context: Mapping[str, str],
     ) -> Quote:
         self.callers.append(caller)
+        self.trace_context = trace_context
         if self.error is not None:
             raise self.error
         return Quote(

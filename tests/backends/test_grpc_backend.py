@@ -38,6 +38,8 @@ SECRET_PROMPT = "the-secret-prompt"
 KEY = "sk-very-secret"
 SOON_SECONDS = 5.0  # for what happens within milliseconds on a quiet machine
 
+TRACE_PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
 Context = aio.ServicerContext[backend_pb2.GenerateRequest, backend_pb2.GenerateResponse]
 Script = Callable[[Context], AsyncIterator[backend_pb2.GenerateResponse]]
 
@@ -260,10 +262,13 @@ async def test_a_request_carries_everything_and_the_key() -> None:
         response_format=ResponseFormat(
             kind=ResponseFormatKind.JSON_SCHEMA, schema_name="w", json_schema='{"type":"array"}'
         ),
+        trace_context={"traceparent": TRACE_PARENT, "tracestate": "a=1"},
     )
     async with serving(playing(hello, stop), api_key=KEY) as (servicer, backend):
         await collect(backend, asked)
-        assert servicer.metadata[0]["authorization"] == f"Bearer {KEY}"
+        sent = servicer.metadata[0]
+        assert sent["authorization"] == f"Bearer {KEY}"
+        assert (sent["traceparent"], sent["tracestate"]) == (TRACE_PARENT, "a=1")
         assert servicer.requests == [
             backend_pb2.GenerateRequest(
                 model="smollm2-135m",

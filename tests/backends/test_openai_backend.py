@@ -314,12 +314,14 @@ async def test_a_request_is_exactly_what_the_gateway_understood() -> None:
         response_format=ResponseFormat(
             kind=ResponseFormatKind.JSON_SCHEMA, schema_name="w", json_schema='{"type":"array"}'
         ),
+        trace_context={"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"},
     )
     async with scripted_server(head(), HELLO, STOP) as server, backend_at(server.url + "/") as backend:
         await collect(backend, asked)
         received = server.received[0]
     assert received.head.startswith("POST /v1/chat/completions HTTP/1.1\r\n")
     assert f"Authorization: Bearer {KEY}\r\n" in received.head
+    assert "\r\ntraceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n" in received.head
     assert "Content-Type: application/json\r\n" in received.head
     call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"北京"}'}}
     assert json.loads(received.body) == {

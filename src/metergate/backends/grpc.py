@@ -105,7 +105,7 @@ class GrpcBackend:
             ),
         )
         self._stub: backend_pb2_grpc.BackendServiceAsyncStub = backend_pb2_grpc.BackendServiceStub(self._channel)
-        self._metadata = (("authorization", f"Bearer {options.api_key}"),) if options.api_key is not None else None
+        self._metadata = (("authorization", f"Bearer {options.api_key}"),) if options.api_key is not None else ()
 
     @property
     def backend_id(self) -> str:
@@ -126,7 +126,8 @@ class GrpcBackend:
         if model is None:
             raise BackendUnavailable(model_id=request.model_id, problem="it is not set up to run this model")
         reader = AnswerReader(backend_id=self.backend_id, model_id=request.model_id)
-        call = self._stub.Generate(encode_request(request, model=model), metadata=self._metadata)
+        metadata = (*self._metadata, *request.trace_context.items())
+        call = self._stub.Generate(encode_request(request, model=model), metadata=metadata)
         try:
             while (message := await _read(call, request.model_id)) is not None:
                 for event in reader.read(message):

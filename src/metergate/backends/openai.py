@@ -135,7 +135,7 @@ class OpenAIBackend:
         )
         try:
             # A redirect could carry the key to another host: its status is an error like any other.
-            return await self._session.post(self._url, data=body, allow_redirects=False)
+            return await self._session.post(self._url, data=body, headers=request.trace_context, allow_redirects=False)
         except _FAILURES as exc:
             _raise_unavailable(request.model_id, exc)
 

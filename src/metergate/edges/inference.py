@@ -16,6 +16,7 @@ from metergate.edges.calls import Behaviour, Context
 from metergate.edges.requests import read_count, read_inference
 from metergate.edges.resources import rate_card_name, reservation_name
 from metergate.edges.responses import COUNTING_SOURCES, delta_message, message_message, receipt_message
+from metergate.edges.trace_context import read_trace_context
 from metergate.metering.use_case import Metering
 from metergate.v1 import inference_pb2
 
@@ -88,7 +89,9 @@ class InferenceServicer:
     ) -> inference_pb2.CompleteResponse:
         asked = read_inference(request)
         with _named_within_inference():
-            completion = await self._metering.complete(caller, asked, time_left_seconds=context.time_remaining())
+            completion = await self._metering.complete(
+                caller, asked, time_left_seconds=context.time_remaining(), trace_context=_trace_context(context)
+            )
         return inference_pb2.CompleteResponse(
             message=None if completion.message is None else message_message(completion.message),
             reasoning_content=completion.reasoning_content,
@@ -101,12 +104,14 @@ class InferenceServicer:
         # A coroutine that writes, not an asynchronous generator: so the sink knows when a write begins and ends.
         asked, sink = read_inference(request), StreamSink(context.write)
         with _named_within_inference():
-            await self._metering.stream(caller, asked, sink, time_left_seconds=context.time_remaining())
+            await self._metering.stream(
+                caller, asked, sink, time_left_seconds=context.time_remaining(), trace_context=_trace_context(context)
+            )
 
     async def _count_tokens(
         self, caller: Authorization, request: inference_pb2.CountTokensRequest, context: Context
     ) -> inference_pb2.CountTokensResponse:
-        quote = await self._metering.count_tokens(caller, *read_count(request))
+        quote = await self._metering.count_tokens(caller, *read_count(request), trace_context=_trace_context(context))
         return inference_pb2.CountTokensResponse(
             prompt_tokens=quote.prompt_tokens,
             completion_tokens_max=quote.completion_tokens_max,
@@ -115,3 +120,7 @@ class InferenceServicer:
             rate_card=rate_card_name(quote.model_id, quote.rate_card.rate_card_id),
             counting_source=COUNTING_SOURCES[quote.counting_source],
         )
+
+
+def _trace_context(context: Context) -> Mapping[str, str]:
+    return read_trace_context(context.invocation_metadata() or ())
