@@ -152,6 +152,8 @@ class MemoryLedgerStore:
     async def add_key(self, key: ApiKey) -> ApiKey:
         if key.authorization_id not in self.books.authorizations.rows:
             raise ResourceNotFound(resource_name=f"authorizations/{key.authorization_id}")
+        if any(other.secret_hash == key.secret_hash and other.key_id != key.key_id for other in self._keys.values()):
+            raise IdConflict(resource="key", id=key.key_id)
         first = self._keys.setdefault(key.key_id, key)
         if (first.secret_hash, first.authorization_id) != (key.secret_hash, key.authorization_id):
             raise IdConflict(resource="key", id=key.key_id)
@@ -192,7 +194,7 @@ class MemoryLedgerStore:
             wallet=wallet,
             available_microcredits=credit,
             reserved_microcredits=sum(row.reserved_microcredits for row in mine),
-            spendable_microcredits=credit if authorization is None else spendable(authorization, credit),
+            spendable_microcredits=credit if authorization is None else spendable(wallet, authorization, credit),
         )
 
     async def list_grants(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grant]:

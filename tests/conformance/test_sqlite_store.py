@@ -24,9 +24,15 @@ from ledger_rows import (
     reserve,
 )
 
-from metergate.core.errors import LedgerInvariantBroken, ReservationNotOwned, StoreRefused, StoreUnavailable
+from metergate.core.errors import (
+    LedgerInvariantBroken,
+    RequestInvalid,
+    ReservationNotOwned,
+    StoreRefused,
+    StoreUnavailable,
+)
 from metergate.core.operations import Captured, CaptureStatus, Reserved
-from metergate.core.rows import Grant
+from metergate.core.rows import Charge, Grant
 from metergate.ports import ChargeFilter
 from metergate.stores import group_commit
 from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, connection, writer
@@ -421,7 +427,7 @@ async def test_an_operation_that_cannot_be_written_does_not_fail_its_batch(store
         store.add_grant(a_grant("also-good")),
         return_exceptions=True,
     )
-    assert [type(outcome) for outcome in outcomes[:3]] == [Reserved, LedgerInvariantBroken, LedgerInvariantBroken]
+    assert [type(outcome) for outcome in outcomes[:3]] == [Reserved, RequestInvalid, LedgerInvariantBroken]
     assert await available(store) == 1_900
     assert await differences(store) == []
 
@@ -460,6 +466,31 @@ async def test_recovery_settles_every_open_reservation_in_bounded_batches(
     with pytest.raises(ReservationNotOwned):
         await heir.settle(a_settle(9, "mine", owner=store.owner))
     await heir.close()
+
+
+async def test_a_reservation_that_cannot_be_recovered_stays_open_and_keeps_nobody_out(path: Path) -> None:
+    store = await open_store(path)
+    await open_wallet(store, a_grant(amount=10_000))
+    for name in ("first", "bad", "last"):
+        await reserve(store, name)
+    await store.close()
+    with raw(path) as tamperer:
+        tamperer.execute("UPDATE reservations SET allocations = 'x' WHERE reservation_id = 'bad'")
+    heir = await open_store(path)
+    await reserve(heir, "new")
+    assert [charge.reservation_id for charge in await charges(heir)] == ["last", "first"]
+    await heir.close()
+    assert await open_store_and_find_open(path) == {"bad"}
+
+
+async def charges(store: SqliteLedgerStore) -> tuple[Charge, ...]:
+    return (await store.list_charges("alice", ChargeFilter(), cursor=None, size=9)).rows
+
+
+async def open_store_and_find_open(path: Path) -> set[str]:
+    await (await open_store(path)).close()
+    with raw(path) as other:
+        return {row[0] for row in other.execute("SELECT reservation_id FROM reservations WHERE state = 'ACTIVE'")}
 
 
 async def test_the_audit_reads_one_moment_while_the_gateway_goes_on(store: SqliteLedgerStore, path: Path) -> None:

@@ -25,6 +25,7 @@ from ledger_rows import (
     reserve,
 )
 
+from metergate.core import granting
 from metergate.core.errors import (
     AuthorizationRevoked,
     CapReached,
@@ -105,7 +106,8 @@ async def test_a_refused_reserve_changes_nothing(
 
 async def test_a_suspended_wallet_reserves_nothing(store: LedgerStore) -> None:
     await store.add_subscriber(a_wallet(state=WalletState.SUSPENDED))
-    await open_wallet(store, a_grant())
+    await store.add_authorization(a_consent())
+    await store.add_grant(a_grant())
     with pytest.raises(WalletSuspended):
         await reserve(store)
 
@@ -488,3 +490,68 @@ async def test_an_operation_is_carried_out_though_its_caller_was_cancelled(store
     again = await store.reserve(operation)  # answered with the first outcome, from the commit that nobody awaited
     assert isinstance(again, Reserved)
     assert await available(store) == 900
+
+
+# --- ids and bounds -------------------------------------------------------------------------------------------------
+
+BAD_IDS = ["", "nul\0", "line\nbreak", "half \ud800", "x" * 257]
+
+
+@pytest.mark.parametrize("bad", BAD_IDS)
+async def test_an_id_that_is_not_short_and_printable_is_refused(store: LedgerStore, bad: str) -> None:
+    await open_wallet(store, a_grant())
+    for asking in (
+        store.add_subscriber(a_wallet(bad)),
+        store.add_authorization(a_consent(bad)),
+        store.add_authorization(a_consent("auth-2", allowed_models=("model-1", bad))),
+        store.add_grant(a_grant(bad)),
+        store.reserve(a_reserve(request_id=bad, owner=store.owner)),
+    ):
+        with pytest.raises(RequestInvalid, match="printable"):
+            await asking
+    with pytest.raises(LedgerInvariantBroken):
+        await store.reserve(a_reserve(bad, request_id="good", owner=store.owner))
+    await reserve(store)
+    with pytest.raises(LedgerInvariantBroken):
+        await store.settle(a_settle(9, owner=store.owner, charge_id=bad))
+
+
+async def test_a_wallet_holds_a_bounded_number_of_grants_with_credit(
+    store: LedgerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(granting, "GRANTS_WITH_CREDIT_MAX", 3)
+    await open_wallet(store, a_grant("g1", 10, priority=1), *(a_grant(f"g{number}", 100) for number in (2, 3)))
+    with pytest.raises(RequestInvalid, match="3 grants with credit"):
+        await store.add_grant(a_grant("g4"))
+    assert (await store.add_grant(a_grant("g3", 100))).grant_id == "g3", "a repeated question adds none"
+    await reserve(store, minimum_microcredits=10, wanted_microcredits=10)  # g1 is spent
+    await store.add_grant(a_grant("g4", expire_time_us=NOW_US + 1))
+    later = a_grant("g5", create_time_us=NOW_US + 1)
+    await store.add_grant(later)  # g4 is expired
+    assert await available(store, NOW_US + 1) == 1_200
+
+
+async def test_a_stopped_wallet_or_authorization_may_spend_nothing(store: LedgerStore) -> None:
+    await store.add_subscriber(a_wallet(state=WalletState.SUSPENDED))
+    await store.add_authorization(a_consent())
+    await store.add_grant(a_grant())
+    await store.add_subscriber(a_wallet("bob"))
+    await store.add_authorization(a_consent("auth-bob", "bob", revoke_time_us=NOW_US))
+    await store.add_grant(a_grant("grant-1", 10, "bob"))
+    for subscriber_id, authorization_id in (("alice", "auth-1"), ("bob", "auth-bob")):
+        balance = await store.balance(subscriber_id, authorization_id, NOW_US)
+        assert balance.available_microcredits > 0
+        assert balance.spendable_microcredits == 0
+
+
+async def test_the_same_subscriber_in_another_state_is_a_conflict(store: LedgerStore) -> None:
+    await store.add_subscriber(a_wallet())
+    with pytest.raises(IdConflict):
+        await store.add_subscriber(a_wallet(state=WalletState.SUSPENDED))
+
+
+async def test_a_secret_has_one_key(store: LedgerStore) -> None:
+    await open_wallet(store)
+    await store.add_key(a_key())
+    with pytest.raises(IdConflict):
+        await store.add_key(a_key("key-2"))

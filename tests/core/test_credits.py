@@ -19,7 +19,24 @@ def test_credits_are_shown_with_all_their_decimals(amount: int, text: str) -> No
     assert format_credits(amount) == text
 
 
-@pytest.mark.parametrize("text", ["", "five", "1e", "nan", "inf", "0.0000001", "1e30", "1,000"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "five",
+        "1e",
+        "nan",
+        "inf",
+        "0.0000001",
+        "1e30",
+        "1,000",
+        "1e999999",
+        "1e-999999",
+        "sNaN",
+        "1." + "0" * 60 + "1",
+        "9" * 100_000,
+    ],
+)
 def test_what_is_no_amount_of_credits_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_credits(text)

@@ -1,10 +1,9 @@
 """The rows that a batch of operations was loaded with, and which of them it added or changed.
 
-A store loads what ``Touched`` names, lets the ledger decide, and writes each table's ``added`` and ``changed`` rows as
-they finally are, set-based.
+A store loads every row that the batch touches, lets the ledger decide, and writes each table's ``added`` and
+``changed`` rows as they finally are, set-based.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Generic, TypeVar
 
@@ -189,8 +188,3 @@ class Books:
 def request_key(reservation: Reservation) -> RequestKey:
     """What identifies the request a reservation is for."""
     return (reservation.subscriber_id, reservation.authorization_id, reservation.request_id)
-
-
-def grants_by_id(grants: Iterable[Grant]) -> dict[str, Grant]:
-    """One subscriber's grants by their id."""
-    return {grant.grant_id: grant for grant in grants}

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from metergate.core.books import Books, grants_by_id, request_key
+from metergate.core.books import Books, request_key
 from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
 from metergate.core.errors import (
     AuthorizationRevoked,
@@ -21,7 +21,9 @@ from metergate.core.errors import (
     ReservationNotOwned,
     WalletSuspended,
 )
+from metergate.core.granting import add_grant
 from metergate.core.grants import allocate, available, give_back, merge
+from metergate.core.ids import check_ids, check_own_ids
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
@@ -56,15 +58,14 @@ from metergate.core.rows import (
     Wallet,
     WalletState,
 )
-from metergate.core.set_up import add_authorization, add_grant, add_subscriber
+from metergate.core.set_up import add_authorization, add_subscriber
 from metergate.core.usage import CountingSource
 
 Operation = Capture | Settle | Recover | Reserve | AddGrant | AddSubscriber | AddAuthorization
 Outcome = Captured | Settled | Reserved | Replayed | Grant | Wallet | Authorization
 
-_UNKNOWN = Captured(
-    status=CaptureStatus.CLOSED, captured_microcredits=0, reserved_microcredits=0, refusal=None
-)  # of a reservation that is not there
+# What a capture of a reservation that is not there is answered with.
+_UNKNOWN = Captured(status=CaptureStatus.CLOSED, captured_microcredits=0, reserved_microcredits=0, refusal=None)
 
 _PLACES: dict[type[Operation], int] = {Capture: 0, Settle: 1, Recover: 1}
 
@@ -80,6 +81,31 @@ def in_order(operations: Iterable[Operation]) -> list[Operation]:
 def place(operation: Operation) -> int:
     """The sort key of ``in_order``."""
     return _PLACES.get(type(operation), 2)
+
+
+def check_ids_of(operation: Operation) -> None:
+    """Refuse an operation that would bring in a text that is no id, before any row is looked up by it.
+
+    RequestInvalid; LedgerInvariantBroken for an id that the gateway itself made.
+    """
+    match operation:
+        case Reserve():
+            check_ids(request_id=operation.request_id)
+            check_own_ids(reservation_id=operation.reservation_id)
+        case Settle(settlement=Settlement(charge_id=charge_id)) | Recover(charge_id=charge_id):
+            check_own_ids(charge_id=charge_id)
+        case AddGrant(grant=grant):
+            check_ids(subscriber_id=grant.subscriber_id, grant_id=grant.grant_id)
+        case AddSubscriber(wallet=wallet):
+            check_ids(subscriber_id=wallet.subscriber_id)
+        case AddAuthorization(authorization=authorization):
+            check_ids(
+                subscriber_id=authorization.subscriber_id,
+                authorization_id=authorization.authorization_id,
+                app_id=authorization.app_id or "the subscriber's own",
+            )
+            for model_id in authorization.allowed_models:
+                check_ids(allowed_models=model_id)
 
 
 class Ledger:
@@ -99,6 +125,7 @@ class Ledger:
 
     def decide(self, operation: Operation) -> Outcome:
         """Carry out one operation on the books, or raise its refusal and leave them as they were."""
+        check_ids_of(operation)
         return self._deciders[type(operation)](operation)
 
     # --- reserving --------------------------------------------------------------------------------------------------
@@ -107,10 +134,11 @@ class Ledger:
         """Set credit aside.
 
         Refusals: ResourceNotFound, RequestIdConflict, RequestInProgress, WalletSuspended, AuthorizationRevoked,
-        CapReached, InsufficientCredit.
+        CapReached, InsufficientCredit, RequestInvalid (an id that is none). Asked again while the reservation is open,
+        it answers with the reservation as it stands, whatever amounts are asked for now.
         """
         wallet, authorization = payer(self._books, operation.subscriber_id, operation.authorization_id)
-        known = self._outcome_before(operation, authorization)
+        known = self._outcome_before(operation, wallet, authorization)
         if known is not None:
             return known
         if wallet.state is WalletState.SUSPENDED:
@@ -146,14 +174,17 @@ class Ledger:
         self._books.add_reservation(reservation)
         return Reserved(reservation=reservation)
 
-    def _outcome_before(self, operation: Reserve, authorization: Authorization) -> Reserved | Replayed | None:
+    def _outcome_before(
+        self, operation: Reserve, wallet: Wallet, authorization: Authorization
+    ) -> Reserved | Replayed | None:
         """What this request was answered already (L4); None if it is to run."""
         key = (operation.subscriber_id, operation.authorization_id, operation.request_id)
         charge = self._books.charge_of_request(key)
         if charge is not None:
             if charge.content_hash != operation.content_hash:
                 raise RequestIdConflict(request_id=operation.request_id)
-            return Replayed(charge=charge, spendable_microcredits=self._spendable(authorization, operation.now_us))
+            may_spend = self._spendable(wallet, authorization, operation.now_us)
+            return Replayed(charge=charge, spendable_microcredits=may_spend)
         active = self._books.active_reservation(key)
         if active is not None:
             if active.content_hash != operation.content_hash:
@@ -252,7 +283,7 @@ class Ledger:
         expire(self._books, reservation.subscriber_id, now_us)
         _, authorization = payer(self._books, reservation.subscriber_id, reservation.authorization_id)
         drawn = self._draw(authorization, more, now_us)
-        grants = grants_by_id(self._books.grants_of(reservation.subscriber_id))
+        grants = {grant.grant_id: grant for grant in self._books.grants_of(reservation.subscriber_id)}
         return replace(reservation, allocations=merge(reservation.allocations, drawn, grants))
 
     # --- closing ----------------------------------------------------------------------------------------------------
@@ -260,8 +291,9 @@ class Ledger:
     def settle(self, operation: Settle) -> Settled:
         """Close a reservation.
 
-        Asked again, the first outcome. Refusals: ResourceNotFound (no such reservation), ReservationNotOwned,
-        LedgerInvariantBroken (a charge above what is captured, a capture above what is reserved).
+        Asked again, the first outcome, whatever the settlement says now. Refusals: ResourceNotFound (no such
+        reservation), ReservationNotOwned, LedgerInvariantBroken (a charge above what is captured, a capture
+        above what is reserved).
         """
         reservation = find_reservation(self._books, operation.reservation_id, operation.subscriber_id)
         if reservation.state is not ReservationState.ACTIVE:
@@ -339,14 +371,14 @@ class Ledger:
             raise LedgerInvariantBroken(problem=f"request {reservation.request_id} was charged before")
 
     def _settled(self, closed: Reservation, now_us: int) -> Settled:
-        _, authorization = payer(self._books, closed.subscriber_id, closed.authorization_id)
+        wallet, authorization = payer(self._books, closed.subscriber_id, closed.authorization_id)
         return Settled(
             charge=self._books.charge_of_reservation(closed.reservation_id),
-            spendable_microcredits=self._spendable(authorization, now_us),
+            spendable_microcredits=self._spendable(wallet, authorization, now_us),
         )
 
-    def _spendable(self, authorization: Authorization, now_us: int) -> int:
-        return spendable(authorization, available(self._books.grants_of(authorization.subscriber_id), now_us))
+    def _spendable(self, wallet: Wallet, authorization: Authorization, now_us: int) -> int:
+        return spendable(wallet, authorization, available(self._books.grants_of(wallet.subscriber_id), now_us))
 
 
 def _captured(status: CaptureStatus, reservation: Reservation, refusal: CloseCause | None = None) -> Captured:

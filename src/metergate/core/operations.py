@@ -25,7 +25,9 @@ class AddGrant:
 class Reserve:
     """Set credit aside for a request and capture its first part.
 
-    Reserves ``wanted_microcredits``, or what there is of it, but at least ``minimum_microcredits`` or nothing.
+    Reserves ``wanted_microcredits``, or what there is of it, but at least ``minimum_microcredits`` or nothing. A
+    request is the same if its ``content_hash`` is: amounts follow from it and from the price, and are not compared.
+    Asked again for the same reservation while it is open, it answers with the reservation as it stands.
     """
 
     reservation_id: str
@@ -113,7 +115,8 @@ class Settlement:
 class Settle:
     """Close a reservation: charge it, or with no settlement release it. What is not charged goes back.
 
-    Asked again, it answers with the first outcome.
+    Asked again, it answers with the first outcome, also if the cause or the settlement is another now: only the owner
+    settles, once, and asks again only what it asked before.
     """
 
     reservation_id: str
@@ -145,7 +148,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddSubscriber:
-    """Open a wallet. The same subscriber again answers with the first wallet."""
+    """Open a wallet. The same subscriber again answers with the first wallet; in another state it is IdConflict."""
 
     wallet: Wallet  # sequence == 0
 

@@ -13,6 +13,7 @@ from metergate.core.rows import (
     Authorization,
     TransferKind,
     Wallet,
+    WalletState,
     grant_account,
 )
 
@@ -71,8 +72,10 @@ def post_from_grant(
     )
 
 
-def spendable(authorization: Authorization, available_microcredits: int) -> int:
-    """What an authorization may still spend of what is available."""
+def spendable(wallet: Wallet, authorization: Authorization, available_microcredits: int) -> int:
+    """What an authorization may still spend of what is available: nothing once it, or the wallet, is stopped."""
+    if wallet.state is WalletState.SUSPENDED or authorization.revoke_time_us is not None:
+        return 0
     return min(available_microcredits, cap_left(authorization))
 
 

@@ -39,6 +39,15 @@ class GrantSource(StrEnum):
     ROLLOVER = "ROLLOVER"
 
 
+# What was paid for with money; every other source is the operator's goodwill.
+PAID_SOURCES = frozenset({GrantSource.PLAN_CYCLE, GrantSource.TOP_UP})
+
+
+def funding_account(source: GrantSource) -> str:
+    """The business account that a grant of this source is debited from."""
+    return PAYMENTS_ACCOUNT if source in PAID_SOURCES else GOODWILL_ACCOUNT
+
+
 class Channel(StrEnum):
     """Through what a subscriber's credits are spent."""
 

@@ -69,15 +69,16 @@ class Query:
             columns = self._one(f"SELECT {codec.WALLET} FROM wallets WHERE subscriber_id = ?", subscriber_id)
             if columns is None:
                 raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}")
+            wallet = codec.wallet(columns)
             (credit,) = self.connection.execute(AVAILABLE, (subscriber_id, now_us)).fetchone()
             (reserved,) = self.connection.execute(RESERVED, (subscriber_id,)).fetchone()
             may_spend = credit
             if authorization_id is not None:
-                may_spend = spendable(self._authorization(subscriber_id, authorization_id), credit)
+                may_spend = spendable(wallet, self._authorization(subscriber_id, authorization_id), credit)
         finally:
             self.connection.execute("COMMIT")
         return Balance(
-            wallet=codec.wallet(columns),
+            wallet=wallet,
             available_microcredits=credit,
             reserved_microcredits=reserved,
             spendable_microcredits=may_spend,

@@ -31,20 +31,13 @@ UPDATE_GRANT = "UPDATE grants SET remaining_microcredits = ? WHERE subscriber_id
 UPDATE_AUTHORIZATION = """
     UPDATE authorizations SET charged_microcredits = ?, reserved_microcredits = ? WHERE authorization_id = ?
 """
-CAPTURE_RESERVATION = """
-    UPDATE reservations SET captured_microcredits = ?, captured_usage = ?, delivered_microcredits = ?
-    WHERE reservation_id = ? AND state = 'ACTIVE'
-"""
-EXTEND_RESERVATION = """
-    UPDATE reservations SET captured_microcredits = ?, captured_usage = ?, delivered_microcredits = ?,
-        reserved_microcredits = ?, allocations = ?
-    WHERE reservation_id = ? AND state = 'ACTIVE'
-"""
-CLOSE_RESERVATION = """
-    UPDATE reservations SET captured_microcredits = ?, captured_usage = ?, delivered_microcredits = ?,
-        reserved_microcredits = ?, allocations = ?, state = ?, close_cause = ?, close_time_us = ?
-    WHERE reservation_id = ? AND state = 'ACTIVE'
-"""
+_CAPTURED = "UPDATE reservations SET captured_microcredits = ?, captured_usage = ?, delivered_microcredits = ?"
+_EXTENDED = f"{_CAPTURED}, reserved_microcredits = ?, allocations = ?"
+_CLOSED = f"{_EXTENDED}, state = ?, close_cause = ?, close_time_us = ?"
+_IF_ACTIVE = "WHERE reservation_id = ? AND state = 'ACTIVE'"
+CAPTURE_RESERVATION = f"{_CAPTURED} {_IF_ACTIVE}"
+EXTEND_RESERVATION = f"{_EXTENDED} {_IF_ACTIVE}"
+CLOSE_RESERVATION = f"{_CLOSED} {_IF_ACTIVE}"
 
 
 def save(connection: sqlite3.Connection, books: Books, loaded: Mapping[str, Reservation]) -> None:

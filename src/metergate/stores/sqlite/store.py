@@ -1,13 +1,10 @@
 """LedgerStore on SQLite."""
 
 import asyncio
-import sqlite3
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Self, cast
 
-from metergate.core.errors import IdConflict, ResourceNotFound
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
@@ -25,12 +22,10 @@ from metergate.core.reservation import Owner
 from metergate.core.rows import ApiKey, Authorization, Grant, Wallet
 from metergate.ports import Clock
 from metergate.stores.group_commit import GroupCommit
-from metergate.stores.sqlite import codec
+from metergate.stores.sqlite import setting_up
 from metergate.stores.sqlite.connection import FileLock, check_path
 from metergate.stores.sqlite.reader import SqliteLedgerReader
 from metergate.stores.sqlite.writer import SetUp, SqliteWriter, WriteOperation
-
-# ruff: noqa: S608 - every SQL text is put together from constants; values are bound
 
 
 class SqliteLedgerStore(SqliteLedgerReader):
@@ -124,16 +119,21 @@ class SqliteLedgerStore(SqliteLedgerReader):
         return cast(Authorization, await self._commits.submit(operation, is_new_work=True))
 
     async def add_key(self, key: ApiKey) -> ApiKey:
-        """Record a key's hash; ResourceNotFound without its authorization, IdConflict if the id is another's."""
-        return cast(ApiKey, await self._set_up(SetUp(lambda connection: _add_key(connection, key))))
+        """Record a key's hash, or answer with the first, revoked or not.
+
+        ResourceNotFound without its authorization, IdConflict if the id or the secret is another key's.
+        """
+        return cast(ApiKey, await self._set_up(SetUp(lambda connection: setting_up.add_key(connection, key))))
 
     async def revoke_key(self, key_id: str, now_us: int) -> ApiKey:
         """Revoke a key; ResourceNotFound if there is none. A second revocation keeps the first's time."""
-        return cast(ApiKey, await self._set_up(SetUp(lambda connection: _revoke_key(connection, key_id, now_us))))
+        return cast(
+            ApiKey, await self._set_up(SetUp(lambda connection: setting_up.revoke_key(connection, key_id, now_us)))
+        )
 
     async def add_rate_cards(self, cards: Sequence[RateCard]) -> None:
         """Record rate cards for audits; IdConflict if one was recorded with other prices: cards are immutable."""
-        await self._set_up(SetUp(lambda connection: _add_rate_cards(connection, tuple(cards))))
+        await self._set_up(SetUp(lambda connection: setting_up.add_rate_cards(connection, tuple(cards))))
 
     async def _set_up(self, set_up: SetUp) -> object:
         return await self._commits.submit(set_up, is_new_work=True)
@@ -148,45 +148,3 @@ def _lock_and_open(path: Path, writer: SqliteWriter, create: bool) -> FileLock:
         lock.release()
         raise
     return lock
-
-
-def _find_key(connection: sqlite3.Connection, key_id: str) -> ApiKey | None:
-    columns = connection.execute(f"SELECT {codec.KEY} FROM keys WHERE key_id = ?", (key_id,)).fetchone()
-    return None if columns is None else codec.key(columns)
-
-
-def _add_key(connection: sqlite3.Connection, key: ApiKey) -> ApiKey:
-    first = _find_key(connection, key.key_id)
-    if first is not None:
-        if (first.secret_hash, first.authorization_id) != (key.secret_hash, key.authorization_id):
-            raise IdConflict(resource="key", id=key.key_id)
-        return first
-    of_authorization = "SELECT 1 FROM authorizations WHERE authorization_id = ?"
-    if connection.execute(of_authorization, (key.authorization_id,)).fetchone() is None:
-        raise ResourceNotFound(resource_name=f"authorizations/{key.authorization_id}")
-    connection.execute(f"INSERT INTO keys ({codec.KEY}) VALUES (?, ?, ?, ?, ?)", codec.key_columns(key))
-    return key
-
-
-def _revoke_key(connection: sqlite3.Connection, key_id: str, now_us: int) -> ApiKey:
-    key = _find_key(connection, key_id)
-    if key is None:
-        raise ResourceNotFound(resource_name=f"keys/{key_id}")
-    if key.revoke_time_us is not None:
-        return key
-    connection.execute("UPDATE keys SET revoke_time_us = ? WHERE key_id = ?", (now_us, key_id))
-    return replace(key, revoke_time_us=now_us)
-
-
-def _add_rate_cards(connection: sqlite3.Connection, cards: Sequence[RateCard]) -> None:
-    select = f"SELECT {codec.RATE_CARD} FROM rate_cards WHERE rate_card_id = ?"
-    new: dict[str, RateCard] = {}
-    for card in cards:
-        columns = connection.execute(select, (card.rate_card_id,)).fetchone()
-        first = new.get(card.rate_card_id) if columns is None else codec.rate_card(columns)
-        if first is None:
-            new[card.rate_card_id] = card
-        elif first != card:
-            raise IdConflict(resource="rate card", id=card.rate_card_id)
-    insert = f"INSERT INTO rate_cards ({codec.RATE_CARD}) VALUES (?, ?, ?, ?, ?)"
-    connection.executemany(insert, [codec.rate_card_columns(card) for card in new.values()])

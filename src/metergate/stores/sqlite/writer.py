@@ -14,10 +14,11 @@ from pathlib import Path
 
 from metergate.core.books import Books
 from metergate.core.errors import LedgerInvariantBroken, MetergateError, StoreRefused, StoreUnavailable
-from metergate.core.ledger import Ledger, Operation, Outcome, place
+from metergate.core.ledger import Ledger, Operation, Outcome, check_ids_of, place
 from metergate.core.operations import Recover, Reserve
 from metergate.core.reservation import Owner, Reservation, ReservationState
 from metergate.ports import Clock
+from metergate.stores.sqlite import codec
 from metergate.stores.sqlite.connection import FileIdentity, open_for_writing
 from metergate.stores.sqlite.loading import Loader
 from metergate.stores.sqlite.saving import RowsMissing, save
@@ -144,9 +145,14 @@ class SqliteWriter:
         return Owner(owner_id=owner_id, epoch=epoch)
 
     def _recover(self) -> None:
-        """Settle every ACTIVE reservation that is not this epoch's, in bounded batches."""
-        count = 0
-        while rows := self._abandoned():
+        """Settle every ACTIVE reservation that is not this epoch's, in bounded batches.
+
+        One that cannot be settled stays ACTIVE, for people to look into: it must not keep all others shut out.
+        """
+        position: codec.Columns = ("", "", "")
+        settled = 0
+        while rows := self._abandoned(position):
+            position = rows[-1][1:]
             now_us = self._clock.now_us()
             results = self.commit(
                 [
@@ -157,25 +163,27 @@ class SqliteWriter:
                         survivor=self._owner,
                         now_us=now_us,
                     )
-                    for reservation_id, subscriber_id in rows
+                    for reservation_id, subscriber_id, _, _ in rows
                 ]
             )
-            refusals = [result for result in results if isinstance(result, MetergateError)]
-            if refusals:
-                self.close()
-                problem = f"{len(refusals)} reservations cannot be recovered: {refusals[0]}"
-                raise StoreRefused(path=str(self._path), problem=problem)
-            count += len(rows)
-        if count:
-            logger.warning("recovered %d reservations that another epoch left open in %s", count, self._path)
+            for (reservation_id, *_), result in zip(rows, results, strict=True):
+                if isinstance(result, MetergateError):
+                    logger.error("reservation %r cannot be recovered and stays open: %s", reservation_id, result)
+                else:
+                    settled += 1
+        if settled:
+            logger.warning("recovered %d reservations that another epoch left open in %s", settled, self._path)
 
-    def _abandoned(self) -> list[tuple[str, str]]:
+    def _abandoned(self, after: codec.Columns) -> list[codec.Columns]:
+        """The next batch of other epochs' ACTIVE reservations, in the order of the index that finds them."""
         assert self._connection is not None
         try:
             return self._connection.execute(
-                "SELECT reservation_id, subscriber_id FROM reservations INDEXED BY reservations_active "
-                "WHERE state = 'ACTIVE' AND (owner_id, owner_epoch) <> (?, ?) LIMIT ?",
-                (self._owner.owner_id, self._owner.epoch, RECOVERY_BATCH),
+                "SELECT reservation_id, subscriber_id, authorization_id, request_id "
+                "FROM reservations INDEXED BY reservations_active WHERE state = 'ACTIVE' "
+                "AND (subscriber_id, authorization_id, request_id) > (?, ?, ?) AND (owner_id, owner_epoch) <> (?, ?) "
+                "ORDER BY subscriber_id, authorization_id, request_id LIMIT ?",
+                (*after, self._owner.owner_id, self._owner.epoch, RECOVERY_BATCH),
             ).fetchall()
         except sqlite3.Error as exc:
             self._fail(exc)
@@ -224,15 +232,23 @@ class SqliteWriter:
     def _transact(self, connection: sqlite3.Connection, operations: Sequence[WriteOperation]) -> list[Result]:
         results: list[Result] = [None] * len(operations)
         connection.execute("BEGIN IMMEDIATE")
-        books = Loader(connection, self._open).load([op for op in operations if not isinstance(op, SetUp)])
-        loaded = dict(books.reservations.rows)
-        ledger = Ledger(books)
+        to_decide: list[tuple[int, Operation]] = []
         set_ups: list[tuple[int, SetUp]] = []
         for position in _positions_in_order(operations):
             operation = operations[position]
             if isinstance(operation, SetUp):
                 set_ups.append((position, operation))
                 continue
+            try:
+                check_ids_of(operation)
+            except MetergateError as refusal:
+                results[position] = refusal
+            else:
+                to_decide.append((position, operation))
+        books = Loader(connection, self._open).load([operation for _, operation in to_decide])
+        loaded = dict(books.reservations.rows)
+        ledger = Ledger(books)
+        for position, operation in to_decide:
             try:
                 results[position] = self._decide(ledger, operation)
             except MetergateError as refusal:
@@ -291,10 +307,9 @@ class SqliteWriter:
 
 
 def _positions_in_order(operations: Sequence[WriteOperation]) -> list[int]:
-    """Where the operations are, in the order they are decided in."""
+    """Where the operations are, in the order they are decided in: set-ups after all the rest."""
     return sorted(range(len(operations)), key=lambda position: _place(operations[position]))
 
 
-def _place(operation: WriteOperation) -> int:
-    # A set-up's place does not matter: it runs after all the rest.
-    return 0 if isinstance(operation, SetUp) else place(operation)
+def _place(operation: WriteOperation) -> tuple[bool, int]:
+    return (True, 0) if isinstance(operation, SetUp) else (False, place(operation))

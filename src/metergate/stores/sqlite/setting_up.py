@@ -1,0 +1,61 @@
+"""Keys and rate cards: written beside the ledger, each checked before the first row is written."""
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+
+from metergate.core.errors import IdConflict, ResourceNotFound
+from metergate.core.ids import check_ids
+from metergate.core.rating import RateCard
+from metergate.core.rows import ApiKey
+from metergate.stores.sqlite import codec
+
+# ruff: noqa: S608 - every SQL text is put together from constants; values are bound
+
+
+def add_key(connection: sqlite3.Connection, key: ApiKey) -> ApiKey:
+    """Record a key, or return the one that was recorded with this id, secret and authorization."""
+    check_ids(key_id=key.key_id)
+    first = _find_key(connection, key.key_id)
+    if first is not None:
+        if (first.secret_hash, first.authorization_id) != (key.secret_hash, key.authorization_id):
+            raise IdConflict(resource="key", id=key.key_id)
+        return first
+    of_authorization = "SELECT 1 FROM authorizations WHERE authorization_id = ?"
+    if connection.execute(of_authorization, (key.authorization_id,)).fetchone() is None:
+        raise ResourceNotFound(resource_name=f"authorizations/{key.authorization_id}")
+    if connection.execute("SELECT 1 FROM keys WHERE secret_hash = ?", (key.secret_hash,)).fetchone() is not None:
+        raise IdConflict(resource="key", id=key.key_id)
+    connection.execute(f"INSERT INTO keys ({codec.KEY}) VALUES (?, ?, ?, ?, ?)", codec.key_columns(key))
+    return key
+
+
+def revoke_key(connection: sqlite3.Connection, key_id: str, now_us: int) -> ApiKey:
+    """Record when a key was revoked first; ResourceNotFound if there is none."""
+    key = _find_key(connection, key_id)
+    if key is None:
+        raise ResourceNotFound(resource_name=f"keys/{key_id}")
+    if key.revoke_time_us is not None:
+        return key
+    connection.execute("UPDATE keys SET revoke_time_us = ? WHERE key_id = ?", (now_us, key_id))
+    return replace(key, revoke_time_us=now_us)
+
+
+def add_rate_cards(connection: sqlite3.Connection, cards: Sequence[RateCard]) -> None:
+    """Record the cards that are new; IdConflict, having recorded none, if one is known with other content."""
+    select = f"SELECT {codec.RATE_CARD} FROM rate_cards WHERE rate_card_id = ?"
+    new: dict[str, RateCard] = {}
+    for card in cards:
+        columns = connection.execute(select, (card.rate_card_id,)).fetchone()
+        first = new.get(card.rate_card_id) if columns is None else codec.rate_card(columns)
+        if first is None:
+            new[card.rate_card_id] = card
+        elif first != card:
+            raise IdConflict(resource="rate card", id=card.rate_card_id)
+    insert = f"INSERT INTO rate_cards ({codec.RATE_CARD}) VALUES (?, ?, ?, ?, ?)"
+    connection.executemany(insert, [codec.rate_card_columns(card) for card in new.values()])
+
+
+def _find_key(connection: sqlite3.Connection, key_id: str) -> ApiKey | None:
+    columns = connection.execute(f"SELECT {codec.KEY} FROM keys WHERE key_id = ?", (key_id,)).fetchone()
+    return None if columns is None else codec.key(columns)
