@@ -64,7 +64,12 @@ def test_the_values_of_the_message_are_metadata_and_the_charge_is_named() -> Non
 
 @pytest.mark.parametrize(
     "error",
-    [errors.StoreUnavailable(), errors.ShuttingDown(), errors.BackendUnavailable(model_id="m", problem="p")],
+    [
+        errors.StoreUnavailable(),
+        errors.ShuttingDown(),
+        errors.Overloaded(limit="2 requests at once"),
+        errors.BackendUnavailable(model_id="m", problem="p"),
+    ],
 )
 def test_what_may_work_again_says_when_to_retry(error: errors.MetergateError) -> None:
     assert detail(to_status(error), RetryInfo).retry_delay.seconds == 1

@@ -200,6 +200,14 @@ class StoreUnavailable(MetergateError):
 
 
 @dataclass(kw_only=True, eq=False)
+class Overloaded(MetergateError):
+    """The gateway is overloaded: it has {limit}."""
+
+    reason: ClassVar[str] = "OVERLOADED"
+    limit: str  # "1000 requests at once"
+
+
+@dataclass(kw_only=True, eq=False)
 class ShuttingDown(MetergateError):
     """The gateway is shutting down."""
 

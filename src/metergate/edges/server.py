@@ -17,7 +17,9 @@ class ServerLimits:
     """What one server takes."""
 
     message_bytes_max: int = 4 * 1024 * 1024  # a request of a million tokens; more than any model on sale reads
-    calls_max: int = 10_000  # at once; at 100 kB a stream that is 1 GB
+    # At once, of all services. gRPC itself refuses more, with a status that names no reason: so it lies well above what
+    # the metering takes, and an app that is refused is told why. At 100 kB a call this is 400 MB.
+    calls_max: int = 4_000
     call_seconds_max: float = 660.0  # longer than any request runs and settles
     # An app's channel then connects anew, unnoticed. gRPC cannot end one call of an app that does not read, only its
     # connection: without an age such calls would keep their places for ever.

@@ -32,6 +32,8 @@ STATUS_CODES: dict[type[errors.MetergateError], grpc.StatusCode] = {
     errors.BackendUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
+    # Not RESOURCE_EXHAUSTED: that is a limit of the caller's own, and clients do not try another gateway for it.
+    errors.Overloaded: grpc.StatusCode.UNAVAILABLE,
     errors.ReservationNotOwned: grpc.StatusCode.UNAVAILABLE,  # another process settles it
 }
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 class Limits:
     """Times are seconds; texts are measured in characters (code points), each of which is at most four tokens."""
 
+    # At once; more are refused before any work is done for them. Two hundred streams of 50 tokens a second fill a core:
+    # beyond a thousand, each more would slow all, and a backend's connections (1,024) run out.
+    requests_max: int = 1_000
     # Set aside ahead of delivery. Small, because other requests of the wallet need credit too; large enough that a
     # stream of 50 tokens a second extends its reservation about once a second.
     slice_tokens: int = 64

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import msgspec
 
 from metergate.core.catalog import Catalog, Model
-from metergate.core.errors import DeadlineExceeded, MetergateError, ModelNotAllowed, ShuttingDown
+from metergate.core.errors import DeadlineExceeded, MetergateError, ModelNotAllowed, Overloaded, ShuttingDown
 from metergate.core.inference import InferenceRequest, Prompt
 from metergate.core.operations import Replayed, Reserve, Reserved, Settle
 from metergate.core.receipts import Admission, Completion, Quote, Receipt
@@ -198,7 +198,7 @@ class Metering:
 
     @asynccontextmanager
     async def _call(self, start: CallStart, time_left_seconds: float | None) -> AsyncIterator[Call]:
-        """Let a call in, unless the gateway drains, and see to it that it is seen to end."""
+        """Let a call in, unless the gateway drains or is full, and see to it that it is seen to end."""
         call = Call(
             observer=self._observer.call_began(start),
             began_seconds=self._services.monotonic(),
@@ -210,6 +210,8 @@ class Metering:
         try:
             if self._is_draining:
                 raise ShuttingDown
+            if self._calls > self._services.limits.requests_max:
+                raise Overloaded(limit=f"{self._services.limits.requests_max} requests at once")
             yield call
         except BaseException as exc:
             error = exc
