@@ -23,9 +23,10 @@ from metergate.edges.pages import PageTokens
 from metergate.edges.server import ServerHandle, ServerLimits, start_server
 from metergate.metering.limits import Limits
 from metergate.metering.use_case import Metering
-from metergate.ports import Backend, LedgerStore, Tokenizer
+from metergate.ports import Backend, LedgerStore, Observer, Tokenizer
 from metergate.stores.sqlite import SqliteLedgerStore
 from metergate.telemetry.fan_out import FanOut
+from metergate.telemetry.logs import RequestLog
 from metergate.tokenizers.open import TokenizerSpec, open_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Gateway:
             backends = {backend_id: _open_backend(config, backend_id) for backend_id in config.backends}
             for backend in backends.values():
                 opened.push_async_callback(backend.close)
+            observers = _open_observers(config, opened)
             metering = Metering(
                 ledger=ledger,
                 catalog=catalog,
@@ -83,7 +85,7 @@ class Gateway:
                 new_id=_new_id,
                 monotonic=time.monotonic,
                 limits=_limits(config),
-                observer=FanOut(),
+                observer=FanOut(observers),
             )
             server = await _start_server(config, ledger, catalog, metering, clock)
             gateway = cls(config=config, ledger=ledger, metering=metering, server=server)
@@ -112,6 +114,18 @@ class Gateway:
         """Close the listener, then the backends, then the store."""
         await self._server.server.stop(LAST_WORDS_SECONDS)
         await self._closing.aclose()
+
+
+def _open_observers(config: Config, opened: AsyncExitStack) -> list[Observer]:
+    observers: list[Observer] = [RequestLog(time.monotonic)]
+    if config.traces.endpoint is not None:
+        # Imported only where it is wanted: OpenTelemetry is an optional extra.
+        from metergate.telemetry.traces import Traces
+
+        traces = Traces.to_collector(config.traces.endpoint, sample_ratio=config.traces.sample_ratio)
+        opened.push_async_callback(traces.close)
+        observers.append(traces)
+    return observers
 
 
 def _new_id() -> str:

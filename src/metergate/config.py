@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -90,6 +91,20 @@ class Limits(_Table):
     replay_seconds: Seconds = 120.0
     # What those texts hold in all: about a thousand long answers.
     replay_characters_max: int = Field(default=4_000_000, ge=0, le=4_000_000_000)
+
+
+class Logs(_Table):
+    """What the process writes to stderr."""
+
+    format: Literal["auto", "json", "text"] = "auto"  # auto: text where stderr is a terminal, else JSON
+    level: Literal["debug", "info", "warning", "error"] = "info"  # info has one line a request
+
+
+class Traces(_Table):
+    """Where OpenTelemetry spans go."""
+
+    endpoint: Url | None = None  # of an OTLP collector that takes HTTP: http://127.0.0.1:4318; None: no spans
+    sample_ratio: float = Field(default=1.0, ge=0, le=1, allow_inf_nan=False)  # share of traces that is recorded
 
 
 class _BackendTable(_Table):
@@ -190,6 +205,8 @@ class _File(_Table):
     listener: Listener = Listener()
     store: Store
     limits: Limits = Limits()
+    logs: Logs = Logs()
+    traces: Traces = Traces()
     backends: dict[Id, BackendTable] = Field(min_length=1)
     models: dict[Id, ModelTable] = Field(min_length=1)
     rate_cards: list[RateCardTable] = Field(min_length=1)
@@ -203,6 +220,8 @@ class Config:
     listener: Listener
     store_path: Path
     limits: Limits
+    logs: Logs
+    traces: Traces
     backends: Mapping[str, OpenAIBackendTable | GrpcBackendTable]
     models: Mapping[str, ModelTable]
     rate_cards: tuple[RateCard, ...]
@@ -228,7 +247,11 @@ def load_config(path: Path) -> Config:
         file = _File.model_validate(document)
     except ValidationError as exc:
         raise ConfigInvalid(path, *(_problem_of(error, document) for error in exc.errors())) from None
-    problems = [*_semantic_problems(file, path.parent), *_environment_problems(file.backends)]
+    problems = [
+        *_semantic_problems(file, path.parent),
+        *_environment_problems(file.backends),
+        *_installation_problems(file),
+    ]
     if problems:
         raise ConfigInvalid(path, *problems)
     return Config(
@@ -236,6 +259,8 @@ def load_config(path: Path) -> Config:
         listener=file.listener,
         store_path=path.parent / file.store.path,
         limits=file.limits,
+        logs=file.logs,
+        traces=file.traces,
         backends=file.backends,
         models=file.models,
         rate_cards=tuple(table.card() for table in file.rate_cards),
@@ -331,6 +356,18 @@ def _environment_problems(backends: Mapping[str, OpenAIBackendTable | GrpcBacken
         if backend.api_key_env and not _api_key(backend):
             problem = f"the environment variable {backend.api_key_env} is not set"
             yield ConfigProblem(f"backends.{backend_id}.api_key_env", problem)
+
+
+def _installation_problems(file: _File) -> Iterator[ConfigProblem]:
+    if file.traces.endpoint is not None and not _is_installed("opentelemetry.exporter.otlp.proto.http"):
+        yield ConfigProblem("traces.endpoint", "needs OpenTelemetry: pip install 'metergate[otel]'")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even what it is in
+        return False
 
 
 def _semantic_problems(file: _File, folder: Path) -> Iterator[ConfigProblem]:

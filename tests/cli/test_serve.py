@@ -54,7 +54,7 @@ def serving(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
             lines = []
             for line in gateway.stderr:
                 lines.append(line)
-                if " serving " in line:
+                if "serving " in line:
                     break
             yield gateway, "".join(lines)
         finally:

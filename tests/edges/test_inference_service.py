@@ -280,7 +280,8 @@ async def test_a_defect_is_internal_and_logged_without_the_prompt(edge: Edge, ca
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert refusal.message == "The gateway failed."
     assert "metergate.v1.InferenceService.Complete failed: ValueError" in caplog.text
-    assert "password" not in caplog.text
+    assert "raise self.error" in vars(caplog.records[-1])["exception"]
+    assert "password" not in caplog.text + str(vars(caplog.records[-1]))
     edge.metering.error = LedgerInvariantBroken(problem="a secret")
     refusal = await refused(edge.inference.Complete(complete_request(), metadata=AUTHORIZED))
     assert (refusal.reason, refusal.metadata) == ("INTERNAL", {})

@@ -7,8 +7,8 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from metergate.core import errors
-from metergate.edges.calls import describe
 from metergate.edges.status import STATUS_CODES, VIOLATIONS_MAX, to_status
+from metergate.telemetry.failures import describe
 
 # Defects, and what can only happen while the gateway is set up: to an app, all of it is "the gateway failed".
 INTERNAL_ON_PURPOSE = {

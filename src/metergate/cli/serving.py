@@ -3,29 +3,29 @@
 import asyncio
 import logging
 import signal
-import sys
 from pathlib import Path
 
 import uvloop
-from rich.console import Console
-from rich.logging import RichHandler
 
 from metergate.app import Gateway
 from metergate.cli.parameters import DEFAULT_CONFIG, ConfigFile
 from metergate.config import Config, load_config
+from metergate.telemetry.log_lines import log_lines, report_loop_error
 
 logger = logging.getLogger(__name__)
 
 
 def serve(config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Serve apps until SIGTERM or Ctrl-C; then admit nothing more, end what runs, and exit with 0."""
-    _log_to_stderr()
-    uvloop.run(_serve(load_config(config), config))
+    loaded = load_config(config)
+    with log_lines(loaded.logs.format, loaded.logs.level):
+        uvloop.run(_serve(loaded, config))
 
 
 async def _serve(config: Config, file: Path) -> None:
     # Before the port listens: whoever found it open may tell the process to stop, and it stops in good order.
     told_to_stop = _stop_signals()
+    asyncio.get_running_loop().set_exception_handler(report_loop_error)
     async with await Gateway.open(config) as gateway:
         host = config.listener.address.rpartition(":")[0]
         models = ", ".join(config.models)
@@ -50,15 +50,3 @@ def _stop_signals() -> asyncio.Event:
     for number in numbers:
         loop.add_signal_handler(number, stop)
     return told_to_stop
-
-
-def _log_to_stderr() -> None:
-    """Coloured columns for a person, one plain line an event for everything else."""
-    handler: logging.Handler
-    if sys.stderr.isatty():
-        handler = RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=False)
-        handler.setFormatter(logging.Formatter("%(message)s", datefmt="%X"))
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])

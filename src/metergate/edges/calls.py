@@ -5,7 +5,6 @@ In: the key, the size, the decoding, unknown fields (L8). Out: errors become sta
 
 import asyncio
 import logging
-import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -16,25 +15,23 @@ from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.unknown_fields import UnknownFieldSet
 from grpc_status import rpc_status
 
-from metergate.core.errors import MessageTooLarge, MetergateError, RequestInvalid, Violation
+from metergate.core.errors import AuthorizationRevoked, MessageTooLarge, RequestInvalid, Unauthenticated, Violation
 from metergate.core.rows import Authorization
 from metergate.edges.auth import Authenticator
 from metergate.edges.status import status_code, to_status
 from metergate.edges.violations import Violations
+from metergate.telemetry.failures import describe
 
 # Where a larger request has its unknown field is not worth holding the event loop for.
 _SEARCHED_BYTES_MAX = 16 * 1024
 
 _log = logging.getLogger(__name__)
 
-# A traceback deeper than this is a recursion; its last calls tell which.
-_FRAMES_MAX = 30
-
-# More causes than this are a loop of retries; the latest tell enough.
-_CAUSES_MAX = 5
-
 # An app that reads has a status at once; one that stopped reading gets it behind all it did not read, or never.
 STATUS_SECONDS_MAX = 2.0
+
+# What never becomes a request, and so would leave no line in the log.
+_REFUSED_HERE = (Unauthenticated, AuthorizationRevoked, MessageTooLarge, RequestInvalid)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -124,7 +121,9 @@ def _unknown_fields(message: Message, path: str) -> Iterator[tuple[str, int]]:
 
 async def _refuse(context: Context, error: Exception, method: str) -> None:
     if status_code(error) is grpc.StatusCode.INTERNAL:
-        _log.error("%s failed: %s", method, describe(error))
+        _log.error("%s failed: %s", method, type(error).__name__, extra={"exception": describe(error)})
+    elif isinstance(error, _REFUSED_HERE):
+        _log.info("call refused", extra={"method": method, "outcome": error.reason, "peer": context.peer()})
     status = rpc_status.to_status(to_status(error))
     try:
         async with asyncio.timeout(STATUS_SECONDS_MAX):
@@ -133,15 +132,3 @@ async def _refuse(context: Context, error: Exception, method: str) -> None:
         _log.info("%s: the app does not read, its status is left to gRPC", method)
     except grpc.aio.InternalError:
         _log.info("%s: the app was gone before its status", method)
-
-
-def describe(error: BaseException) -> str:
-    """Where an error came from, by type and traceback: foreign errors' texts may quote a prompt (L11)."""
-    lines: list[str] = []
-    link: BaseException | None = error
-    while link is not None and len(lines) < _CAUSES_MAX:
-        text = f": {link}" if isinstance(link, MetergateError) and not isinstance(link, RequestInvalid) else ""
-        frames = "".join(traceback.format_tb(link.__traceback__, limit=-_FRAMES_MAX))
-        lines.append(f"{type(link).__qualname__}{text}\n{frames}")
-        link = link.__cause__ or link.__context__
-    return "caused by ".join(lines)

@@ -1,0 +1,182 @@
+"""How log lines look, and the thread that writes them.
+
+Every line of the process goes through here, those of libraries too, and each is one line: JSON for machines, coloured
+text for people. Nothing but what is named in ``FIELDS`` becomes a field, and of an error's own text nothing is shown
+(L11). A request never waits for the reader of the log.
+"""
+
+import asyncio
+import logging
+import os
+import queue
+import select
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
+
+import msgspec
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+from metergate.telemetry.failures import describe
+from metergate.telemetry.printable import printable
+
+logger = logging.getLogger(__name__)
+
+Format = Literal["auto", "json", "text"]
+Level = Literal["debug", "info", "warning", "error"]
+
+# What a line may say besides its time, level, logger and event.
+FIELDS = frozenset(
+    {
+        *("verb", "request_id", "subscriber", "authorization", "app", "channel", "model", "trace_id"),
+        *("backend", "attempts", "problem", "method", "peer"),
+        *("outcome", "close_cause", "finish_reason", "reservation", "charge", "charged_microcredits", "tokens"),
+        *("deliveries", "seconds", "first_token_seconds"),
+        "exception",  # of ``failures.describe`` only
+    }
+)
+
+# Lines that wait for the reader of stderr: a second of the busiest gateway; at some 500 bytes a line, 4 MB.
+LINES_MAX = 8_192
+
+# A traceback is cut beyond this: 30 frames of two lines each fit.
+_EXCEPTION_CHARACTERS_MAX = 8_192
+
+# When the process ends, a reader that does not read is not waited for.
+_CLOSE_SECONDS_MAX = 1.0
+
+
+class LineWriter(logging.Handler):
+    """Writes lines to a file descriptor from a thread of its own.
+
+    While ``lines_max`` lines wait, because nobody reads the pipe or the disk is slow, further lines are dropped; how
+    many is the first thing that is written when it goes on.
+    """
+
+    def __init__(self, descriptor: int, *, lines_max: int = LINES_MAX) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lines: queue.Queue[bytes | None] = queue.Queue(lines_max)
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a line."""
+        try:
+            self._lines.put_nowait(self._line(record))
+        except queue.Full:
+            self._dropped += 1
+        except Exception:  # noqa: BLE001 - a line that cannot be made must not touch who logs it
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - named by logging
+        """Count a line that could not be made; logging's own way is to print it with all its arguments."""
+        self._dropped += 1
+
+    def close(self) -> None:
+        """Write what is queued, unless that takes too long, and stop."""
+        if self._thread.is_alive():
+            with suppress(queue.Full):
+                self._lines.put(None, timeout=_CLOSE_SECONDS_MAX)
+            self._thread.join(_CLOSE_SECONDS_MAX)
+        super().close()
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+
+    def _run(self) -> None:
+        while (line := self._lines.get()) is not None:
+            self._write(line)
+            if self._dropped and self._lines.empty():
+                self._tell_dropped()
+
+    def _tell_dropped(self) -> None:
+        dropped, self._dropped = self._dropped, 0
+        text = f"{dropped} log lines were dropped: nobody read them in time"
+        self._write(self._line(logger.makeRecord(logger.name, logging.WARNING, "", 0, text, (), None)))
+
+    def _write(self, line: bytes) -> None:
+        rest = memoryview(line)
+        try:
+            while rest:
+                try:
+                    rest = rest[os.write(self._descriptor, rest) :]
+                except BlockingIOError:
+                    select.select([], [self._descriptor], [])
+        except OSError:
+            self._dropped += 1  # the reader is gone
+
+
+@contextmanager
+def log_lines(wanted: Format, level: Level, descriptor: int | None = None) -> Iterator[None]:
+    """Write the log of this process to stderr (or ``descriptor``) until the end of the block.
+
+    ``level`` is that of Metergate's own lines; of libraries only warnings and errors are shown, because their debug
+    lines may quote what they carry.
+    """
+    target = sys.stderr.fileno() if descriptor is None else descriptor
+    writer = LineWriter(target)
+    writer.setFormatter(formatter(wanted, is_terminal=os.isatty(target)))
+    root, ours = logging.getLogger(), logging.getLogger("metergate")
+    before = root.level, ours.level
+    root.addHandler(writer)
+    root.setLevel(logging.WARNING)
+    ours.setLevel(level.upper())
+    logging.captureWarnings(capture=True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(capture=False)
+        root.removeHandler(writer)
+        root.setLevel(before[0])
+        ours.setLevel(before[1])
+        writer.close()
+
+
+def formatter(wanted: Format, *, is_terminal: bool) -> logging.Formatter:
+    """Make every record one line: JSON, or text with colours for a terminal."""
+    is_text = wanted == "text" or (wanted == "auto" and is_terminal)
+    renderer: Any = structlog.processors.JSONRenderer(serializer=_to_json)
+    if is_text:
+        renderer = structlog.dev.ConsoleRenderer(colors=is_terminal, sort_keys=False, pad_event_to=0)
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.processors.TimeStamper(fmt="iso", utc=not is_text),
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.stdlib.ExtraAdder(FIELDS),
+            _made_printable,
+            _with_error_described,
+        ],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+    )
+
+
+def report_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error that no task waited for; asyncio's own way shows the error's text and the arguments of calls."""
+    logger.error("an error that nothing waited for", exc_info=context.get("exception"))
+
+
+def _to_json(event: EventDict, **_: object) -> str:
+    return msgspec.json.encode(event).decode()
+
+
+def _made_printable(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    for name, value in event.items():
+        if isinstance(value, str) and name != "exception":
+            event[name] = printable(value)
+    return event
+
+
+def _with_error_described(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    exc_info = event.pop("exc_info", None)
+    error = exc_info[1] if isinstance(exc_info, tuple) else exc_info
+    if isinstance(error, BaseException):
+        event["exception"] = describe(error)
+    if "exception" in event:
+        event["exception"] = event["exception"][-_EXCEPTION_CHARACTERS_MAX:]
+    return event

@@ -1,0 +1,121 @@
+"""One line a request when it ends, and one for every backend that failed. Ids and numbers only, no text (L11)."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from metergate.core.errors import MetergateError
+from metergate.core.operations import Settle, Settled
+from metergate.core.reservation import Reservation
+from metergate.ports import CallObserver, CallStart, Commit, Delivery
+
+logger = logging.getLogger(__name__)
+
+# What an observer that has no trace context of its own sends along.
+_NOTHING: Mapping[str, str] = {}
+
+
+class RequestLog:
+    """Logs calls; ``monotonic`` returns seconds of a clock that never goes back."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+
+    def call_began(self, start: CallStart) -> CallObserver:
+        """Watch a call."""
+        return _CallLog(start, self._monotonic)
+
+    def committed(self, commit: Commit) -> None:
+        """Say nothing: the store logs its failures itself, and there are a thousand commits a second."""
+
+
+class _CallLog:
+    """What is known of one call so far."""
+
+    def __init__(self, start: CallStart, monotonic: Callable[[], float]) -> None:
+        self._start = start
+        self._monotonic = monotonic
+        self._began_seconds = monotonic()
+        self._first_token_seconds: float | None = None
+        self._reservation_id: str | None = None
+        self._backend_id: str | None = None
+        self._attempts = 0
+        self._deliveries = 0
+        self._settling: dict[str, Any] = {}
+
+    def admitted(self, reservation: Reservation, prompt_tokens: int) -> None:
+        """Note the reservation."""
+        self._reservation_id = reservation.reservation_id
+
+    def dispatched(self, backend_id: str) -> Mapping[str, str]:
+        """Note the attempt."""
+        self._backend_id = backend_id
+        self._attempts += 1
+        return _NOTHING
+
+    def failed_over(self, backend_id: str, problem: str) -> None:
+        """Log a backend's failure."""
+        fields = {"backend": backend_id, "problem": problem, "attempts": self._attempts}
+        logger.warning("backend failed", extra=_told(self._identity() | fields))
+
+    def delivered(self, delivery: Delivery) -> None:
+        """Count a delivery."""
+        self._deliveries += 1
+        if delivery.is_first:
+            self._first_token_seconds = self._monotonic() - self._began_seconds
+
+    def settled(self, operation: Settle, settled: Settled) -> None:
+        """Note what the request was charged."""
+        charge = settled.charge
+        self._settling = {"close_cause": operation.close_cause.value, "charged_microcredits": 0}
+        if charge is not None:
+            self._settling = {
+                "close_cause": charge.close_cause.value,
+                "finish_reason": charge.finish_reason.value,
+                "charge": charge.charge_id,
+                "charged_microcredits": charge.charged_microcredits,
+                "tokens": {token_class.value: tokens for token_class, tokens in charge.usage_counted},
+            }
+
+    def ended(self, error: BaseException | None) -> None:
+        """Log the request."""
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        first = self._first_token_seconds
+        fields = {
+            "outcome": outcome(error),
+            "seconds": round(self._monotonic() - self._began_seconds, 6),
+            "first_token_seconds": None if first is None else round(first, 6),
+            "backend": self._backend_id,
+            "attempts": self._attempts,
+            "deliveries": self._deliveries,
+            "reservation": self._reservation_id,
+        }
+        logger.info("request ended", extra=_told(self._identity() | fields | self._settling))
+
+    def _identity(self) -> dict[str, Any]:
+        start, caller = self._start, self._start.caller
+        return {
+            "verb": start.verb,
+            "request_id": start.request_id,
+            "subscriber": caller.subscriber_id,
+            "authorization": caller.authorization_id,
+            "app": caller.app_id,
+            "channel": caller.channel.value,
+            "model": start.model_id,
+        }
+
+
+def outcome(error: BaseException | None) -> str:
+    """How a call ended, in a word: OK, the reason that the app was told, or CANCELLED."""
+    if error is None:
+        return "OK"
+    if isinstance(error, asyncio.CancelledError):
+        return "CANCELLED"
+    return error.reason if isinstance(error, MetergateError) else MetergateError.reason
+
+
+def _told(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what does not apply to this call."""
+    return {name: value for name, value in fields.items() if value is not None and value != ""}
