@@ -220,9 +220,6 @@ class MemoryLedgerStore:
 
     # --- LedgerStore: audit -----------------------------------------------------------------------------------------
 
-    async def rate_cards(self) -> tuple[RateCard, ...]:
-        return tuple(self._cards.values())
-
     async def count_subscribers(self) -> int:
         return len(self.books.wallets.rows)
 
@@ -235,6 +232,7 @@ class MemoryLedgerStore:
             charged = {row.reservation_id for row in charges}
             yield SubscriberLedger(
                 wallet=wallet,
+                rate_cards=self._cards,
                 grants=tuple(self.books.grants_of(mine)),
                 authorizations=tuple(r for r in self.books.authorizations.rows.values() if r.subscriber_id == mine),
                 open_reservations=tuple(row for row in reservations if row.state is ReservationState.ACTIVE),

@@ -171,7 +171,7 @@ async def available(store: LedgerStore, now_us: int = NOW_US, subscriber_id: str
 
 async def differences(store: LedgerStore | SqliteLedgerReader) -> list[Difference]:
     """What the audit of the whole store finds."""
-    audit = Audit(await store.rate_cards())
+    audit = Audit()
     found: list[Difference] = []
     async for ledger in store.audit():
         found += await audit.check(ledger)

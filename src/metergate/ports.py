@@ -340,10 +340,6 @@ class LedgerStore(Protocol):
 
     # --- audit ------------------------------------------------------------------------------------------------------
 
-    async def rate_cards(self) -> tuple[RateCard, ...]:
-        """Every rate card that was ever recorded."""
-        ...
-
     async def count_subscribers(self) -> int:
         """How many wallets there are."""
         ...

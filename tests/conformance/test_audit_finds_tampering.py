@@ -1,5 +1,6 @@
 """The audit of a stored ledger names whatever another program changed in it."""
 
+import dataclasses
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fakes import FakeClock
-from ledger_rows import DAY_US, NOW_US, a_consent, a_grant, a_settle, a_wallet, differences, open_wallet, reserve
+from ledger_rows import CARD, DAY_US, NOW_US, a_consent, a_grant, a_settle, a_wallet, differences, open_wallet, reserve
 
 from metergate.core.audit import DifferenceKind
 from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore
@@ -82,7 +83,58 @@ TAMPERINGS = [
     ("UPDATE rate_cards SET prices = '[]'", DifferenceKind.PRICE),
     ("DELETE FROM rate_cards", DifferenceKind.PRICE),
     ("DELETE FROM wallets WHERE subscriber_id = 'bob'", DifferenceKind.SEQUENCE),
+    ("UPDATE transfers SET debit_account = 'goodwill' WHERE kind = 'GRANT'", DifferenceKind.TRANSFER),
+    ("UPDATE grants SET expire_time_us = NULL WHERE grant_id = 'expired'", DifferenceKind.TRANSFER),
+    ("UPDATE grants SET expire_time_us = expire_time_us + 2 WHERE grant_id = 'expired'", DifferenceKind.TRANSFER),
+    ("UPDATE transfers SET create_time_us = 1 WHERE kind = 'EXPIRY'", DifferenceKind.TRANSFER),
+    (
+        "UPDATE authorizations SET cap_microcredits = 138 WHERE subscriber_id = 'alice'",
+        DifferenceKind.AUTHORIZATION,
+    ),
+    ("UPDATE reservations SET captured_usage = '[]' WHERE state = 'ACTIVE'", DifferenceKind.PRICE),
+    ("UPDATE reservations SET model_id = 'other' WHERE state = 'ACTIVE'", DifferenceKind.PRICE),
+    ("UPDATE reservations SET request_id = 'request-of-one' WHERE state = 'ACTIVE'", DifferenceKind.CHARGE),
+    ("UPDATE charges SET provider_id = 'other'", DifferenceKind.CHARGE),
+    ("UPDATE charges SET app_id = 'other'", DifferenceKind.CHARGE),
+    ("UPDATE charges SET channel = 'CLOUD_PC'", DifferenceKind.CHARGE),
+    ("UPDATE charges SET counting_source = 'BACKEND'", DifferenceKind.CHARGE),
+    ("UPDATE charges SET content_hash = x'00'", DifferenceKind.CHARGE),
+    ("UPDATE charges SET close_cause = 'BACKEND_ERROR'", DifferenceKind.CHARGE),
+    ("UPDATE charges SET settle_time_us = 1", DifferenceKind.CHARGE),
+    ("UPDATE wallets SET subscriber_id = '' WHERE subscriber_id = 'bob'", DifferenceKind.WALLET),
+    ("UPDATE transfers SET subscriber_id = '' WHERE subscriber_id = 'bob'", DifferenceKind.WALLET),
+    ("UPDATE wallets SET state = 'CLOSED'", DifferenceKind.ROW),
+    ("UPDATE grants SET source = 'LOTTERY'", DifferenceKind.ROW),
+    ("UPDATE authorizations SET allowed_models = '{}'", DifferenceKind.ROW),
+    ("UPDATE reservations SET allocations = 'x' WHERE state = 'ACTIVE'", DifferenceKind.ROW),
+    ("UPDATE charges SET usage_counted = '[[\"GOLD\",1]]'", DifferenceKind.ROW),
+    ("UPDATE transfers SET kind = 'X' WHERE sequence = 1", DifferenceKind.ROW),
+    ('UPDATE rate_cards SET prices = \'[["PROMPT","9"]]\'', DifferenceKind.ROW),
 ]
+
+
+async def test_a_row_that_cannot_be_read_is_named_and_the_rest_is_still_audited(path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as tamperer:
+        tamperer.execute("UPDATE charges SET attempts = 'x' WHERE charge_id = 'charge-of-one'")
+        tamperer.execute("UPDATE grants SET remaining_microcredits = 9 WHERE subscriber_id = 'bob'")
+    reader = await SqliteLedgerReader.open_read_only(path)
+    found = await differences(reader)
+    await reader.close()
+    assert any("Row charges/charge-of-one of subscriber alice cannot be read" in one.sentence for one in found)
+    assert (DifferenceKind.GRANT, "bob") in {(one.kind, one.subscriber_id) for one in found}
+
+
+async def test_a_rate_card_that_is_recorded_during_the_audit_makes_no_difference(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    store = await SqliteLedgerStore.open(path, clock=FakeClock(NOW_US), owner_id="gateway-1", create=True)
+    await open_wallet(store, a_grant())
+    reader = await SqliteLedgerReader.open_read_only(path)
+    await store.add_rate_cards([dataclasses.replace(CARD, rate_card_id="card-2", effective_time_us=5)])
+    await reserve(store, "one", rate_card_id="card-2")
+    await store.settle(a_settle(9, "one", owner=store.owner))
+    assert await differences(reader) == []
+    await reader.close()
+    await store.close()
 
 
 @pytest.mark.parametrize(("sql", "kind"), TAMPERINGS, ids=[sql[:60] for sql, _ in TAMPERINGS])

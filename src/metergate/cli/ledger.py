@@ -43,7 +43,7 @@ async def _verify(path: Path) -> tuple[Audit, list[Difference], int]:
     terminal = Console(stderr=True)
     progress = Progress(console=terminal, transient=True, disable=not terminal.is_terminal)
     async with reading(path) as ledger:
-        audit = Audit(await ledger.rate_cards())
+        audit = Audit()
         with progress:
             bar = progress.add_task("subscribers", total=await ledger.count_subscribers())
             async for subscriber in ledger.audit():

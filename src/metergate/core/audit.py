@@ -4,11 +4,12 @@ Charges and transfers are streamed and aggregated by grant and authorization, so
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from metergate.core.errors import RateCardInvalid
+from metergate.core.grants import is_expired
 from metergate.core.rating import RateCard, rate_ceil
 from metergate.core.reservation import Reservation
 from metergate.core.rows import (
@@ -22,8 +23,10 @@ from metergate.core.rows import (
     Transfer,
     TransferKind,
     Wallet,
+    funding_account,
     grant_account,
 )
+from metergate.core.usage import Usage
 
 # Differences named for one subscriber; a ledger with more is as broken as it can be.
 DIFFERENCES_MAX = 1_000
@@ -52,6 +55,7 @@ class DifferenceKind(StrEnum):
     PRICE = "PRICE"
     WALLET = "WALLET"
     TOTAL = "TOTAL"
+    ROW = "ROW"  # what is stored cannot be read as what it should be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +69,19 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadableRow:
+    """A stored row that could not be read."""
+
+    row_name: str  # its table and id: "charges/0f3c..."
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriberLedger:
     """Everything the ledger holds of one subscriber, for the audit. Sequences are read once, in order, lazily."""
 
     wallet: Wallet
+    rate_cards: Mapping[str, RateCard]  # every one that was ever recorded, by id; the same for all subscribers
     grants: tuple[Grant, ...]
     authorizations: tuple[Authorization, ...]
     open_reservations: tuple[Reservation, ...]
@@ -76,13 +89,13 @@ class SubscriberLedger:
     charge_ids_without_settled_reservation: tuple[str, ...]  # none at all, not SETTLED, or of other content
     charges: AsyncIterator[Charge]  # in order of settling
     transfers: AsyncIterator[Transfer]  # in order of sequence
+    unreadable_rows: list[UnreadableRow] = field(default_factory=list)  # grows while charges and transfers are read
 
 
 class Audit:
     """The audit of a whole ledger: ``check`` each subscriber, then ``check_totals``."""
 
-    def __init__(self, cards: Iterable[RateCard]) -> None:
-        self._cards = {card.rate_card_id: card for card in cards}
+    def __init__(self) -> None:
         self.subscribers = 0
         self.charges = 0
         self.transfers = 0
@@ -93,7 +106,7 @@ class Audit:
 
     async def check(self, ledger: SubscriberLedger) -> tuple[Difference, ...]:
         """Every difference in one subscriber's books, DIFFERENCES_MAX at most."""
-        check = _SubscriberCheck(ledger, self._cards)
+        check = _SubscriberCheck(ledger)
         await check.run()
         self.subscribers += 1
         self.charges += check.charges
@@ -115,9 +128,8 @@ class Audit:
 class _SubscriberCheck:
     """One subscriber's sums while they are made."""
 
-    def __init__(self, ledger: SubscriberLedger, cards: dict[str, RateCard]) -> None:
+    def __init__(self, ledger: SubscriberLedger) -> None:
         self._ledger = ledger
-        self._cards = cards
         self.differences: list[Difference] = []
         self.charges = 0
         self.transfers = 0
@@ -126,7 +138,8 @@ class _SubscriberCheck:
         self._moved: dict[TransferKind, Counter[str]] = {kind: Counter() for kind in TransferKind}  # by grant
         self._charged: Counter[str] = Counter()  # by authorization
         self._sequence = 0
-        self._grant_ids = {grant.grant_id for grant in ledger.grants}
+        self._grants = {grant.grant_id: grant for grant in ledger.grants}
+        self._open_requests = {(row.authorization_id, row.request_id): row for row in ledger.open_reservations}
         self._unmatched: dict[str, tuple[int, int]] = {}  # by charge: what it says, what its transfers moved
 
     async def run(self) -> None:
@@ -143,6 +156,8 @@ class _SubscriberCheck:
             self._check_authorization(authorization)
         self._check_unknown()
         self._check_wallet()
+        for row in self._ledger.unreadable_rows:
+            self._say(DifferenceKind.ROW, row.row_name, f"cannot be read: {row.problem}")
 
     def _say(self, kind: DifferenceKind, resource_id: str, finding: str) -> None:
         if len(self.differences) < DIFFERENCES_MAX:
@@ -212,12 +227,22 @@ class _SubscriberCheck:
             self._say(DifferenceKind.TRANSFER, name, f"moves a {transfer.kind} from {accounts[0]} to {accounts[1]}")
         if bool(transfer.charge_id) != (transfer.kind is TransferKind.CHARGE):
             self._say(DifferenceKind.TRANSFER, name, f"is a {transfer.kind} of the charge {transfer.charge_id!r}")
-        if transfer.grant_id in self._grant_ids:  # any other is named once, below, and bounded by what is named
-            self._moved[transfer.kind][transfer.grant_id] += transfer.amount_microcredits
-        else:
+        grant = self._grants.get(transfer.grant_id)
+        if grant is None:
             self._say(DifferenceKind.TRANSFER, name, f"moves credit of grant {transfer.grant_id}, which is not there")
+        else:
+            self._moved[transfer.kind][transfer.grant_id] += transfer.amount_microcredits
+            self._check_transfer_of(grant, transfer)
         if business in BUSINESS_ACCOUNTS[transfer.kind]:
             self.business[business] += -transfer.amount_microcredits if is_grant else transfer.amount_microcredits
+
+    def _check_transfer_of(self, grant: Grant, transfer: Transfer) -> None:
+        name = str(transfer.sequence)
+        if transfer.kind is TransferKind.GRANT and transfer.debit_account != funding_account(grant.source):
+            finding = f"books grant {grant.grant_id}, a {grant.source}, on {transfer.debit_account}"
+            self._say(DifferenceKind.TRANSFER, name, finding)
+        if transfer.kind is TransferKind.EXPIRY and not is_expired(grant, transfer.create_time_us):
+            self._say(DifferenceKind.TRANSFER, name, f"takes what grant {grant.grant_id} holds before it expires")
 
     def _check_charge(self, charge: Charge) -> None:
         self.charges += 1
@@ -225,21 +250,30 @@ class _SubscriberCheck:
         if charge.charged_microcredits > charge.captured_microcredits:
             finding = f"is of {charge.charged_microcredits} microcredits, only {charge.captured_microcredits} captured"
             self._say(DifferenceKind.CHARGE, charge.charge_id, finding)
-        card = self._cards.get(charge.rate_card_id)
+        again = self._open_requests.get((charge.authorization_id, charge.request_id))
+        if again is not None:
+            finding = f"is of a request that reservation {again.reservation_id} still runs"
+            self._say(DifferenceKind.CHARGE, charge.charge_id, finding)
+        self._check_price(
+            charge.charge_id, charge.rate_card_id, charge.model_id, charge.usage_counted, charge.charged_microcredits
+        )
+
+    def _check_price(self, name: str, rate_card_id: str, model_id: str, usage: Usage, amount: int) -> None:
+        """What was charged, or captured so far, is the price of its usage at the model's own rate card."""
+        card = self._ledger.rate_cards.get(rate_card_id)
         if card is None:
-            self._say(DifferenceKind.PRICE, charge.charge_id, f"names the rate card {charge.rate_card_id}, unknown")
+            self._say(DifferenceKind.PRICE, name, f"names the rate card {rate_card_id}, unknown")
             return
-        if card.model_id != charge.model_id:
-            finding = f"is for {charge.model_id} at the rate card {card.rate_card_id} of {card.model_id}"
-            self._say(DifferenceKind.PRICE, charge.charge_id, finding)
+        if card.model_id != model_id:
+            finding = f"is for {model_id} at the rate card {card.rate_card_id} of {card.model_id}"
+            self._say(DifferenceKind.PRICE, name, finding)
         try:
-            price = rate_ceil(charge.usage_counted, card)
+            price = rate_ceil(usage, card)
         except RateCardInvalid as exc:
-            self._say(DifferenceKind.PRICE, charge.charge_id, f"cannot be rated: {exc}")
+            self._say(DifferenceKind.PRICE, name, f"cannot be rated: {exc}")
             return
-        if price != charge.charged_microcredits:
-            finding = f"is of {charge.charged_microcredits} microcredits, its usage costs {price}"
-            self._say(DifferenceKind.PRICE, charge.charge_id, finding)
+        if price != amount:
+            self._say(DifferenceKind.PRICE, name, f"is of {amount} microcredits, its usage costs {price}")
 
     # --- the rows ---------------------------------------------------------------------------------------------------
 
@@ -259,9 +293,13 @@ class _SubscriberCheck:
         if list(watermarks) != sorted(watermarks):
             finding = "breaks 0 <= delivered <= captured <= reserved <= limit: " + ", ".join(map(str, watermarks))
             self._say(DifferenceKind.RESERVATION, name, finding)
-        card = self._cards.get(reservation.rate_card_id)
-        if card is None:
-            self._say(DifferenceKind.PRICE, name, f"names the rate card {reservation.rate_card_id}, unknown")
+        self._check_price(
+            name,
+            reservation.rate_card_id,
+            reservation.model_id,
+            reservation.captured_usage,
+            reservation.captured_microcredits,
+        )
 
     def _check_grant(self, grant: Grant) -> None:
         granted = self._moved[TransferKind.GRANT][grant.grant_id]
@@ -291,6 +329,10 @@ class _SubscriberCheck:
         if authorization.reserved_microcredits != reserved:
             finding = f"counts {authorization.reserved_microcredits} microcredits reserved, in fact {reserved}"
             self._say(DifferenceKind.AUTHORIZATION, name, finding)
+        cap = authorization.cap_microcredits
+        if cap is not None and charged + reserved > cap:
+            finding = f"may spend {cap} microcredits, but {charged} charged + {reserved} reserved are more"
+            self._say(DifferenceKind.AUTHORIZATION, name, finding)
 
     def _check_unknown(self) -> None:
         """What is spent or set aside in the name of rows that are not there."""
@@ -298,11 +340,13 @@ class _SubscriberCheck:
         spenders = set(self._charged) | {row.authorization_id for row in self._ledger.open_reservations}
         for authorization_id in sorted(spenders - known):
             self._say(DifferenceKind.AUTHORIZATION, authorization_id, "spends but is not there")
-        for grant_id in sorted(set(self.allocated) - self._grant_ids):
+        for grant_id in sorted(set(self.allocated) - set(self._grants)):
             self._say(DifferenceKind.GRANT, grant_id, "is reserved from but is not there")
 
     def _check_wallet(self) -> None:
         wallet = self._ledger.wallet
+        if not wallet.subscriber_id:
+            self._say(DifferenceKind.WALLET, "''", "has no id")
         if wallet.sequence != self._sequence:
             finding = f"says its last transfer is {wallet.sequence}, in fact it is {self._sequence}"
             self._say(DifferenceKind.SEQUENCE, str(wallet.sequence), finding)

@@ -1,12 +1,13 @@
 """Reads a whole ledger for the audit in one consistent view, subscriber by subscriber, in bounded memory."""
 
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from metergate.core.audit import SubscriberLedger
-from metergate.core.rows import Charge, Transfer, Wallet, WalletState
+from metergate.core.audit import SubscriberLedger, UnreadableRow
+from metergate.core.rating import RateCard
+from metergate.core.rows import Wallet, WalletState
 from metergate.stores.sqlite import codec
 
 Row = TypeVar("Row")
@@ -16,18 +17,26 @@ Run = Callable[[Callable[[], Result]], Awaitable[Result]]
 # Rows that one read brings into memory.
 PAGE_ROWS = 1_000
 
+# Below every row's number, also those that another program made negative.
+SMALLEST_NUMBER = -(2**63)
+
 # Ids that one finding names: enough to see what is wrong, bounded whatever is wrong.
 NAMED_IDS_MAX = 100
 
 # ruff: noqa: S608 - every SQL text is put together from constants; values are bound
 
 # Every table is asked, so that books whose wallet is missing are found too.
-SUBSCRIBER_AFTER = "SELECT min(subscriber_id) FROM ({})".format(
-    " UNION ALL ".join(
-        f"SELECT min(subscriber_id) AS subscriber_id FROM {table} WHERE subscriber_id > ?1"
-        for table in ("wallets", "grants", "authorizations", "reservations", "charges", "transfers")
-    )
-)
+_TABLES = ("wallets", "grants", "authorizations", "reservations", "charges", "transfers")
+
+
+def _smallest_subscriber(condition: str) -> str:
+    smallest = (f"SELECT min(subscriber_id) AS subscriber_id FROM {table} {condition}" for table in _TABLES)
+    return f"SELECT min(subscriber_id) FROM ({' UNION ALL '.join(smallest)})"
+
+
+SUBSCRIBER_FIRST = _smallest_subscriber("")
+SUBSCRIBER_AFTER = _smallest_subscriber("WHERE subscriber_id > ?1")
+RATE_CARDS = f"SELECT {codec.RATE_CARD} FROM rate_cards"
 WALLET = f"SELECT {codec.WALLET} FROM wallets WHERE subscriber_id = ?"
 GRANTS = f"SELECT {codec.GRANT} FROM grants WHERE subscriber_id = ? ORDER BY grant_number"
 AUTHORIZATIONS = f"SELECT {codec.AUTHORIZATION} FROM authorizations WHERE subscriber_id = ?"
@@ -42,15 +51,29 @@ SETTLED_WITHOUT_CHARGE = f"""
     LIMIT {NAMED_IDS_MAX}
 """
 # A charge is written from its reservation: the two must tell the same story.
+_SHARED_COLUMNS = (
+    "subscriber_id",
+    "authorization_id",
+    "app_id",
+    "channel",
+    "request_id",
+    "content_hash",
+    "model_id",
+    "provider_id",
+    "counting_source",
+    "rate_card_id",
+    "captured_microcredits",
+    "close_cause",
+    "create_time_us",
+)
 CHARGES_WITHOUT_SETTLED = f"""
     SELECT charge_id FROM charges
     WHERE subscriber_id = ? AND NOT EXISTS (
         SELECT 1 FROM reservations
         WHERE reservations.reservation_id = charges.reservation_id
             AND reservations.state = 'SETTLED'
-            AND reservations.captured_microcredits = charges.captured_microcredits
-            AND (reservations.subscriber_id, reservations.authorization_id, reservations.request_id)
-                = (charges.subscriber_id, charges.authorization_id, charges.request_id)
+            AND reservations.close_time_us = charges.settle_time_us
+            AND {" AND ".join(f"reservations.{column} = charges.{column}" for column in _SHARED_COLUMNS)}
     )
     LIMIT {NAMED_IDS_MAX}
 """
@@ -70,35 +93,63 @@ async def read_ledgers(connection: sqlite3.Connection, run: Run[Any]) -> AsyncGe
     A ledger's own iterators are read before the next ledger is asked for.
     """
     await run(lambda: connection.execute("BEGIN"))
-    subscriber_id = ""
-    while (ledger := await run(partial(_next_ledger, connection, run, subscriber_id))) is not None:
-        yield ledger
-        subscriber_id = ledger.wallet.subscriber_id
+    unreadable: list[UnreadableRow] = []  # rate cards are named with the first subscriber
+    columns = await run(lambda: connection.execute(RATE_CARDS).fetchall())
+    cards = {card.rate_card_id: card for card in _decoded("rate_cards", columns, codec.rate_card, unreadable)}
+    (subscriber_id,) = await run(lambda: connection.execute(SUBSCRIBER_FIRST).fetchone())
+    while subscriber_id is not None:
+        yield await run(partial(_ledger_of, connection, run, subscriber_id, cards, unreadable))
+        (subscriber_id,) = await run(partial(_one, connection, SUBSCRIBER_AFTER, subscriber_id))
+        unreadable = []
 
 
-def _next_ledger(connection: sqlite3.Connection, run: Run[Any], after: str) -> SubscriberLedger | None:
-    mine = connection.execute(SUBSCRIBER_AFTER, (after,)).fetchone()
-    (subscriber_id,) = mine
-    if subscriber_id is None:
-        return None
-    columns = connection.execute(WALLET, mine).fetchone()
-    wallet = _missing_wallet(subscriber_id) if columns is None else codec.wallet(columns)
+def _one(connection: sqlite3.Connection, sql: str, value: str) -> codec.Columns:
+    columns: codec.Columns = connection.execute(sql, (value,)).fetchone()
+    return columns
 
-    def rows(sql: str, decode: Callable[[codec.Columns], Row]) -> tuple[Row, ...]:
-        return tuple(decode(columns) for columns in connection.execute(sql, mine))
 
-    charges: AsyncIterator[Charge] = _pages(connection, run, CHARGES_AFTER, codec.charge, subscriber_id)
-    transfers: AsyncIterator[Transfer] = _pages(connection, run, TRANSFERS_AFTER, codec.transfer, subscriber_id)
+def _ledger_of(
+    connection: sqlite3.Connection,
+    run: Run[Any],
+    subscriber_id: str,
+    cards: Mapping[str, RateCard],
+    unreadable: list[UnreadableRow],
+) -> SubscriberLedger:
+    def rows(table: str, sql: str, decode: Callable[[codec.Columns], Row]) -> tuple[Row, ...]:
+        return tuple(_decoded(table, connection.execute(sql, (subscriber_id,)), decode, unreadable))
+
+    def pages(table: str, sql: str, decode: Callable[[codec.Columns], Row]) -> AsyncIterator[Row]:
+        return _pages(connection, run, sql, subscriber_id, partial(_decoded, table, decode=decode, noted=unreadable))
+
     return SubscriberLedger(
-        wallet=wallet,
-        grants=rows(GRANTS, codec.grant),
-        authorizations=rows(AUTHORIZATIONS, codec.authorization),
-        open_reservations=rows(OPEN_RESERVATIONS, codec.reservation),
-        settled_reservation_ids_without_charge=rows(SETTLED_WITHOUT_CHARGE, lambda columns: str(columns[0])),
-        charge_ids_without_settled_reservation=rows(CHARGES_WITHOUT_SETTLED, lambda columns: str(columns[0])),
-        charges=charges,
-        transfers=transfers,
+        wallet=next(iter(rows("wallets", WALLET, codec.wallet)), _missing_wallet(subscriber_id)),
+        rate_cards=cards,
+        grants=rows("grants", GRANTS, codec.grant),
+        authorizations=rows("authorizations", AUTHORIZATIONS, codec.authorization),
+        open_reservations=rows("reservations", OPEN_RESERVATIONS, codec.reservation),
+        settled_reservation_ids_without_charge=rows("reservations", SETTLED_WITHOUT_CHARGE, _id),
+        charge_ids_without_settled_reservation=rows("charges", CHARGES_WITHOUT_SETTLED, _id),
+        charges=pages("charges", CHARGES_AFTER, codec.charge),
+        transfers=pages("transfers", TRANSFERS_AFTER, codec.transfer),
+        unreadable_rows=unreadable,
     )
+
+
+def _id(columns: codec.Columns) -> str:
+    return str(columns[0])
+
+
+def _decoded(
+    table: str, rows: Iterable[codec.Columns], decode: Callable[[codec.Columns], Row], noted: list[UnreadableRow]
+) -> Iterator[Row]:
+    """The rows that can be read; the others are noted."""
+    for columns in rows:
+        try:
+            yield decode(columns)
+        except (ValueError, TypeError) as exc:
+            if len(noted) < NAMED_IDS_MAX:
+                name = columns[1] if table == "transfers" else columns[0]
+                noted.append(UnreadableRow(row_name=f"{table}/{name}", problem=str(exc)))
 
 
 def _missing_wallet(subscriber_id: str) -> Wallet:
@@ -114,14 +165,14 @@ async def _pages(
     connection: sqlite3.Connection,
     run: Run[Any],
     sql: str,
-    decode: Callable[[codec.Columns], Row],
     subscriber_id: str,
+    decode: Callable[[list[codec.Columns]], Iterator[Row]],
 ) -> AsyncIterator[Row]:
-    position = 0
+    position = SMALLEST_NUMBER
     while True:
         page = await run(partial(_all, connection, sql, (subscriber_id, position)))
-        for columns in page:
-            yield decode(columns[1:])
+        for row in decode([columns[1:] for columns in page]):
+            yield row
         if len(page) < PAGE_ROWS:
             return
         position = page[-1][0]

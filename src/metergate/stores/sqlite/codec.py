@@ -53,6 +53,10 @@ TRANSFER = (
 )
 
 _encoder = msgspec.json.Encoder()
+# A ValueError for anything else.
+_amounts = msgspec.json.Decoder(list[tuple[str, int]])
+_texts = msgspec.json.Decoder(list[tuple[str, str]])
+_ids = msgspec.json.Decoder(tuple[str, ...])
 
 
 def qualified(table: str, columns: str) -> str:
@@ -75,12 +79,8 @@ def allocation_columns(allocations: Iterable[Allocation]) -> str:
     return to_json([(part.grant_id, part.amount_microcredits) for part in allocations])
 
 
-def _pairs(text: str) -> list[tuple[str, Any]]:
-    return [(pair[0], pair[1]) for pair in msgspec.json.decode(text)]
-
-
 def _usage(text: str) -> Usage:
-    return Usage(tuple((TokenClass(kind), tokens) for kind, tokens in _pairs(text)))
+    return Usage(tuple([(TokenClass(kind), tokens) for kind, tokens in _amounts.decode(text)]))
 
 
 # --- to columns -----------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def authorization(columns: Columns) -> Authorization:
         app_id=columns[2],
         channel=Channel(columns[3]),
         cap_microcredits=columns[4],
-        allowed_models=tuple(msgspec.json.decode(columns[5])),
+        allowed_models=_ids.decode(columns[5]),
         charged_microcredits=columns[6],
         reserved_microcredits=columns[7],
         create_time_us=columns[8],
@@ -266,7 +266,7 @@ def rate_card(columns: Columns) -> RateCard:
         model_id=model_id,
         effective_time_us=effective_time_us,
         expire_time_us=expire_time_us,
-        prices=tuple((TokenClass(kind), price) for kind, price in _pairs(prices)),
+        prices=tuple((TokenClass(kind), price) for kind, price in _amounts.decode(prices)),
     )
 
 
@@ -293,7 +293,8 @@ def reservation(columns: Columns) -> Reservation:
         captured_usage=_usage(columns[18]),
         delivered_microcredits=columns[19],
         allocations=tuple(
-            Allocation(grant_id=grant_id, amount_microcredits=amount) for grant_id, amount in _pairs(columns[20])
+            Allocation(grant_id=grant_id, amount_microcredits=amount)
+            for grant_id, amount in _amounts.decode(columns[20])
         ),
         create_time_us=columns[21],
         close_time_us=columns[22],
@@ -313,7 +314,9 @@ def charge(columns: Columns) -> Charge:
         content_hash=columns[7],
         model_id=columns[8],
         provider_id=columns[9],
-        attempts=tuple(Attempt(backend_id=backend, problem=problem) for backend, problem in _pairs(columns[10])),
+        attempts=tuple(
+            Attempt(backend_id=backend_id, problem=problem) for backend_id, problem in _texts.decode(columns[10])
+        ),
         counting_source=CountingSource(columns[11]),
         usage_counted=_usage(columns[12]),
         usage_reported=None if columns[13] is None else _usage(columns[13]),

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 from metergate.core.errors import RequestInvalid, ResourceNotFound, Violation
 from metergate.core.postings import spendable
-from metergate.core.rating import RateCard
 from metergate.core.rows import Authorization, Charge, Grant, Transfer
 from metergate.ports import Balance, ChargeFilter, Grantee, Page, TransferFilter
 from metergate.stores.sqlite import codec
@@ -127,11 +126,6 @@ class Query:
             ("transfers.create_time_us < ?", where.create_time_us_max),
         ]
         return self._page(TRANSFERS_PAGE, conditions, codec.transfer, subscriber_id, cursor, size)
-
-    def rate_cards(self) -> tuple[RateCard, ...]:
-        """All, in order of effect within a model."""
-        sql = f"SELECT {codec.RATE_CARD} FROM rate_cards ORDER BY model_id, effective_time_us"
-        return tuple(codec.rate_card(columns) for columns in self.connection.execute(sql))
 
     def count_subscribers(self) -> int:
         """How many wallets there are."""

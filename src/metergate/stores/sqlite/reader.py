@@ -11,7 +11,6 @@ from typing import Any, Self, TypeVar
 
 from metergate.core.audit import SubscriberLedger
 from metergate.core.errors import StoreRefused, StoreUnavailable
-from metergate.core.rating import RateCard
 from metergate.core.rows import Charge, Grant, Transfer
 from metergate.ports import Balance, ChargeFilter, Grantee, Page, TransferFilter
 from metergate.stores.sqlite.auditing import read_ledgers
@@ -89,10 +88,6 @@ class SqliteLedgerReader:
         return await self._read(lambda query: query.transfers(subscriber_id, where, cursor, size))
 
     # --- LedgerStore: audit -----------------------------------------------------------------------------------------
-
-    async def rate_cards(self) -> tuple[RateCard, ...]:
-        """Every rate card that was ever recorded."""
-        return await self._read(lambda query: query.rate_cards())
 
     async def count_subscribers(self) -> int:
         """How many wallets there are."""
