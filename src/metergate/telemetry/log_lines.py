@@ -60,7 +60,8 @@ class LineWriter(logging.Handler):
         super().__init__()
         self._descriptor = descriptor
         self._lines: queue.Queue[bytes | None] = queue.Queue(lines_max)
-        self._dropped = 0
+        self._dropped = 0  # in all; only changed under the handler's lock
+        self._told = 0  # how many of them the log has told of; only the thread changes it
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
@@ -91,11 +92,15 @@ class LineWriter(logging.Handler):
     def _run(self) -> None:
         while (line := self._lines.get()) is not None:
             self._write(line)
-            if self._dropped and self._lines.empty():
+            if self._lines.empty():
                 self._tell_dropped()
+        self._tell_dropped()
 
     def _tell_dropped(self) -> None:
-        dropped, self._dropped = self._dropped, 0
+        dropped = self._dropped - self._told
+        if not dropped:
+            return
+        self._told += dropped
         text = f"{dropped} log lines were dropped: nobody read them in time"
         self._write(self._line(logger.makeRecord(logger.name, logging.WARNING, "", 0, text, (), None)))
 
@@ -108,7 +113,7 @@ class LineWriter(logging.Handler):
                 except BlockingIOError:
                     select.select([], [self._descriptor], [])
         except OSError:
-            self._dropped += 1  # the reader is gone
+            return  # the reader is gone: nobody is left to be told
 
 
 @contextmanager
