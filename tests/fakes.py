@@ -114,6 +114,10 @@ class MemoryLedgerStore:
     def content_key(self) -> bytes:
         return b"k" * 32
 
+    async def check(self) -> None:
+        if self._failures > 0 and self._successes == 0:
+            raise StoreUnavailable
+
     async def close(self) -> None:
         return None
 

@@ -115,6 +115,9 @@ class ScriptedBackend:
         finally:
             self.open_generations -= 1
 
+    async def is_up(self) -> bool:
+        return True
+
     async def close(self) -> None:
         return None
 

@@ -36,7 +36,7 @@ class Received:
 
 @dataclass
 class ScriptedServer:
-    """Plays its script to every request."""
+    """Plays its script to every request, except to a gateway's look whether it is up."""
 
     script: Sequence[Step]
     received: list[Received] = field(default_factory=list)
@@ -46,6 +46,7 @@ class ScriptedServer:
     go_on: asyncio.Event = field(default_factory=asyncio.Event)  # set by the test
     is_left: asyncio.Event = field(default_factory=asyncio.Event)  # the peer has closed a connection
     port: int = 0
+    _is_looked_at: bool = False
 
     @property
     def url(self) -> str:
@@ -57,6 +58,10 @@ class ScriptedServer:
         self.connections += 1
         try:
             while await self._receive(reader):
+                if self._is_looked_at:
+                    self.connections -= 1
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                    return
                 for step in self.script:
                     await self._play(step, reader, writer)
                 if self._ends_connection():
@@ -77,6 +82,9 @@ class ScriptedServer:
             text = (await reader.readuntil(b"\r\n\r\n")).decode()
         except asyncio.IncompleteReadError:
             return False
+        self._is_looked_at = text.startswith("GET ")
+        if self._is_looked_at:
+            return True
         length = next(int(line[15:]) for line in text.splitlines() if line.lower().startswith("content-length:"))
         self.received.append(Received(text, await reader.readexactly(length)))
         self.is_reached.set()

@@ -102,6 +102,10 @@ class Backend(Protocol):
         """
         ...
 
+    async def is_up(self) -> bool:
+        """Whether it can be reached now, by a look that runs no model. Never raises."""
+        ...
+
     async def close(self) -> None:
         """Close its connections."""
         ...
@@ -262,6 +266,10 @@ class LedgerStore(Protocol):
     @property
     def content_key(self) -> bytes:
         """The secret this store keys content hashes with (L11)."""
+        ...
+
+    async def check(self) -> None:
+        """Write durably something that changes nothing: StoreUnavailable tells that nothing else can be written."""
         ...
 
     async def close(self) -> None:

@@ -26,6 +26,7 @@ from ledger_rows import (
 
 from metergate.core.errors import (
     LedgerInvariantBroken,
+    Overloaded,
     RequestInvalid,
     ReservationNotOwned,
     StoreRefused,
@@ -33,7 +34,7 @@ from metergate.core.errors import (
 )
 from metergate.core.operations import Captured, CaptureStatus, Reserved
 from metergate.core.rows import Charge, Grant
-from metergate.ports import ChargeFilter
+from metergate.ports import ChargeFilter, Commit
 from metergate.stores import group_commit
 from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, connection, writer
 
@@ -444,7 +445,49 @@ async def test_new_work_is_refused_while_the_queue_is_full_but_running_streams_g
         store.capture(a_capture(50, owner=store.owner)),
         return_exceptions=True,
     )
-    assert [type(outcome) for outcome in outcomes] == [Grant, StoreUnavailable, Captured]
+    assert [type(outcome) for outcome in outcomes] == [Grant, Overloaded, Captured]
+
+
+async def test_its_observer_is_told_of_every_transaction_and_of_what_expired_in_it(path: Path) -> None:
+    commits: list[Commit] = []
+    clock = FakeClock(NOW_US)
+    store = await SqliteLedgerStore.open(path, clock=clock, owner_id="gateway-1", create=True, observe=commits.append)
+    await open_wallet(store, a_grant(amount=1_000, expire_time_us=NOW_US + 1))
+    clock.advance(2)
+    await asyncio.gather(store.add_grant(a_grant("more")), store.add_grant(a_grant("even-more")), store.check())
+    assert store.queued_operations == 0
+    await reserve(store, now_us=NOW_US + 2)
+    assert [commit.has_failed for commit in commits] == [False] * len(commits)
+    assert sum(commit.operations for commit in commits) == 8
+    assert max(commit.operations for commit in commits) <= 3
+    assert sum(commit.expired_microcredits for commit in commits) == 1_000
+    await store.close()
+
+
+async def test_a_check_of_a_store_that_failed_opens_it_again_and_tells_when_it_cannot(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "REOPEN_WAIT_S_MIN", 0.0)
+    monkeypatch.setattr(group_commit, "REOPEN_WAIT_S_MAX", 0.0)
+    commits: list[Commit] = []
+    store = await SqliteLedgerStore.open(
+        path, clock=FakeClock(NOW_US), owner_id="gateway-1", create=True, observe=commits.append
+    )
+    await store.check()
+    epoch = store.owner.epoch
+    store._writer.close()  # as after a failed commit
+    with monkeypatch.context() as broken:
+        broken.setattr(store._writer, "open", fail_to_open)
+        with pytest.raises(StoreUnavailable):
+            await store.check()
+    await store.check()
+    assert store.owner.epoch > epoch
+    assert [commit.has_failed for commit in commits] == [False, True, False]
+    await store.close()
+
+
+def fail_to_open(*, create: bool) -> None:
+    raise OSError("no space left on device")
 
 
 # --- recovering -----------------------------------------------------------------------------------------------------

@@ -343,7 +343,14 @@ async def test_setting_up_for_nobody_is_refused(store: LedgerStore) -> None:
 
 @pytest.mark.parametrize(
     "grant",
-    [a_grant(amount=0), a_grant(amount=2**62 + 1), a_grant(expire_time_us=0), a_grant(remaining_microcredits=1)],
+    [
+        a_grant(amount=0),
+        a_grant(amount=2**62 + 1),
+        a_grant(expire_time_us=0),
+        a_grant(remaining_microcredits=1),
+        a_grant(effective_time_us=-1),
+        a_grant(expire_time_us=2**62),
+    ],
 )
 async def test_an_impossible_grant_is_refused(store: LedgerStore, grant: AddGrant) -> None:
     await open_wallet(store)
@@ -555,3 +562,10 @@ async def test_a_secret_has_one_key(store: LedgerStore) -> None:
     await store.add_key(a_key())
     with pytest.raises(IdConflict):
         await store.add_key(a_key("key-2"))
+
+
+async def test_a_check_writes_and_changes_nothing(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant(amount=1_000))
+    before = await store.balance("alice", "auth-1", NOW_US)
+    await store.check()
+    assert await store.balance("alice", "auth-1", NOW_US) == before

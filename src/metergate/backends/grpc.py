@@ -5,6 +5,7 @@ backend. The adapter limits the connecting only; how long an answer may take is 
 status are not passed on: they are the backend's own words and may quote the prompt.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -111,6 +112,15 @@ class GrpcBackend:
     def backend_id(self) -> str:
         """Its id in the configuration."""
         return self._options.backend_id
+
+    async def is_up(self) -> bool:
+        """Whether there is a connection, or one can be made within the connect timeout."""
+        try:
+            async with asyncio.timeout(self._options.connect_timeout_seconds):
+                await self._channel.channel_ready()
+        except TimeoutError:
+            return False
+        return True
 
     async def close(self) -> None:
         """Cancel all calls and close the connection."""

@@ -39,6 +39,9 @@ _END_SECONDS = 0.1
 # An error's status is known; its name is worth a short wait, not a failover's delay.
 _ERROR_BODY_SECONDS = 1.0
 
+# A look at a backend that is busy does not wait for it.
+_LOOK_SECONDS = 0.5
+
 # The request as such was refused; another backend would refuse it too.
 _REJECTED_STATUSES = frozenset({400, 413, 422})
 
@@ -90,15 +93,38 @@ class OpenAIBackend:
             timeout=aiohttp.ClientTimeout(total=None, connect=options.connect_timeout_seconds),
             read_bufsize=_READ_AHEAD_BYTES,
         )
+        self._models_url = options.url.rstrip("/") + "/models"
+        # Connections of its own, for a look each: those of the answers may all be in use.
+        self._looks = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=1, force_close=True),
+            headers=headers,
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, connect=options.connect_timeout_seconds, sock_read=_LOOK_SECONDS),
+        )
 
     @property
     def backend_id(self) -> str:
         """Its id in the configuration."""
         return self._options.backend_id
 
+    async def is_up(self) -> bool:
+        """Whether it takes a new connection, and its list of models, if it answers in time, is no failure of its own.
+
+        One that takes the connection and is slow to answer is busy, not down.
+        """
+        try:
+            async with self._looks.get(self._models_url, allow_redirects=False) as response:
+                return response.status < 500
+        except aiohttp.SocketTimeoutError:
+            return True
+        except (*_FAILURES, ValueError):
+            return False
+
     async def close(self) -> None:
         """Close all connections, those in use included."""
         await self._session.close()
+        await self._looks.close()
 
     async def generate(self, request: BackendRequest) -> AsyncGenerator[BackendEvent, None]:
         """Run the request: deltas, one finish reason after them, and usage if the backend reports any.

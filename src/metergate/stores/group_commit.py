@@ -5,12 +5,14 @@ The writer owns an operation from the moment it is queued: a caller that is canc
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from metergate.core.errors import MetergateError, StoreUnavailable
+from metergate.core.errors import MetergateError, Overloaded, StoreUnavailable
+from metergate.ports import Commit
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class GroupCommit(Generic[Operation]):
 
     ``commit`` returns a result for each operation (a MetergateError is raised to that caller alone) or raises, which
     fails the whole batch with StoreUnavailable. ``reopen`` is called, at most once a wait, after such a failure.
+    ``observe`` is told of every batch; ``take_expired`` returns what became breakage since it was asked last.
     """
 
     def __init__(
@@ -43,10 +46,14 @@ class GroupCommit(Generic[Operation]):
         *,
         is_open: Callable[[], bool],
         reopen: Callable[[], None],
+        observe: Callable[[Commit], None],
+        take_expired: Callable[[], int],
     ) -> None:
         self._commit = commit
         self._is_open = is_open
         self._reopen = reopen
+        self._observe = observe
+        self._take_expired = take_expired
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
         self._queue: deque[tuple[Operation, asyncio.Future[object]]] = deque()
         self._queued = asyncio.Event()
@@ -55,10 +62,17 @@ class GroupCommit(Generic[Operation]):
         self._reopen_at = 0.0
         self._task = asyncio.get_running_loop().create_task(self._run(), name="ledger-writer")
 
+    @property
+    def queued(self) -> int:
+        """Operations that wait for the next batch."""
+        return len(self._queue)
+
     async def submit(self, operation: Operation, *, is_new_work: bool) -> object:
-        """Queue an operation and wait for its outcome. StoreUnavailable for new work while the queue is full."""
-        if self._is_closing or (is_new_work and len(self._queue) >= QUEUED_OPERATIONS_MAX):
+        """Queue an operation and wait for its outcome. Overloaded for new work while the queue is full."""
+        if self._is_closing:
             raise StoreUnavailable
+        if is_new_work and len(self._queue) >= QUEUED_OPERATIONS_MAX:
+            raise Overloaded(limit=f"{QUEUED_OPERATIONS_MAX} operations waiting for its store")
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self._queue.append((operation, future))
         self._queued.set()
@@ -79,14 +93,26 @@ class GroupCommit(Generic[Operation]):
                 continue
             count = min(len(self._queue), BATCH_OPERATIONS_MAX)
             batch = [self._queue.popleft() for _ in range(count)]
+            began_seconds, has_failed = time.monotonic(), False
             try:
                 results = await self._in_thread([operation for operation, _ in batch])
             except Exception as exc:
+                has_failed = True
                 if not isinstance(exc, StoreUnavailable):
                     logger.error("a batch of %d operations failed", count, exc_info=exc)
                 results = [StoreUnavailable() for _ in batch]
+            seconds = time.monotonic() - began_seconds
             for (_, future), result in zip(batch, results, strict=True):
                 _answer(future, result)
+            self._observe(
+                Commit(
+                    operations=count,
+                    seconds=seconds,
+                    queued=len(self._queue),
+                    expired_microcredits=self._take_expired(),
+                    has_failed=has_failed,
+                )
+            )
 
     async def _in_thread(self, operations: list[Operation]) -> list[object]:
         loop = asyncio.get_running_loop()

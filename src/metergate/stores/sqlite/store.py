@@ -1,7 +1,7 @@
 """LedgerStore on SQLite."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self, cast
 
@@ -20,7 +20,7 @@ from metergate.core.operations import (
 from metergate.core.rating import RateCard
 from metergate.core.reservation import Owner
 from metergate.core.rows import ApiKey, Authorization, Grant, Wallet
-from metergate.ports import Clock
+from metergate.ports import Clock, Commit
 from metergate.stores.group_commit import GroupCommit
 from metergate.stores.sqlite import setting_up
 from metergate.stores.sqlite.connection import FileLock, check_path
@@ -31,22 +31,36 @@ from metergate.stores.sqlite.writer import SetUp, SqliteWriter, WriteOperation
 class SqliteLedgerStore(SqliteLedgerReader):
     """The whole LedgerStore: the only process that writes the file, and a reader beside its writer."""
 
-    def __init__(self, path: Path, lock: FileLock, writer: SqliteWriter) -> None:
+    def __init__(self, path: Path, lock: FileLock, writer: SqliteWriter, observe: Callable[[Commit], None]) -> None:
         super().__init__(path)
         self._lock = lock
         self._writer = writer
         self._commits: GroupCommit[WriteOperation] = GroupCommit(
-            writer.commit, is_open=lambda: writer.is_open, reopen=self._reopen
+            writer.commit,
+            is_open=lambda: writer.is_open,
+            reopen=self._reopen,
+            observe=observe,
+            take_expired=writer.take_expired,
         )
 
     @classmethod
-    async def open(cls, path: Path, *, clock: Clock, owner_id: str, create: bool) -> Self:
+    async def open(
+        cls,
+        path: Path,
+        *,
+        clock: Clock,
+        owner_id: str,
+        create: bool,
+        observe: Callable[[Commit], None] = lambda commit: None,
+    ) -> Self:
         """Open the ledger, or with ``create`` make a new one, and settle what a dead owner left open.
+
+        ``observe`` is told of every transaction, in the event loop, and must not raise.
 
         StoreRefused if the file is missing, foreign, newer, read-only, no database, or written by another process;
         StoreUnavailable if storage fails meanwhile.
         """
-        opening = asyncio.create_task(cls._open(path, clock, owner_id, create))
+        opening = asyncio.create_task(cls._open(path, clock, owner_id, create, observe))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -56,10 +70,12 @@ class SqliteLedgerStore(SqliteLedgerReader):
             raise
 
     @classmethod
-    async def _open(cls, path: Path, clock: Clock, owner_id: str, create: bool) -> Self:
+    async def _open(
+        cls, path: Path, clock: Clock, owner_id: str, create: bool, observe: Callable[[Commit], None]
+    ) -> Self:
         writer = SqliteWriter(path, clock=clock, owner_id=owner_id)
         lock = await asyncio.to_thread(_lock_and_open, path, writer, create)
-        store = cls(path, lock, writer)
+        store = cls(path, lock, writer, observe)
         try:
             await store._in_thread(store._current_query)
         except BaseException:
@@ -76,6 +92,15 @@ class SqliteLedgerStore(SqliteLedgerReader):
     def content_key(self) -> bytes:
         """The secret this ledger keys content hashes with."""
         return self._writer.content_key
+
+    @property
+    def queued_operations(self) -> int:
+        """Operations that wait for the next transaction."""
+        return self._commits.queued
+
+    async def check(self) -> None:
+        """Write this owner's heartbeat, durably; a full queue does not refuse it."""
+        await self._commits.submit(SetUp(self._writer.beat), is_new_work=False)
 
     async def _close(self) -> None:
         await self._commits.close()

@@ -17,6 +17,7 @@ from metergate.core.errors import LedgerInvariantBroken, MetergateError, StoreRe
 from metergate.core.ledger import Ledger, Operation, Outcome, check_ids_of, place
 from metergate.core.operations import Recover, Reserve
 from metergate.core.reservation import Owner, Reservation, ReservationState
+from metergate.core.rows import TransferKind
 from metergate.ports import Clock
 from metergate.stores.sqlite import codec
 from metergate.stores.sqlite.connection import FileIdentity, open_for_writing
@@ -61,6 +62,7 @@ class SqliteWriter:
         self._identity: FileIdentity | None = None
         self._content_key = b""
         self._heartbeat_time_us = 0
+        self._expired_microcredits = 0  # since it was asked last
         # This owner's ACTIVE reservations as last committed. Nobody else may change them, so captures read no row.
         self._open: dict[str, Reservation] = {}
 
@@ -253,14 +255,16 @@ class SqliteWriter:
                 results[position] = self._decide(ledger, operation)
             except MetergateError as refusal:
                 results[position] = refusal
+        expired_microcredits = _expired_microcredits(books)
         save(connection, books, loaded)
         for position, set_up in set_ups:
             try:
                 results[position] = set_up.run(connection)
             except MetergateError as refusal:
                 results[position] = refusal
-        self._beat(connection)
+        self._beat_if_due(connection)
         connection.execute("COMMIT")
+        self._expired_microcredits += expired_microcredits
         if self._identity is None or not self._identity.is_intact():
             raise FilesLost(f"{self._path}, its WAL or its lock was deleted or replaced")
         self._keep_open(books)
@@ -272,14 +276,22 @@ class SqliteWriter:
             raise StoreUnavailable
         return ledger.decide(operation)
 
-    def _beat(self, connection: sqlite3.Connection) -> None:
-        now_us = self._clock.now_us()
-        if abs(now_us - self._heartbeat_time_us) >= HEARTBEAT_US:
-            self._heartbeat_time_us = now_us
-            connection.execute(
-                "UPDATE owners SET heartbeat_time_us = ? WHERE owner_id = ? AND epoch = ?",
-                (now_us, self._owner.owner_id, self._owner.epoch),
-            )
+    def beat(self, connection: sqlite3.Connection) -> None:
+        """Write within a transaction that this owner lives."""
+        self._heartbeat_time_us = self._clock.now_us()
+        connection.execute(
+            "UPDATE owners SET heartbeat_time_us = ? WHERE owner_id = ? AND epoch = ?",
+            (self._heartbeat_time_us, self._owner.owner_id, self._owner.epoch),
+        )
+
+    def _beat_if_due(self, connection: sqlite3.Connection) -> None:
+        if abs(self._clock.now_us() - self._heartbeat_time_us) >= HEARTBEAT_US:
+            self.beat(connection)
+
+    def take_expired(self) -> int:
+        """Microcredits that became breakage since this was asked last. Not while a batch is committed."""
+        expired, self._expired_microcredits = self._expired_microcredits, 0
+        return expired
 
     def _keep_open(self, books: Books) -> None:
         for rows in (books.reservations.added, books.reservations.changed):
@@ -304,6 +316,10 @@ class SqliteWriter:
     def _fail(self, exc: Exception) -> None:
         logger.error("the ledger %s failed: %s", self._path, exc)
         self.close()
+
+
+def _expired_microcredits(books: Books) -> int:
+    return sum(row.amount_microcredits for row in books.transfers if row.kind is TransferKind.EXPIRY)
 
 
 def _positions_in_order(operations: Sequence[WriteOperation]) -> list[int]:

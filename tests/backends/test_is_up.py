@@ -1,0 +1,83 @@
+"""Whether a backend is up, as readiness asks."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from grpc import aio
+
+from metergate.backends import openai
+from metergate.backends.grpc import GrpcBackend, GrpcBackendOptions
+from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
+
+
+@asynccontextmanager
+async def answering(answer: bytes) -> AsyncIterator[int]:
+    """A server that answers everything with these bytes, and then says nothing more."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+async def openai_is_up(port: int) -> bool:
+    backend = OpenAIBackend(
+        OpenAIBackendOptions(
+            backend_id="b", url=f"http://127.0.0.1:{port}/v1", model_names={}, connect_timeout_seconds=2.0
+        )
+    )
+    try:
+        return await backend.is_up()
+    finally:
+        await backend.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_up"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", True),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", True),
+        (b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", False),
+        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", False),
+        (b"", True),  # it is busy
+    ],
+)
+async def test_an_http_backend_is_up_unless_it_fails_or_speaks_no_http(
+    answer: bytes, is_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai, "_LOOK_SECONDS", 0.1)
+    async with answering(answer) as port:
+        assert await openai_is_up(port) is is_up
+
+
+async def test_an_http_backend_that_cannot_be_connected_to_is_down() -> None:
+    assert await openai_is_up(free_port()) is False
+
+
+async def test_a_grpc_backend_is_up_while_it_can_be_connected_to() -> None:
+    server = aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    backend = GrpcBackend(
+        GrpcBackendOptions(backend_id="b", address=f"127.0.0.1:{port}", model_names={}, connect_timeout_seconds=0.5)
+    )
+    await server.start()
+    try:
+        assert await backend.is_up() is True
+        await server.stop(None)
+        assert await backend.is_up() is False
+    finally:
+        await backend.close()
