@@ -9,7 +9,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,9 +17,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
 
+from metergate.core.addresses import check_address, check_listen_address, check_url
 from metergate.core.catalog import Catalog, Model
 from metergate.core.errors import ConfigInvalid, ConfigProblem, RateCardInvalid
 from metergate.core.rating import RateCard, check_schedule
+from metergate.core.times import time_us_of
 from metergate.core.usage import CountingSource, TokenClass
 
 # The largest context and the highest price: their product is 10^18, the highest cost of one request before it is
@@ -33,20 +35,24 @@ ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 # A configuration is read by people; a file beyond this is the wrong file.
 FILE_BYTES_MAX = 1024 * 1024
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-
-def _address(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65_535:
-        raise ValueError("must be HOST:PORT, such as 127.0.0.1:50051")
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must have printable characters only")
     return text
 
 
+def _time(time: datetime) -> datetime:
+    time_us_of(time)
+    return time
+
+
 Id = Annotated[str, StringConstraints(pattern=rf"^{ID_PATTERN}$")]
-Address = Annotated[str, AfterValidator(_address)]
-Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+[^\s]*$")]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+ListenAddress = Annotated[str, AfterValidator(check_listen_address)]
+Address = Annotated[str, AfterValidator(check_address)]
+Url = Annotated[str, StringConstraints(max_length=2_048), AfterValidator(check_url)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_printable)]
+Time = Annotated[AwareDatetime, AfterValidator(_time)]
 Price = Annotated[int, Field(ge=0, le=PRICE_MICROCREDITS_MAX)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
@@ -58,7 +64,9 @@ class _Table(BaseModel):
 class Listener(_Table):
     """Where apps call."""
 
-    address: Address = "127.0.0.1:50051"  # only this machine until the operator says otherwise; gRPC's customary port
+    address: ListenAddress = (
+        "127.0.0.1:50051"  # only this machine until the operator says otherwise; gRPC's customary port
+    )
 
 
 class Store(_Table):
@@ -183,8 +191,8 @@ class RateCardTable(_Table):
 
     id: Id
     model: Id
-    effective_time: AwareDatetime  # inclusive
-    expire_time: AwareDatetime | None = None  # exclusive; None: until the next card takes effect
+    effective_time: Time  # inclusive
+    expire_time: Time | None = None  # exclusive; None: until the next card takes effect
     microcredits_per_million_tokens: Prices
 
     def card(self) -> RateCard:
@@ -192,8 +200,8 @@ class RateCardTable(_Table):
         return RateCard(
             rate_card_id=self.id,
             model_id=self.model,
-            effective_time_us=_microseconds(self.effective_time),
-            expire_time_us=None if self.expire_time is None else _microseconds(self.expire_time),
+            effective_time_us=time_us_of(self.effective_time),
+            expire_time_us=None if self.expire_time is None else time_us_of(self.expire_time),
             prices=self.microcredits_per_million_tokens.by_class(),
         )
 
@@ -304,6 +312,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigInvalid(path, ConfigProblem("", f"it is not UTF-8 text: byte {exc.start} is wrong")) from exc
     except tomllib.TOMLDecodeError as exc:
         raise ConfigInvalid(path, ConfigProblem("", f"it is not TOML: {exc}")) from exc
+    except (ValueError, RecursionError) as exc:  # a number of thousands of digits, thousands of brackets
+        raise ConfigInvalid(path, ConfigProblem("", f"it cannot be read as TOML: {exc}")) from exc
 
 
 def _api_key(backend: OpenAIBackendTable | GrpcBackendTable) -> str:
@@ -331,7 +341,7 @@ def _problem_of(error: ErrorDetails, document: Mapping[str, Any]) -> ConfigProbl
     template = _SHAPE_PROBLEMS.get(error["type"])
     if template is not None:
         return ConfigProblem(key, template.format_map(context))
-    if error["type"] == "string_pattern_mismatch" and error["loc"][-1:] != ("url",):
+    if error["type"] == "string_pattern_mismatch":
         return ConfigProblem(key, "must be 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit")
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return ConfigProblem(key, f"{message[:1].lower()}{message[1:]}")
@@ -395,7 +405,7 @@ def _backend_problems(key: str, model: ModelTable, backends: Mapping[str, object
 def _tokenizer_problems(key: str, tokenizer: TokenizerFile, folder: Path) -> Iterator[ConfigProblem]:
     for name in ("path", "chat_template_path"):
         path = getattr(tokenizer, name)
-        if path is not None and not (folder / path).is_file():
+        if path is not None and not os.path.isfile(folder / path):
             yield ConfigProblem(f"{key}.{name}", f"there is no file {folder / path}")
 
 
@@ -411,7 +421,3 @@ def _rate_card_problems(file: _File) -> Iterator[ConfigProblem]:
             check_schedule([table.card() for table in file.rate_cards if table.model == model_id])
         except RateCardInvalid as exc:
             yield ConfigProblem("rate_cards", f"the rate card {exc.rate_card_id!r} of {model_id!r}: {exc.problem}")
-
-
-def _microseconds(time: datetime) -> int:
-    return (time - _EPOCH) // timedelta(microseconds=1)

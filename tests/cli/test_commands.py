@@ -1,6 +1,7 @@
 """Setting up by hand: commands on the store, what they print, what they refuse, and with which exit code."""
 
 import hashlib
+import os
 import re
 import sqlite3
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from metergate.cli import ledger
 from metergate.cli.main import main
 
 Run = Callable[..., tuple[int, str, str]]
@@ -114,6 +116,9 @@ def test_the_same_grant_id_with_other_content_is_refused(alice: Run, other: tupl
         (("--credits", "x"), "is not a decimal number"),
         (("--credits", "0.0000001"), "finer than one microcredit"),
         (("--credits", "1e30"), "out of range"),
+        (("--credits", "1e999999"), "out of range"),
+        (("--credits", "5", "--expire-time", "9999-12-31T23:59:59-12:00"), "must be from 1970"),
+        (("--credits", "5", "--expire-time", "0001-01-01T00:00:00+12:00"), "must be from 1970"),
         (("--credits", "0"), "amount_microcredits"),
         (("--credits=-1",), "amount_microcredits"),
         (("--credits", "5", "--expires-in", "31"), "must be a number and m, h or d"),
@@ -270,3 +275,36 @@ def test_a_ledger_that_was_tampered_with_is_reported_with_exit_code_1(alice: Run
     assert code == 1
     assert "june" in out
     assert "differences" in out
+
+
+@pytest.mark.parametrize("command", [("subscriber", "create", "alice"), ("ledger", "verify")])
+def test_a_store_with_an_impossible_path_is_refused(run: Run, command: tuple[str, ...]) -> None:
+    code, _, err = run(*command, "--store", "a" * 300)
+    assert code == 2
+    assert "cannot be opened: File name too long" in err
+    assert "Traceback" not in err
+
+
+def test_a_defect_is_one_line_with_exit_code_3(alice: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_path: Path) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(ledger, "_verify", fail)
+    assert alice("ledger", "verify", *STORE) == (3, "", "error: unexpected RuntimeError: two lines\n")
+
+
+@pytest.mark.parametrize("command", [("ledger", "verify"), ("wallet", "show", "alice"), ("ledger", "--help")])
+def test_output_that_nobody_reads_is_no_finding(alice: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    store = STORE if "--help" not in command else ()
+    done = subprocess.run(
+        [sys.executable, "-m", "metergate", *command, *store],
+        cwd=tmp_path,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (3, "")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metergate.config import Config, GrpcBackendTable, Limits, catalog_of, load_config
+from metergate.config import Config, GrpcBackendTable, Limits, OpenAIBackendTable, catalog_of, load_config
 from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
 from metergate.core.errors import ConfigInvalid
 from metergate.core.rating import rate_ceil
@@ -167,7 +167,7 @@ WRONG = [
     ('["llama"]', '["llama"]\nbackend_models = { x = "y" }', "models.smollm2.backend_models", "'x' is no backend"),
     ('kind = "openai"', 'kind = "soap"', "backends.llama", "unknown kind 'soap'"),
     ('kind = "openai"', "", "backends.llama", "needs a kind"),
-    ("http://127", "ftp://127", "backends.llama.url", "should match pattern"),
+    ("http://127", "ftp://127", "backends.llama.url", "must be a URL"),
     ('"TOKENIZER"', '"BACKEND"', "models.smollm2.counting", "must be 'TOKENIZER'"),
     ("model.gguf", "missing.gguf", "models.smollm2.tokenizer.path", "there is no file"),
     ("[models.smollm2]", '[models."a/b"]', "models.a/b", "must be 1 to 128 letters"),
@@ -183,6 +183,19 @@ WRONG = [
     ("[store]", "[limits]\ndrain_seconds_max = -1\n[store]", "limits.drain_seconds_max", "greater than 0"),
     ("[store]", '[listener]\naddress = "50051"\n[store]', "listener.address", "must be HOST:PORT"),
     ("[store]", '[listener]\naddress = "a:65536"\n[store]', "listener.address", "must be HOST:PORT"),
+    ("[store]", '[listener]\naddress = "a:１２"\n[store]', "listener.address", "must be HOST:PORT"),
+    ("[store]", '[listener]\naddress = "a b:1"\n[store]', "listener.address", "must be HOST:PORT"),
+    ("[store]", '[listener]\naddress = "::1:50051"\n[store]', "listener.address", "must be HOST:PORT"),
+    ("[store]", '[listener]\naddress = "[::x]:1"\n[store]', "listener.address", "must be HOST:PORT"),
+    ("127.0.0.1:8080", "[::1", "backends.llama.url", "must be a URL"),
+    ("127.0.0.1:8080", "a:99999", "backends.llama.url", "must be a URL"),
+    ("127.0.0.1:8080", "a:0", "backends.llama.url", "must be a URL"),
+    ("127.0.0.1:8080", "user:word@a", "backends.llama.url", "with neither a user"),
+    ("8080/v1", "8080/v1?key=1", "backends.llama.url", "with neither a user"),
+    ("ledger.db", "led\\u0000ger.db", "store.path", "must have printable characters only"),
+    ("2026-01-01T00:00:00Z", "9999-12-31T23:59:59-12:00", "rate_cards[0].effective_time", "must be from 1970"),
+    ("2026-01-01T00:00:00Z", "0001-01-01T00:00:00+12:00", "rate_cards[0].effective_time", "must be from 1970"),
+    ('"model.gguf"', f'"{"x" * 256}"', "models.smollm2.tokenizer.path", "there is no file"),
 ]
 
 
@@ -265,3 +278,20 @@ def test_the_annotated_example_shows_every_default_as_it_is(tmp_path: Path) -> N
     plain, explicit = load(tmp_path, shown), load(tmp_path, with_defaults)
     assert explicit == plain
     assert explicit.limits.model_fields_set == Limits.model_fields.keys()
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 3_000, "a = " + "9" * 5_000, "\ufeff[store]"])
+def test_a_file_that_toml_cannot_hold_is_refused(tmp_path: Path, text: str) -> None:
+    assert "TOML" in problems(tmp_path, text)[""]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "[::]:50051", "localhost:1", "metergate_1.internal:65535"])
+def test_these_addresses_can_be_listened_on(tmp_path: Path, address: str) -> None:
+    assert load(tmp_path, f'[listener]\naddress = "{address}"\n{GOOD}').listener.address == address
+
+
+@pytest.mark.parametrize("url", ["https://a.example", "http://[::1]:8080/v1", "http://llama_1:1/a%20b/"])
+def test_these_urls_can_be_called(tmp_path: Path, url: str) -> None:
+    backend = load(tmp_path, GOOD.replace("http://127.0.0.1:8080/v1", url)).backends["llama"]
+    assert isinstance(backend, OpenAIBackendTable)
+    assert backend.url == url

@@ -1,8 +1,10 @@
 """The command line: one module a group of commands, and the one place where errors become exit codes.
 
-Exit codes: 0 done; 1 the ledger's books differ; 2 the command, the configuration or the store was refused.
+Exit codes: 0 done; 1 the ledger's books differ; 2 the command, the configuration or the store was refused; 3 anything
+else went wrong: nobody may take that for books that differ.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,6 +17,7 @@ from metergate.cli.terminal import explain
 from metergate.core.errors import MetergateError
 
 REFUSED = 2
+UNEXPECTED = 3
 
 app = typer.Typer(
     name="metergate",
@@ -50,9 +53,38 @@ def _options(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
-        app(arguments, prog_name="metergate")
+        code = _exit_code(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the output has left
+        _write_nowhere()
+        return UNEXPECTED
     except MetergateError as exc:
         explain(f"error: {exc}")
-        sys.exit(REFUSED)
-    sys.exit()
+        return REFUSED
+    except Exception as exc:  # noqa: BLE001 - a defect; a traceback helps nobody who types a command
+        explain(f"error: unexpected {type(exc).__name__}: {' '.join(str(exc).split())}")
+        return UNEXPECTED
+    return code
+
+
+def _exit_code(arguments: Sequence[str] | None) -> int:
+    """Typer ends every command by exiting; also, with 1, after an error of its own that it has shown."""
+    try:
+        app(arguments, prog_name="metergate")
+    except SystemExit as exc:
+        is_ours = isinstance(exc.__context__, typer.Exit)
+        code = exc.code if isinstance(exc.code, int) else 0
+        return UNEXPECTED if code == ledger.DIFFERENT and not is_ours else code
+    return 0
+
+
+def _write_nowhere() -> None:
+    """What is still buffered cannot be written: without this, Python would fail at it once more when it exits."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

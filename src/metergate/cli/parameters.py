@@ -1,13 +1,14 @@
 """Options and arguments that several commands share, and the parsing of what people type."""
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from metergate.config import ID_PATTERN, load_config
+from metergate.core import times
 from metergate.core.credits import parse_credits
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="The configuration file.", metavar="FILE")]
@@ -18,7 +19,6 @@ StorePath = Annotated[
     typer.Option("--store", help="The store itself; instead of the one that --config names.", metavar="FILE"),
 ]
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -53,12 +53,9 @@ def parse_duration_us(text: str) -> int:
 def parse_time_us(text: str) -> int:
     """Microseconds since the epoch of an ISO 8601 time with its zone."""
     try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter("must be a time, such as 2027-01-01T00:00:00+08:00") from None
-    if time.tzinfo is None:
-        raise typer.BadParameter("needs a time zone, such as 2027-01-01T00:00:00+08:00")
-    return (time - _EPOCH) // timedelta(microseconds=1)
+        return times.parse_time_us(text)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc)) from exc
 
 
 def store_of(config_file: Path, store_path: Path | None) -> Path:

@@ -1,6 +1,7 @@
 """``metergate subscriber``: who pays."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import typer
@@ -18,7 +19,7 @@ app = typer.Typer(help="Subscribers: who pays.", no_args_is_help=True)
 def create(subscriber: SubscriberId, config: ConfigFile = DEFAULT_CONFIG, store: StorePath = None) -> None:
     """Open a subscriber's wallet, and the store itself if there is none yet. Again: nothing changes."""
     path = store_of(config, store)
-    if not path.exists():
+    if not os.path.exists(path):
         explain(f"creating the store {path}")
     asyncio.run(_create(path, subscriber))
     typer.echo(subscriber)

@@ -1,13 +1,10 @@
 """What people read. Results go to stdout and all else to stderr, so that ``$(...)`` gets results only."""
 
-from datetime import UTC, datetime, timedelta
-
 import typer
 from rich.console import Console
 
 from metergate.core.credits import format_credits
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+from metergate.core.times import datetime_of
 
 
 def output() -> Console:
@@ -29,4 +26,4 @@ def time_of(time_us: int | None) -> str:
     """A time in the reader's own zone; None is never."""
     if time_us is None:
         return "never"
-    return (_EPOCH + timedelta(microseconds=time_us)).astimezone().isoformat(sep=" ", timespec="seconds")
+    return datetime_of(time_us).astimezone().isoformat(sep=" ", timespec="seconds")

@@ -9,6 +9,7 @@ from metergate.core.grants import is_expired
 from metergate.core.operations import AddGrant
 from metergate.core.postings import expire
 from metergate.core.rows import Grant, TransferKind, funding_account, grant_account
+from metergate.core.times import OUT_OF_RANGE, is_time_us
 
 # Grants of one wallet that are not spent or expired. A reserve reads and sorts all of them: with this many it takes
 # some milliseconds. A subscriber that buys one a day, each valid for a year, has 365.
@@ -48,6 +49,9 @@ def _check_grant(books: Books, grant: Grant) -> None:
         raise RequestInvalid(Violation("amount_microcredits", f"must be from 1 to {AMOUNT_MICROCREDITS_MAX}"))
     if grant.remaining_microcredits != amount:
         raise RequestInvalid(Violation("remaining_microcredits", "a new grant has all its amount remaining"))
+    for name, time_us in (("effective_time", grant.effective_time_us), ("expire_time", grant.expire_time_us)):
+        if time_us is not None and not is_time_us(time_us):
+            raise RequestInvalid(Violation(name, OUT_OF_RANGE))
     if grant.expire_time_us is not None and grant.expire_time_us <= grant.effective_time_us:
         raise RequestInvalid(Violation("expire_time", "must be later than effective_time"))
     _check_room(books, grant)
