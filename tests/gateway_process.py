@@ -50,6 +50,9 @@ address = "127.0.0.1:0"
 [store]
 path = "ledger.db"
 
+[metrics]
+address = "127.0.0.1:0"
+
 [limits]
 {limits}
 
@@ -213,6 +216,7 @@ class GatewayProcess:
 
     folder: Path
     port: int = 0
+    metrics_port: int = 0
     _lines: list[str] = field(default_factory=list)
     _process: "subprocess.Popen[str] | None" = None
     _ready: threading.Event = field(default_factory=threading.Event)
@@ -250,6 +254,9 @@ class GatewayProcess:
         self.port = 0
         for line in process.stderr:
             self._lines.append(line)
+            watched = re.search(r"metrics on http://\S+:(\d+)/metrics", line)
+            if watched is not None:
+                self.metrics_port = int(watched[1])
             served = re.search(r"serving .* on \S+:(\d+) ", line)
             if served is not None:
                 self.port = int(served[1])

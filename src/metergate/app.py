@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 from uuid import uuid4
 
 import uuid_utils
@@ -18,15 +18,19 @@ from metergate.core.catalog import Catalog
 from metergate.edges.account import AccountServicer
 from metergate.edges.auth import Authenticator
 from metergate.edges.catalog import CatalogServicer
+from metergate.edges.http import HttpServer, operators_pages
 from metergate.edges.inference import InferenceServicer
 from metergate.edges.pages import PageTokens
+from metergate.edges.readiness import Readiness, Report, tell_health
 from metergate.edges.server import ServerHandle, ServerLimits, start_server
 from metergate.metering.limits import Limits
 from metergate.metering.use_case import Metering
 from metergate.ports import Backend, LedgerStore, Observer, Tokenizer
 from metergate.stores.sqlite import SqliteLedgerStore
+from metergate.telemetry.event_loop import sample_lag
 from metergate.telemetry.fan_out import FanOut
 from metergate.telemetry.logs import RequestLog
+from metergate.telemetry.metrics import Metrics
 from metergate.tokenizers.open import TokenizerSpec, open_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -49,11 +53,22 @@ class SystemClock:
 class Gateway:
     """One gateway process: opened from a configuration, serving until it is closed."""
 
-    def __init__(self, *, config: Config, ledger: LedgerStore, metering: Metering, server: ServerHandle) -> None:
+    def __init__(
+        self,
+        *,
+        config: Config,
+        metering: Metering,
+        server: ServerHandle,
+        readiness: Readiness,
+        metrics: Metrics,
+        pages: HttpServer | None,
+    ) -> None:
         self._config = config
-        self._ledger = ledger
         self._metering = metering
         self._server = server
+        self._readiness = readiness
+        self._metrics = metrics
+        self._pages = pages
         self._closing = AsyncExitStack()
 
     @classmethod
@@ -67,15 +82,20 @@ class Gateway:
             catalog = catalog_of(config)
             tokenizers = await asyncio.to_thread(_open_tokenizers, config)
             clock = SystemClock()
+            metrics = Metrics(catalog, time.monotonic)
+            observer = FanOut([metrics, *_open_observers(config, opened)])
             ledger = await SqliteLedgerStore.open(
-                config.store_path, clock=clock, owner_id=f"gateway-{uuid4().hex}", create=True
+                config.store_path,
+                clock=clock,
+                owner_id=f"gateway-{uuid4().hex}",
+                create=True,
+                observe=observer.committed,
             )
             opened.push_async_callback(ledger.close)
             await ledger.add_rate_cards(config.rate_cards)
             backends = {backend_id: _open_backend(config, backend_id) for backend_id in config.backends}
             for backend in backends.values():
                 opened.push_async_callback(backend.close)
-            observers = _open_observers(config, opened)
             metering = Metering(
                 ledger=ledger,
                 catalog=catalog,
@@ -85,10 +105,23 @@ class Gateway:
                 new_id=_new_id,
                 monotonic=time.monotonic,
                 limits=_limits(config),
-                observer=FanOut(observers),
+                observer=observer,
             )
+            readiness = Readiness(ledger, lambda: backends)
+            await readiness.look()
+            pages = None
+            if config.metrics.address is not None:
+                shown = operators_pages(metrics, metering, readiness, lambda: ledger.queued_operations)
+                pages = await HttpServer.start(config.metrics.address, shown)
+                opened.push_async_callback(pages.close)
             server = await _start_server(config, ledger, catalog, metering, clock)
-            gateway = cls(config=config, ledger=ledger, metering=metering, server=server)
+            opened.push_async_callback(server.server.stop, LAST_WORDS_SECONDS)
+            gateway = cls(
+                config=config, metering=metering, server=server, readiness=readiness, metrics=metrics, pages=pages
+            )
+            await gateway._tell(readiness.report)
+            for work in (readiness.watch(gateway._tell), sample_lag(metrics.loop_lag_seconds)):
+                opened.push_async_callback(_cancel, asyncio.create_task(work))
             gateway._closing = opened.pop_all()
             return gateway
 
@@ -105,15 +138,30 @@ class Gateway:
         """The port that apps call."""
         return self._server.port
 
+    @property
+    def metrics_port(self) -> int | None:
+        """The port of metrics, liveness and readiness; None if there is none."""
+        return None if self._pages is None else self._pages.port
+
     async def drain(self) -> None:
         """Stop admitting, tell health checks so, and end every request within the configured time."""
+        await self._tell(self._readiness.drain())
         await self._server.health.enter_graceful_shutdown()
         await self._metering.drain(self._config.limits.drain_seconds_max)
 
     async def close(self) -> None:
-        """Close the listener, then the backends, then the store."""
-        await self._server.server.stop(LAST_WORDS_SECONDS)
+        """Close the listener, then the pages for the operator, then the backends, then the store."""
         await self._closing.aclose()
+
+    async def _tell(self, report: Report) -> None:
+        """Tell metrics and gRPC health what a look found."""
+        self._metrics.checked(is_ready=report.is_ready, backends_up=report.backends_up)
+        await tell_health(self._server.health, report)
+
+
+async def _cancel(task: "asyncio.Task[NoReturn]") -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _open_observers(config: Config, opened: AsyncExitStack) -> list[Observer]:
@@ -136,6 +184,7 @@ def _new_id() -> str:
 def _limits(config: Config) -> Limits:
     limits = config.limits
     return Limits(
+        requests_max=limits.requests_max,
         slice_tokens=limits.slice_tokens,
         delivery_characters_max=limits.delivery_characters_max,
         read_ahead_characters_max=limits.read_ahead_characters_max,
@@ -219,6 +268,7 @@ async def _start_server(
         authenticator=Authenticator(ledger, time.monotonic),
         limits=ServerLimits(
             message_bytes_max=config.limits.message_bytes_max,
+            calls_max=config.limits.calls_max,
             call_seconds_max=config.limits.request_seconds_max + SETTLING_SECONDS,
         ),
     )

@@ -14,7 +14,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 from pydantic_core import ErrorDetails
 
 from metergate.core.addresses import check_address, check_listen_address, check_url
@@ -80,6 +89,12 @@ class Limits(_Table):
 
     # gRPC's own default: a 128k-token prompt of Chinese text is below 1 MiB, so that real requests never meet it.
     message_bytes_max: int = Field(default=4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+    # Requests at once; more are refused before any work is done for them. Two hundred streams of 50 tokens a second
+    # fill a core: beyond a thousand, each more would slow all, and a backend's connections (1,024) run out.
+    requests_max: int = Field(default=1_000, ge=1, le=100_000)
+    # Calls at once of all services. gRPC itself refuses more, with a status that names no reason: so it lies well above
+    # requests_max, and an app that is refused is told why. At 100 kB a call this is 400 MB.
+    calls_max: int = Field(default=4_000, ge=2, le=1_000_000)
     # Credit set aside ahead of delivery: small, because other requests of the wallet need credit too; large enough that
     # a stream of 50 tokens a second extends its reservation about once a second.
     slice_tokens: int = Field(default=64, ge=1, le=65_536)
@@ -99,6 +114,13 @@ class Limits(_Table):
     replay_seconds: Seconds = 120.0
     # What those texts hold in all: about a thousand long answers.
     replay_characters_max: int = Field(default=4_000_000, ge=0, le=4_000_000_000)
+
+
+class Metrics(_Table):
+    """Where Prometheus and health checks ask, over HTTP."""
+
+    # "" or None: nowhere. Only this machine until the operator says otherwise.
+    address: Annotated[ListenAddress | None, BeforeValidator(lambda text: text or None)] = "127.0.0.1:9464"
 
 
 class Logs(_Table):
@@ -213,6 +235,7 @@ class _File(_Table):
     listener: Listener = Listener()
     store: Store
     limits: Limits = Limits()
+    metrics: Metrics = Metrics()
     logs: Logs = Logs()
     traces: Traces = Traces()
     backends: dict[Id, BackendTable] = Field(min_length=1)
@@ -228,6 +251,7 @@ class Config:
     listener: Listener
     store_path: Path
     limits: Limits
+    metrics: Metrics
     logs: Logs
     traces: Traces
     backends: Mapping[str, OpenAIBackendTable | GrpcBackendTable]
@@ -267,6 +291,7 @@ def load_config(path: Path) -> Config:
         listener=file.listener,
         store_path=path.parent / file.store.path,
         limits=file.limits,
+        metrics=file.metrics,
         logs=file.logs,
         traces=file.traces,
         backends=file.backends,
@@ -381,6 +406,8 @@ def _is_installed(module: str) -> bool:
 
 
 def _semantic_problems(file: _File, folder: Path) -> Iterator[ConfigProblem]:
+    if file.limits.calls_max <= file.limits.requests_max:
+        yield ConfigProblem("limits.calls_max", f"must be above requests_max, which is {file.limits.requests_max}")
     priced = {table.model for table in file.rate_cards}
     for model_id, model in file.models.items():
         key = f"models.{model_id}"

@@ -15,6 +15,9 @@ CONFIG = """
 [listener]
 address = "127.0.0.1:0"
 
+[metrics]
+address = "127.0.0.1:0"
+
 [store]
 path = "ledger.db"
 

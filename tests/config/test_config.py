@@ -178,6 +178,9 @@ WRONG = [
     ("2026-01-01T00:00:00Z", "2026-01-01", "rate_cards[0].effective_time", "valid datetime"),
     ('model = "smollm2"', 'model = "smollm3"', "rate_cards[0].model", "there is no model 'smollm3'"),
     ('model = "smollm2"', 'model = "smollm3"', "models.smollm2", "has no price"),
+    ("[store]", "[limits]\nrequests_max = 5\ncalls_max = 5\n[store]", "limits.calls_max", "above requests_max"),
+    ("[store]", '[metrics]\naddress = "9464"\n[store]', "metrics.address", "must be HOST:PORT"),
+    ("[store]", "[metrics]\naddress = 9464\n[store]", "metrics.address", "string"),
     ("[store]", "[limits]\nslice_tokens = 0\n[store]", "limits.slice_tokens", "greater than or equal to 1"),
     ("[store]", "[limits]\ndrain_seconds_max = inf\n[store]", "limits.drain_seconds_max", ""),
     ("[store]", "[limits]\ndrain_seconds_max = -1\n[store]", "limits.drain_seconds_max", "greater than 0"),
@@ -259,6 +262,11 @@ def test_an_enormous_file_is_refused(tmp_path: Path) -> None:
     file.write_bytes(b"#" * (1024 * 1024 + 1))
     with pytest.raises(ConfigInvalid, match="larger than 1,048,576 bytes"):
         load_config(file)
+
+
+def test_the_metrics_port_can_be_left_out(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD).metrics.address == "127.0.0.1:9464"
+    assert load(tmp_path, GOOD.replace("[store]", '[metrics]\naddress = ""\n[store]')).metrics.address is None
 
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "guides" / "metergate.example.toml"

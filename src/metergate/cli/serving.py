@@ -29,6 +29,9 @@ async def _serve(config: Config, file: Path) -> None:
     async with await Gateway.open(config) as gateway:
         host = config.listener.address.rpartition(":")[0]
         models = ", ".join(config.models)
+        if gateway.metrics_port is not None:
+            watched = (config.metrics.address or "").rpartition(":")[0]
+            logger.info("metrics on http://%s:%d/metrics, and /livez, /readyz", watched, gateway.metrics_port)
         logger.info("serving %s on %s:%d (configuration %s)", models, host, gateway.port, file)
         await told_to_stop.wait()
         logger.info("draining, for at most %g s", config.limits.drain_seconds_max)

@@ -45,7 +45,7 @@ class Metrics:
     """Every metric of one gateway. All methods but ``render`` are called in the event loop's thread."""
 
     def __init__(self, catalog: Catalog, monotonic: Callable[[], float]) -> None:
-        self._catalog = catalog
+        self.catalog = catalog  # what is on sale; set anew when that changes
         self._monotonic = monotonic
         self._apps: set[str] = set()
         self._exposition = Exposition()
@@ -95,6 +95,7 @@ class Metrics:
     def checked(self, *, is_ready: bool, backends_up: Mapping[str, bool]) -> None:
         """Keep what the last check of readiness found."""
         self.ready.set(is_ready)
+        self.backend_up.clear()  # of backends that are not set up any more
         for backend_id, is_up in backends_up.items():
             self.backend_up.labels(backend_id).set(is_up)
 
@@ -106,7 +107,7 @@ class Metrics:
 
     def model_label(self, model_id: str) -> str:
         """The model if it is on sale."""
-        return model_id if model_id in self._catalog.models else UNKNOWN_MODEL
+        return model_id if model_id in self.catalog.models else UNKNOWN_MODEL
 
     def app_label(self, app_id: str) -> str:
         """The app if it is one of the first that called."""
@@ -126,7 +127,7 @@ class Metrics:
 
     def price(self, charge: Charge) -> int:
         """Microcredits of what the backend reported, by the charge's rate card; 0 if either is not known."""
-        model = self._catalog.models.get(charge.model_id)
+        model = self.catalog.models.get(charge.model_id)
         cards = () if model is None else model.rate_cards
         card = next((card for card in cards if card.rate_card_id == charge.rate_card_id), None)
         return 0 if card is None or charge.usage_reported is None else rate_ceil(charge.usage_reported, card)

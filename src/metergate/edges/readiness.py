@@ -1,0 +1,133 @@
+"""Whether this gateway can serve: its store takes a write, and a backend can be reached.
+
+It is looked at every few seconds, never when somebody asks: so a question costs nothing, however often it is asked.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NoReturn
+
+from grpc_health.v1 import health, health_pb2
+
+from metergate.core.errors import MetergateError
+from metergate.ports import Backend, LedgerStore
+from metergate.v1 import account_pb2, catalog_pb2, inference_pb2
+
+logger = logging.getLogger(__name__)
+
+# A balancer that asks every few seconds loses as much time again; the store's part of a look is one commit.
+LOOK_SECONDS = 5.0
+
+# A commit takes milliseconds and a connection less: what takes this long would keep requests waiting too.
+ANSWER_SECONDS_MAX = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the last look found."""
+
+    ledger_problem: str = "it was not looked at yet"  # "" if it takes writes
+    backends_up: Mapping[str, bool] = field(default_factory=dict)  # by backend id
+    is_draining: bool = False
+
+    @property
+    def is_ledger_writable(self) -> bool:
+        """Whether the store took the last write."""
+        return not self.ledger_problem
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests should be sent here."""
+        return self.is_ledger_writable and any(self.backends_up.values()) and not self.is_draining
+
+    def as_json(self) -> dict[str, object]:
+        """The same for people and programs."""
+        return {
+            "ready": self.is_ready,
+            "checks": {
+                "ledger": self.ledger_problem or "ok",
+                "backends": {backend_id: "up" if up else "down" for backend_id, up in self.backends_up.items()},
+                "draining": self.is_draining,
+            },
+        }
+
+
+class Readiness:
+    """Looks, and remembers."""
+
+    def __init__(self, ledger: LedgerStore, backends: Callable[[], Mapping[str, Backend]]) -> None:
+        self._ledger = ledger
+        self._backends = backends
+        self.report = Report()
+
+    async def look(self) -> Report:
+        """Look at everything at once; never longer than ``ANSWER_SECONDS_MAX``."""
+        async with asyncio.TaskGroup() as looking:
+            ledger = looking.create_task(self._ledger_problem())
+            backends = {
+                backend_id: looking.create_task(_is_up(backend)) for backend_id, backend in self._backends().items()
+            }
+        before = self.report
+        self.report = replace(
+            before,
+            ledger_problem=ledger.result(),
+            backends_up={backend_id: task.result() for backend_id, task in backends.items()},
+        )
+        if self.report.as_json() != before.as_json():
+            logger.log(
+                logging.INFO if self.report.is_ready else logging.WARNING,
+                "%s: ledger %s; backends up: %s",
+                "ready" if self.report.is_ready else "not ready",
+                self.report.ledger_problem or "ok",
+                ", ".join(name for name, up in self.report.backends_up.items() if up) or "none",
+            )
+        return self.report
+
+    async def watch(self, tell: Callable[[Report], Awaitable[None]], seconds: float = LOOK_SECONDS) -> NoReturn:
+        """Keep looking and telling; runs until it is cancelled."""
+        while True:
+            await asyncio.sleep(seconds)
+            await tell(await self.look())
+
+    def drain(self) -> Report:
+        """Be ready for nothing any more."""
+        self.report = replace(self.report, is_draining=True)
+        return self.report
+
+    async def _ledger_problem(self) -> str:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                await self._ledger.check()
+        except TimeoutError:
+            return f"it did not take a write within {ANSWER_SECONDS_MAX:g} seconds"
+        except MetergateError as exc:
+            return str(exc)
+        except Exception as exc:  # noqa: BLE001 - a defect of the store must not end the looking
+            return type(exc).__name__
+        return ""
+
+
+async def _is_up(backend: Backend) -> bool:
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            return await backend.is_up()
+    except Exception:  # noqa: BLE001 - a defect of an adapter must not end the looking
+        return False
+
+
+# What each service needs; "" is the whole gateway.
+_NEEDS: Mapping[str, Callable[[Report], bool]] = {
+    "": lambda report: report.is_ready,
+    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name: lambda report: report.is_ready,
+    account_pb2.DESCRIPTOR.services_by_name["AccountService"].full_name: lambda report: report.is_ledger_writable,
+    catalog_pb2.DESCRIPTOR.services_by_name["CatalogService"].full_name: lambda report: True,
+}
+
+
+async def tell_health(servicer: health.aio.HealthServicer, report: Report) -> None:
+    """Set the gRPC health of every service; once the servicer was told to shut down, it stays NOT_SERVING."""
+    for service, is_served in _NEEDS.items():
+        statuses = health_pb2.HealthCheckResponse
+        await servicer.set(service, statuses.SERVING if is_served(report) else statuses.NOT_SERVING)
