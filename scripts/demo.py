@@ -154,7 +154,12 @@ def run(keep_serving: bool, folder: Path) -> int:
         console.print(f"[red]Port {RUN_PORT} is in use: stop what listens there (another `make run`?) first.")
         return 1
     name, port = ("run", RUN_PORT) if keep_serving else ("demo", free_port())
-    with Setup(folder / name, port, console) as setup:
+    try:
+        setup = Setup(folder / name, port, console)
+    except Surprise as error:
+        console.print(f"[bold red]surprise:[/] {error}", highlight=False)
+        return 1
+    with setup:
         try:
             if keep_serving:
                 serve(setup)

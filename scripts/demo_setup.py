@@ -3,6 +3,7 @@
 No process outlives this one: each dies with it, however it ends.
 """
 
+import fcntl
 import http.client
 import os
 import shutil
@@ -22,6 +23,7 @@ from llama_server import CONTEXT_TOKENS, MODEL_ALIAS, model_path
 from rich.console import Console
 
 SCRIPTS = Path(__file__).resolve().parent
+MARKER = ".written-by-metergate-demo"  # a folder with this file in it may be emptied
 FOLDER = SCRIPTS.parent / ".demo"  # where the files go unless another folder is named
 
 # 5 yuan a month buys 5 credits: with one credit a yuan, prices read as they do in the market's lists.
@@ -89,8 +91,41 @@ def is_free(port: int) -> bool:
     return True
 
 
+def _take(folder: Path) -> IO[bytes]:
+    """Empty a folder that is ours; the lock on it, which is held until it is closed or this process ends.
+
+    Surprise if another run uses the folder, or if it has files that no run of this script wrote.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_name(f"{folder.name}.lock").open("ab")  # beside the folder, which is removed
+    except OSError as error:
+        raise Surprise(f"{folder} cannot be used: {error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        marker = folder / MARKER
+        if folder.exists() and not marker.exists() and any(folder.iterdir()):
+            raise Surprise(f"{folder} has files that are not this script's: remove it, or name another --folder")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        marker.touch()
+    except BlockingIOError:
+        lock.close()
+        raise Surprise(f"{folder} is in use: stop the other run, or name another --folder") from None
+    except OSError as error:
+        lock.close()
+        raise Surprise(f"{folder} cannot be used: {error}") from error
+    except Surprise:
+        lock.close()
+        raise
+    return lock
+
+
 class Setup:
-    """The processes and files of one run, in a folder that begins empty."""
+    """The processes and files of one run, in a folder that begins empty and that no other run may use meanwhile.
+
+    Surprise if the folder cannot be had.
+    """
 
     model = MODEL_ALIAS
 
@@ -100,8 +135,7 @@ class Setup:
         self._console = console
         self._backend_port = free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        self._lock = _take(self.folder)
 
     def __enter__(self) -> Self:
         return self
@@ -117,6 +151,7 @@ class Setup:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self._lock.close()
 
     # --- the backend ------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """The demo, as a person runs it: it shows the main job on the real model, and leaves nothing running."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -33,6 +34,28 @@ def test_the_demo_streams_cuts_refuses_verifies_and_exits_with_0(tmp_path: Path)
     for shown in ("CREDIT_EXHAUSTED", "INSUFFICIENT_CREDIT", "No differences.", "counted by TOKENIZER"):
         assert shown in done.stdout
     assert processes_in(tmp_path) == []
+
+
+def refused(folder: Path) -> str:
+    """What a demo says that ends at once because it cannot have its folder."""
+    done = subprocess.run(
+        [sys.executable, str(DEMO), "--folder", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    return " ".join(done.stdout.split())
+
+
+def test_a_demo_does_not_empty_the_folder_of_another_that_runs(tmp_path: Path) -> None:
+    with (tmp_path / "demo.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert "is in use" in refused(tmp_path)
+
+
+def test_a_demo_does_not_empty_a_folder_of_somebody_else(tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "thesis.txt").write_text("years of work")
+    assert "are not this script's" in refused(tmp_path)
+    assert (tmp_path / "demo" / "thesis.txt").read_text() == "years of work"
 
 
 @pytest.mark.timeout(180)
