@@ -195,6 +195,27 @@ async def test_a_ledger_whose_content_key_is_gone_is_refused(path: Path) -> None
         await open_store(path)
 
 
+async def test_owners_that_reserved_nothing_leave_no_row_and_epochs_never_repeat(path: Path) -> None:
+    epochs = []
+    for reserves in (False, True, False, False, True, False):
+        store = await open_store(path)
+        epochs.append(store.owner.epoch)
+        await open_wallet(store, a_grant(amount=10_000))
+        if reserves:
+            await reserve(store, f"res-{store.owner.epoch}")
+        await store.close()
+    last = await open_store(path)
+    assert epochs == [1, 2, 3, 4, 5, 6]
+    with raw(path) as other:
+        kept = [epoch for (epoch,) in other.execute("SELECT epoch FROM owners ORDER BY epoch")]
+        assert other.execute("PRAGMA foreign_key_check").fetchall() == []
+    assert kept == [2, 5, 7]
+    held = last._writer._connection
+    assert held is not None
+    assert held.execute("PRAGMA foreign_keys").fetchone() == (1,)
+    await last.close()
+
+
 async def test_the_file_is_durable_and_private(store: SqliteLedgerStore, path: Path) -> None:
     held = store._writer._connection
     assert held is not None

@@ -99,6 +99,7 @@ class SqliteWriter:
                 raise StoreRefused(path=str(self._path), problem="another ledger is in its place")
             self._content_key = content_key
             self._owner = self._begin_epoch(connection)
+            self._forget_idle_owners(connection)
             self._identity = FileIdentity(self._path)
         except sqlite3.Error as exc:
             connection.close()
@@ -145,6 +146,21 @@ class SqliteWriter:
         ).fetchone()
         self._heartbeat_time_us = now_us
         return Owner(owner_id=owner_id, epoch=epoch)
+
+    def _forget_idle_owners(self, connection: sqlite3.Connection) -> None:
+        """Remove earlier owners that reserved nothing, as commands do; else each would leave a row behind for ever.
+
+        Reservations are stored in the order of epochs: whoever is newer than the last one's owner has none.
+        """
+        connection.execute("PRAGMA foreign_keys = OFF")  # to check what is known, it would read every reservation
+        try:
+            connection.execute(
+                "DELETE FROM owners WHERE epoch < ? AND epoch > coalesce("
+                "(SELECT owner_epoch FROM reservations ORDER BY rowid DESC LIMIT 1), 0)",
+                (self._owner.epoch,),
+            )
+        finally:
+            connection.execute("PRAGMA foreign_keys = ON")
 
     def _recover(self) -> None:
         """Settle every ACTIVE reservation that is not this epoch's, in bounded batches.
