@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from metergate.core.addresses import check_address, check_listen_address, check_url
+from metergate.core.addresses import check_address, check_listen_address, check_url, is_loopback
 from metergate.core.catalog import Catalog, Model
 from metergate.core.errors import ConfigInvalid, ConfigProblem, RateCardInvalid
 from metergate.core.rating import RateCard, check_schedule
@@ -70,12 +70,22 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class ListenerTls(_Table):
+    """The listener's certificates: PEM files, relative to the configuration file, read again when they change."""
+
+    certificate_path: Text  # the listener's own certificate, then its intermediates
+    key_path: Text  # unencrypted, and closed to other users
+    client_ca_path: Text | None = None  # authorities of apps' certificates, then required; None: apps need none
+
+
 class Listener(_Table):
     """Where apps call."""
 
     address: ListenAddress = (
         "127.0.0.1:50051"  # only this machine until the operator says otherwise; gRPC's customary port
     )
+    tls: ListenerTls | None = None  # None: plaintext
+    plaintext_beyond_loopback: bool = False  # True: what stands before the gateway ends TLS
 
 
 class Store(_Table):
@@ -162,6 +172,8 @@ class GrpcBackendTable(_BackendTable):
 
     kind: Literal["grpc"]
     address: Address
+    tls: bool = False  # True: the backend must prove that it is the host of its address
+    ca_path: Text | None = None  # PEM file of the authorities it must prove it to; None: the public ones
 
 
 class TokenizerFile(_Table):
@@ -408,6 +420,7 @@ def _is_installed(module: str) -> bool:
 def _semantic_problems(file: _File, folder: Path) -> Iterator[ConfigProblem]:
     if file.limits.calls_max <= file.limits.requests_max:
         yield ConfigProblem("limits.calls_max", f"must be above requests_max, which is {file.limits.requests_max}")
+    yield from _plaintext_problems(file)
     priced = {table.model for table in file.rate_cards}
     for model_id, model in file.models.items():
         key = f"models.{model_id}"
@@ -416,6 +429,28 @@ def _semantic_problems(file: _File, folder: Path) -> Iterator[ConfigProblem]:
         yield from _backend_problems(key, model, file.backends)
         yield from _tokenizer_problems(f"{key}.tokenizer", model.tokenizer, folder)
     yield from _rate_card_problems(file)
+
+
+def _plaintext_problems(file: _File) -> Iterator[ConfigProblem]:
+    """Keys and prompts that anybody between could read."""
+    listener = file.listener
+    if listener.tls is not None and listener.plaintext_beyond_loopback:
+        yield ConfigProblem("listener.plaintext_beyond_loopback", "contradicts [listener.tls]: leave one of them out")
+    if listener.tls is None and not listener.plaintext_beyond_loopback and not is_loopback(listener.address):
+        problem = (
+            f"{listener.address} is beyond this machine, and apps' keys and prompts could be read on the way: "
+            "add [listener.tls] or, if something before the gateway ends TLS, plaintext_beyond_loopback = true"
+        )
+        yield ConfigProblem("listener.address", problem)
+    for backend_id, backend in file.backends.items():
+        if not isinstance(backend, GrpcBackendTable):
+            continue
+        key = f"backends.{backend_id}"
+        if backend.ca_path is not None and not backend.tls:
+            yield ConfigProblem(f"{key}.ca_path", "is for TLS: add tls = true")
+        if backend.api_key_env and not backend.tls and not is_loopback(backend.address):
+            problem = f"its key would cross the network to {backend.address} readable: add tls = true"
+            yield ConfigProblem(f"{key}.api_key_env", problem)
 
 
 def _backend_problems(key: str, model: ModelTable, backends: Mapping[str, object]) -> Iterator[ConfigProblem]:

@@ -295,7 +295,47 @@ def test_a_file_that_toml_cannot_hold_is_refused(tmp_path: Path, text: str) -> N
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "[::]:50051", "localhost:1", "metergate_1.internal:65535"])
 def test_these_addresses_can_be_listened_on(tmp_path: Path, address: str) -> None:
+    text = f'[listener]\naddress = "{address}"\nplaintext_beyond_loopback = true\n{GOOD}'
+    assert load(tmp_path, text).listener.address == address
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:50051", "[::]:50051", "10.0.0.1:50051", "metergate:50051"])
+def test_plaintext_beyond_this_machine_must_be_asked_for(tmp_path: Path, address: str) -> None:
+    listener = f'[listener]\naddress = "{address}"\n'
+    problem = problems(tmp_path, listener + GOOD)["listener.address"]
+    assert f"{address} is beyond this machine" in problem
+    assert "[listener.tls]" in problem
+    assert "plaintext_beyond_loopback = true" in problem
+    tls = 'tls = { certificate_path = "a.crt", key_path = "a.key" }\n'
+    assert load(tmp_path, listener + tls + GOOD).listener.tls is not None
+    both = f"{listener}plaintext_beyond_loopback = true\n{tls}{GOOD}"
+    assert "contradicts" in problems(tmp_path, both)["listener.plaintext_beyond_loopback"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.8.0.1:1", "[::1]:1", "localhost:1"])
+def test_plaintext_on_this_machine_needs_no_asking(tmp_path: Path, address: str) -> None:
     assert load(tmp_path, f'[listener]\naddress = "{address}"\n{GOOD}').listener.address == address
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ('address = "far.example:1"\napi_key_env = "FAR_KEY"', "backends.far.api_key_env"),
+        ('address = "127.0.0.1:1"\nca_path = "ca.crt"', "backends.far.ca_path"),
+        ('address = "far.example:1"\napi_key_env = "FAR_KEY"\ntls = true', None),
+        ('address = "127.0.0.1:1"\napi_key_env = "FAR_KEY"', None),
+        ('address = "far.example:1"', None),
+    ],
+)
+def test_a_backends_key_crosses_the_network_over_tls_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, key: str | None
+) -> None:
+    monkeypatch.setenv("FAR_KEY", "secret")
+    text = f'{GOOD}\n[backends.far]\nkind = "grpc"\n{table}\n'
+    if key is None:
+        assert "far" in load(tmp_path, text).backends
+    else:
+        assert set(problems(tmp_path, text)) == {key}
 
 
 @pytest.mark.parametrize("url", ["https://a.example", "http://[::1]:8080/v1", "http://llama_1:1/a%20b/"])

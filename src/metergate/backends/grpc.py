@@ -81,6 +81,8 @@ class GrpcBackendOptions:
     model_names: Mapping[str, str]  # the backend's own name of each model, by the model's id in this gateway
     api_key: str | None = field(default=None, repr=False)  # sent as a bearer token in the call's metadata
     connect_timeout_seconds: float  # >= 0.1; name look-up included
+    tls: bool = False  # True: the backend must prove that it is the host of its address
+    ca_pem: bytes | None = None  # the authorities it must prove it to; None: the public ones
 
 
 class GrpcBackend:
@@ -90,9 +92,9 @@ class GrpcBackend:
         self._options = options
         # A connection attempt ends with its time limit, and a call that waits for it fails with it.
         connect_milliseconds = round(options.connect_timeout_seconds * 1000)
-        self._channel = aio.insecure_channel(
-            options.address,
-            options=(
+        self._channel = _open_channel(
+            options,
+            (
                 ("grpc.max_receive_message_length", _ANSWER_BYTES_MAX),
                 ("grpc.keepalive_time_ms", _PING_MILLISECONDS),
                 ("grpc.keepalive_timeout_ms", _PING_ANSWER_MILLISECONDS),
@@ -145,6 +147,13 @@ class GrpcBackend:
             reader.end()
         finally:
             call.cancel()  # of a call that has ended: nothing
+
+
+def _open_channel(options: GrpcBackendOptions, arguments: tuple[tuple[str, int], ...]) -> aio.Channel:
+    if not options.tls:
+        return aio.insecure_channel(options.address, options=arguments)
+    credentials = grpc.ssl_channel_credentials(root_certificates=options.ca_pem)
+    return aio.secure_channel(options.address, credentials, options=arguments)
 
 
 async def _read(

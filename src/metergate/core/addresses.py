@@ -1,7 +1,7 @@
 """Where something listens: HOST:PORT, and the URLs of HTTP servers."""
 
 import re
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from urllib.parse import urlsplit
 
 PORT_MAX = 65_535
@@ -22,6 +22,15 @@ def check_address(text: str) -> str:
     if int(check_listen_address(text).rpartition(":")[2]) == 0:
         raise ValueError("must be HOST:PORT, and the port not 0")
     return text
+
+
+def is_loopback(address: str) -> bool:
+    """Whether HOST:PORT is on this machine only; a name other than localhost may lead anywhere."""
+    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def check_url(text: str) -> str:

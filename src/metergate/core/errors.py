@@ -307,6 +307,16 @@ class ListenerRefused(MetergateError):
     problem: str
 
 
+@dataclass(kw_only=True, eq=False)
+class CertificateInvalid(MetergateError):
+    """{key}: {path} cannot be used for TLS: {problem}."""
+
+    reason: ClassVar[str] = "CERTIFICATE_INVALID"
+    key: str  # of the configuration: "listener.tls.key_path"
+    path: str
+    problem: str
+
+
 # --- defects --------------------------------------------------------------------------------------------------------
 
 

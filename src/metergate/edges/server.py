@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection
 from metergate.core.errors import ListenerRefused
 from metergate.edges.auth import Authenticator
 from metergate.edges.calls import Gate, Servicer
+from metergate.edges.tls import Certificates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +48,17 @@ _PING_INTERVAL_MS_MIN = 10_000
 
 
 async def start_server(
-    *, address: str, servicers: Sequence[Servicer], authenticator: Authenticator, limits: ServerLimits
+    *,
+    address: str,
+    servicers: Sequence[Servicer],
+    authenticator: Authenticator,
+    limits: ServerLimits,
+    certificates: Certificates | None = None,
 ) -> ServerHandle:
-    """Listen on ``address`` (HOST:PORT, port 0: any that is free) and serve. ListenerRefused if that cannot be."""
+    """Listen on ``address`` (HOST:PORT, port 0: any that is free) and serve. ListenerRefused if that cannot be.
+
+    Without ``certificates`` it serves plaintext.
+    """
     server = grpc.aio.server(options=_options(limits), maximum_concurrent_rpcs=limits.calls_max)
     gate = Gate(authenticator, message_bytes_max=limits.message_bytes_max)
     for servicer in servicers:
@@ -58,7 +67,11 @@ async def start_server(
     names = [servicer.service.full_name for servicer in servicers]
     reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     try:
-        port = server.add_insecure_port(address)
+        port = (
+            server.add_insecure_port(address)
+            if certificates is None
+            else server.add_secure_port(address, certificates.credentials())
+        )
     except RuntimeError as exc:
         raise ListenerRefused(address=address, problem="the address cannot be bound; is it in use?") from exc
     await server.start()
