@@ -239,7 +239,8 @@ class GatewayProcess:
         self._process = subprocess.Popen(
             [*METERGATE, "serve"],
             cwd=self.folder,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
@@ -250,9 +251,9 @@ class GatewayProcess:
         return self
 
     def _read(self, process: "subprocess.Popen[str]") -> None:
-        assert process.stderr is not None
+        assert process.stdout is not None
         self.port = 0
-        for line in process.stderr:
+        for line in process.stdout:
             self._lines.append(line)
             watched = re.search(r"metrics on http://\S+:(\d+)/metrics", line)
             if watched is not None:
@@ -264,8 +265,12 @@ class GatewayProcess:
         self._ready.set()
 
     def log(self) -> str:
-        """The tail of what it wrote to stderr."""
+        """The tail of what it wrote."""
         return "".join(self._lines[-40:])
+
+    def lines(self) -> list[str]:
+        """All that it wrote, to stdout and stderr, so far."""
+        return list(self._lines)
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -276,8 +281,8 @@ class GatewayProcess:
         code = self.process.wait(STOP_SECONDS_MAX)
         assert self._reader is not None
         self._reader.join(STOP_SECONDS_MAX)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
         self._process = None
         return code
 

@@ -153,7 +153,7 @@ def formatter(wanted: Format, *, is_terminal: bool) -> logging.Formatter:
             structlog.processors.TimeStamper(fmt="iso", utc=not is_text),
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
-            structlog.stdlib.ExtraAdder(FIELDS),
+            _with_fields,
             _made_printable,
             _with_error_described,
         ],
@@ -168,6 +168,12 @@ def report_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any])
 
 def _to_json(event: EventDict, **_: object) -> str:
     return msgspec.json.encode(event).decode()
+
+
+def _with_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    # In the order in which they were given; structlog's own way to pick fields forgets it.
+    event.update({name: value for name, value in vars(event["_record"]).items() if name in FIELDS})
+    return event
 
 
 def _made_printable(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
