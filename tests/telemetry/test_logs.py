@@ -125,6 +125,13 @@ async def test_every_field_of_the_request_log_is_let_through_and_none_has_text(
         assert not any(word in str(fields) for word in ("zanzibar", "quetzal", "marmalade", "obelisk"))
 
 
+async def test_a_line_names_the_apps_trace(caplog: pytest.LogCaptureFixture) -> None:
+    world = await World([*content("one"), STOP], observers=observers()).fund(10_000)
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    await world.stream(trace_context={"traceparent": parent})
+    assert the_line(caplog)["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
 async def test_above_info_a_request_leaves_no_line(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "metergate")
     world = await World([*content("one"), STOP], observers=observers()).fund(10_000)

@@ -104,6 +104,7 @@ class _CallLog:
             "app": caller.app_id,
             "channel": caller.channel.value,
             "model": start.model_id,
+            "trace_id": start.trace_context.get("traceparent", "")[3:35],  # after the version, before the parent's id
         }
 
 
