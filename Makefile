@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install demo run check test proto lock clean
+.PHONY: help install demo run check test bench proto lock clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -31,6 +31,9 @@ check: $(INSTALLED) ## Formatting, lint, types, floors, protos, drift of the gen
 
 test: $(INSTALLED) ## All tests, those against the real model included
 	@$(BIN)/pytest
+
+bench: $(INSTALLED) ## Measure the gateway's cost beside a bare pass-through, and the store and the tokenizers, in minutes
+	@PYTHONPATH=scripts $(BIN)/python -m bench $(ARGUMENTS)
 
 proto: $(INSTALLED) ## Generate the stubs of protos/ into src/metergate/v1
 	@$(BIN)/python scripts/generate_stubs.py
