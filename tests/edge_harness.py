@@ -239,7 +239,7 @@ async def running_edge(limits: ServerLimits | None = None) -> AsyncIterator[Edge
         servicers=[
             InferenceServicer(cast(Metering, metering)),
             AccountServicer(store, clock, page_tokens),
-            CatalogServicer(catalog, clock, page_tokens),
+            CatalogServicer(lambda: catalog, clock, page_tokens),
         ],
         authenticator=Authenticator(store, monotonic),
         limits=limits or ServerLimits(message_bytes_max=MESSAGE_BYTES_MAX),

@@ -23,6 +23,7 @@ from metergate.core.receipts import Admission, Receipt
 from metergate.core.rows import Authorization, Channel, Charge, FinishReason, Grant, GrantSource, Wallet, WalletState
 from metergate.core.usage import CountingSource, TokenClass, Usage
 from metergate.metering.limits import Limits
+from metergate.metering.offering import Offering
 from metergate.metering.use_case import NO_TRACE, Metering
 from metergate.ports import Backend, ChargeFilter, Observer
 from metergate.telemetry.fan_out import FanOut
@@ -212,9 +213,11 @@ class World:
         )
         self.metering = Metering(
             ledger=self.ledger,
-            catalog=Catalog({"model-1": model}),
-            tokenizers={"model-1": WordTokenizer()},
-            backends={backend.backend_id: backend for backend in pool},
+            offering=Offering(
+                catalog=Catalog({"model-1": model}),
+                tokenizers={"model-1": WordTokenizer()},
+                backends={backend.backend_id: backend for backend in pool},
+            ),
             clock=self.clock,
             new_id=self.new_id,
             monotonic=asyncio.get_running_loop().time,

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import NoReturn, Self
@@ -11,10 +10,8 @@ from uuid import uuid4
 
 import uuid_utils
 
-from metergate.backends.grpc import GrpcBackend, GrpcBackendOptions
-from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
-from metergate.config import Config, GrpcBackendTable, ModelTable, OpenAIBackendTable, catalog_of
-from metergate.core.catalog import Catalog
+from metergate.config import Config, needing_restart
+from metergate.core.errors import ConfigInvalid
 from metergate.edges.account import AccountServicer
 from metergate.edges.auth import Authenticator
 from metergate.edges.catalog import CatalogServicer
@@ -23,15 +20,16 @@ from metergate.edges.inference import InferenceServicer
 from metergate.edges.pages import PageTokens
 from metergate.edges.readiness import Readiness, Report, tell_health
 from metergate.edges.server import ServerHandle, ServerLimits, start_server
+from metergate.edges.tls import Certificates, TlsFiles
 from metergate.metering.limits import Limits
 from metergate.metering.use_case import Metering
-from metergate.ports import Backend, LedgerStore, Observer, Tokenizer
+from metergate.offerings import Offerings, Parts
+from metergate.ports import Clock, LedgerStore, Observer
 from metergate.stores.sqlite import SqliteLedgerStore
 from metergate.telemetry.event_loop import sample_lag
 from metergate.telemetry.fan_out import FanOut
 from metergate.telemetry.logs import RequestLog
 from metergate.telemetry.metrics import Metrics
-from metergate.tokenizers.open import TokenizerSpec, open_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +55,8 @@ class Gateway:
         self,
         *,
         config: Config,
+        ledger: LedgerStore,
+        offerings: Offerings,
         metering: Metering,
         server: ServerHandle,
         readiness: Readiness,
@@ -64,6 +64,8 @@ class Gateway:
         pages: HttpServer | None,
     ) -> None:
         self._config = config
+        self._ledger = ledger
+        self._offerings = offerings
         self._metering = metering
         self._server = server
         self._readiness = readiness
@@ -75,14 +77,15 @@ class Gateway:
     async def open(cls, config: Config) -> Self:
         """Open the store, recover what a dead process left, and serve.
 
-        StoreRefused, TokenizerInvalid, IdConflict (a rate card with other prices than it was served with) or
-        ListenerRefused if it cannot; nothing is left open then.
+        StoreRefused, TokenizerInvalid, CertificateInvalid, IdConflict (a rate card with other prices than it was served
+        with) or ListenerRefused if it cannot; nothing is left open then.
         """
         async with AsyncExitStack() as opened:
-            catalog = catalog_of(config)
-            tokenizers = await asyncio.to_thread(_open_tokenizers, config)
             clock = SystemClock()
-            metrics = Metrics(catalog, time.monotonic)
+            certificates = _open_certificates(config, clock)
+            offerings = Offerings(await asyncio.to_thread(Parts.of, config))
+            opened.push_async_callback(offerings.close)
+            metrics = Metrics(offerings.current.catalog, time.monotonic)
             observer = FanOut([metrics, *_open_observers(config, opened)])
             ledger = await SqliteLedgerStore.open(
                 config.store_path,
@@ -93,31 +96,33 @@ class Gateway:
             )
             opened.push_async_callback(ledger.close)
             await ledger.add_rate_cards(config.rate_cards)
-            backends = {backend_id: _open_backend(config, backend_id) for backend_id in config.backends}
-            for backend in backends.values():
-                opened.push_async_callback(backend.close)
             metering = Metering(
                 ledger=ledger,
-                catalog=catalog,
-                tokenizers=tokenizers,
-                backends=backends,
+                offering=offerings.current,
                 clock=clock,
                 new_id=_new_id,
                 monotonic=time.monotonic,
                 limits=_limits(config),
                 observer=observer,
             )
-            readiness = Readiness(ledger, lambda: backends)
+            readiness = Readiness(ledger, lambda: metering.offering.backends)
             await readiness.look()
             pages = None
             if config.metrics.address is not None:
                 shown = operators_pages(metrics, metering, readiness, lambda: ledger.queued_operations)
                 pages = await HttpServer.start(config.metrics.address, shown)
                 opened.push_async_callback(pages.close)
-            server = await _start_server(config, ledger, catalog, metering, clock)
+            server = await _start_server(config, ledger, metering, clock, certificates)
             opened.push_async_callback(server.server.stop, LAST_WORDS_SECONDS)
             gateway = cls(
-                config=config, metering=metering, server=server, readiness=readiness, metrics=metrics, pages=pages
+                config=config,
+                ledger=ledger,
+                offerings=offerings,
+                metering=metering,
+                server=server,
+                readiness=readiness,
+                metrics=metrics,
+                pages=pages,
             )
             await gateway._tell(readiness.report)
             for work in (readiness.watch(gateway._tell), sample_lag(metrics.loop_lag_seconds)):
@@ -142,6 +147,21 @@ class Gateway:
     def metrics_port(self) -> int | None:
         """The port of metrics, liveness and readiness; None if there is none."""
         return None if self._pages is None else self._pages.port
+
+    async def reload(self, config: Config) -> None:
+        """Put another configuration's models, backends and rate cards on sale; what runs keeps what it began with.
+
+        ConfigInvalid, naming every key that differs and is only read at start; TokenizerInvalid; CertificateInvalid;
+        IdConflict: then nothing has changed.
+        """
+        if problems := needing_restart(self._config, config):
+            raise ConfigInvalid(config.file, *problems)
+        parts = await asyncio.to_thread(Parts.of, config)
+        await self._ledger.add_rate_cards(config.rate_cards)
+        self._metering.offering = self._offerings.replace(parts)
+        self._config = config
+        self._metrics.catalog = self._metering.offering.catalog
+        await self._tell(await self._readiness.look())
 
     async def drain(self) -> None:
         """Stop admitting, tell health checks so, and end every request within the configured time."""
@@ -196,66 +216,21 @@ def _limits(config: Config) -> Limits:
     )
 
 
-def _open_tokenizers(config: Config) -> Mapping[str, Tokenizer]:
-    """Every model's tokenizer; models that count alike share one."""
-    opened: dict[TokenizerSpec, Tokenizer] = {}
-    tokenizers: dict[str, Tokenizer] = {}
-    for model_id, model in config.models.items():
-        spec = _tokenizer_spec(config, model)
-        if spec not in opened:
-            opened[spec] = open_tokenizer(spec)
-        tokenizers[model_id] = opened[spec]
-    return tokenizers
-
-
-def _tokenizer_spec(config: Config, model: ModelTable) -> TokenizerSpec:
-    file = model.tokenizer
-    return TokenizerSpec(
-        kind=file.kind,
-        path=config.resolve(file.path),
-        pattern=file.pattern,
-        prompt_rule=file.prompt_rule,
-        chat_template_path=None if file.chat_template_path is None else config.resolve(file.chat_template_path),
+def _open_certificates(config: Config, clock: Clock) -> Certificates | None:
+    """None: the listener serves plaintext."""
+    tls = config.listener.tls
+    if tls is None:
+        return None
+    files = TlsFiles(
+        certificate_path=config.resolve(tls.certificate_path),
+        key_path=config.resolve(tls.key_path),
+        client_ca_path=None if tls.client_ca_path is None else config.resolve(tls.client_ca_path),
     )
-
-
-def _open_backend(config: Config, backend_id: str) -> Backend:
-    table = config.backends[backend_id]
-    model_names = config.model_names(backend_id)
-    api_key = config.api_keys.get(backend_id)
-    if isinstance(table, GrpcBackendTable):
-        return GrpcBackend(
-            GrpcBackendOptions(
-                backend_id=backend_id,
-                address=table.address,
-                model_names=model_names,
-                api_key=api_key,
-                connect_timeout_seconds=table.connect_timeout_seconds,
-            )
-        )
-    return _open_openai_backend(backend_id, table, model_names, api_key)
-
-
-def _open_openai_backend(
-    backend_id: str, table: OpenAIBackendTable, model_names: Mapping[str, str], api_key: str | None
-) -> OpenAIBackend:
-    return OpenAIBackend(
-        OpenAIBackendOptions(
-            backend_id=backend_id,
-            url=table.url,
-            model_names=model_names,
-            api_key=api_key,
-            connect_timeout_seconds=table.connect_timeout_seconds,
-            stream=table.stream,
-            include_usage=table.include_usage,
-            max_tokens_field=table.max_tokens_field,
-            connections_max=table.connections_max,
-        )
-    )
+    return Certificates(files, clock)
 
 
 async def _start_server(
-    config: Config, ledger: LedgerStore, catalog: Catalog, metering: Metering, clock: SystemClock
+    config: Config, ledger: LedgerStore, metering: Metering, clock: SystemClock, certificates: Certificates | None
 ) -> ServerHandle:
     page_tokens = PageTokens(ledger.content_key)
     return await start_server(
@@ -263,7 +238,7 @@ async def _start_server(
         servicers=[
             InferenceServicer(metering),
             AccountServicer(ledger, clock, page_tokens),
-            CatalogServicer(catalog, clock, page_tokens),
+            CatalogServicer(lambda: metering.offering.catalog, clock, page_tokens),
         ],
         authenticator=Authenticator(ledger, time.monotonic),
         limits=ServerLimits(
@@ -271,4 +246,5 @@ async def _start_server(
             calls_max=config.limits.calls_max,
             call_seconds_max=config.limits.request_seconds_max + SETTLING_SECONDS,
         ),
+        certificates=certificates,
     )

@@ -5,10 +5,11 @@ is a problem, because a mistyped limit or price that is silently ignored costs s
 """
 
 import os
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,7 @@ from metergate.core.errors import ConfigInvalid, ConfigProblem, RateCardInvalid
 from metergate.core.rating import RateCard, check_schedule
 from metergate.core.times import time_us_of
 from metergate.core.usage import CountingSource, TokenClass
+from metergate.environment import EnvironmentSource, Key
 
 # The largest context and the highest price: their product is 10^18, the highest cost of one request before it is
 # divided by a million. That is below AMOUNT_MICROCREDITS_MAX, so no sum of a request can leave 64 bits.
@@ -285,19 +287,49 @@ class Config:
 
 
 def load_config(path: Path) -> Config:
-    """Read and check the file; ConfigInvalid names everything that is wrong with it."""
-    document = _read(path)
-    try:
-        file = _File.model_validate(document)
-    except ValidationError as exc:
-        raise ConfigInvalid(path, *(_problem_of(error, document) for error in exc.errors())) from None
-    problems = [
-        *_semantic_problems(file, path.parent),
-        *_environment_problems(file.backends),
-        *_installation_problems(file),
+    """Read and check file and environment; ConfigInvalid names everything that is wrong with them."""
+    return _config_of(path, _load(path).file)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One value in effect."""
+
+    key: tuple[str | int, ...]  # ("limits", "slice_tokens"), ("rate_cards", 0, "id")
+    value: object  # None: not set
+    source: str  # "file", "default", or the name of the environment variable
+
+
+def settings_in_effect(path: Path) -> list[Setting]:
+    """Every key with its value and where that came from, in the order of the schema; ConfigInvalid as ``load_config``.
+
+    There is no secret among them: keys are named by ``api_key_env``, and URLs hold none.
+    """
+    loaded = _load(path)
+    return [Setting(key=key, value=value, source=_source_of(key, loaded)) for key, value in _leaves((), loaded.file)]
+
+
+def needing_restart(old: Config, new: Config) -> list[ConfigProblem]:
+    """The keys that differ and are only read at start."""
+    problem = "is only read at start: restart the gateway, or change it back"
+    reloaded = {"file", "backends", "models", "rate_cards", "api_keys"}
+    return [
+        ConfigProblem(".".join(map(str, (*section, *key))), problem)
+        for section, before, after in (
+            (("store", "path") if name == "store_path" else (name,), getattr(old, name), getattr(new, name))
+            for name in (field.name for field in fields(Config))
+            if name not in reloaded
+        )
+        for key in _differences(before, after)
     ]
-    if problems:
-        raise ConfigInvalid(path, *problems)
+
+
+def _differences(before: object, after: object) -> list[tuple[str | int, ...]]:
+    old, new = dict(_leaves((), before)), dict(_leaves((), after))
+    return [key for key in {**old, **new} if old.get(key) != new.get(key)]
+
+
+def _config_of(path: Path, file: _File) -> Config:
     return Config(
         file=path,
         listener=file.listener,
@@ -333,6 +365,105 @@ def catalog_of(config: Config) -> Catalog:
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loaded:
+    """What was read, and found right."""
+
+    file: _File
+    written: Mapping[str, Any]  # in the file
+    overrides: Mapping[str, Any]  # in the environment, in the same shape
+    variables: Mapping[Key, str]  # names, by what they stand for
+
+
+def _load(path: Path) -> _Loaded:
+    written = _read(path)
+    source = EnvironmentSource(_File, written)
+    overrides = source()
+    document = _overridden(written, overrides)
+    problems = [
+        *(
+            ConfigProblem(name, "stands for no key of the configuration", variable=name)
+            for name in source.unknown()
+            if name not in _names_of_secrets(document)
+        ),
+    ]
+    try:
+        file = _File.model_validate(document)
+    except ValidationError as exc:
+        problems += [_problem_of(error, document) for error in exc.errors()]
+        raise ConfigInvalid(path, *_with_variables(problems, source.variables)) from None
+    problems += [
+        *_semantic_problems(file, path.parent),
+        *limit_problems(file.limits, file.models),
+        *_environment_problems(file.backends),
+        *_installation_problems(file),
+    ]
+    if problems:
+        raise ConfigInvalid(path, *_with_variables(problems, source.variables))
+    return _Loaded(file=file, written=written, overrides=overrides, variables=source.variables)
+
+
+def _overridden(written: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The file with the environment's values in the place of its own; tables are merged, lists replaced."""
+    return {
+        **written,
+        **{
+            name: _overridden(written[name], value)
+            if isinstance(value, Mapping) and isinstance(written.get(name), Mapping)
+            else value
+            for name, value in overrides.items()
+        },
+    }
+
+
+def _names_of_secrets(document: Mapping[str, Any]) -> set[str]:
+    """Variables that hold backends' keys; they may begin as ours do."""
+    backends = document.get("backends")
+    tables = backends.values() if isinstance(backends, Mapping) else ()
+    return {str(table.get("api_key_env")) for table in tables if isinstance(table, Mapping)}
+
+
+def _with_variables(problems: Sequence[ConfigProblem], variables: Mapping[Key, str]) -> Iterator[ConfigProblem]:
+    """The problems, with the variable that the wrong value came from."""
+    by_key = sorted((".".join(key), name) for key, name in variables.items())
+    for problem in problems:
+        names = [name for key, name in by_key if re.match(rf"{re.escape(key)}($|[.\[])", problem.key)]
+        yield replace(problem, variable=names[-1]) if names else problem
+
+
+def _leaves(key: tuple[str | int, ...], value: object) -> Iterator[tuple[tuple[str | int, ...], object]]:
+    if isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _leaves((*key, name), getattr(value, name))
+    elif isinstance(value, Mapping):
+        for name, child in value.items():
+            yield from _leaves((*key, name), child)
+    elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+        for index, child in enumerate(value):
+            yield from _leaves((*key, index), child)
+    else:
+        yield key, value
+
+
+def _source_of(key: tuple[str | int, ...], loaded: _Loaded) -> str:
+    if _has(loaded.overrides, key):
+        names = {
+            key[: len(set_key)]: name for set_key, name in loaded.variables.items() if key[: len(set_key)] == set_key
+        }
+        return names[max(names, key=len)]
+    return "file" if _has(loaded.written, key) else "default"
+
+
+def _has(document: object, key: Sequence[str | int]) -> bool:
+    here: Any = document
+    for part in key:
+        is_there = part < len(here) if isinstance(here, list) and isinstance(part, int) else False
+        if not is_there and not (isinstance(here, Mapping) and part in here):
+            return False
+        here = here[part]
+    return True
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -429,6 +560,31 @@ def _semantic_problems(file: _File, folder: Path) -> Iterator[ConfigProblem]:
         yield from _backend_problems(key, model, file.backends)
         yield from _tokenizer_problems(f"{key}.tokenizer", model.tokenizer, folder)
     yield from _rate_card_problems(file)
+
+
+def limit_problems(limits: Limits, models: Mapping[str, ModelTable]) -> Iterator[ConfigProblem]:
+    """Limits that somebody set and that another one keeps from ever taking effect."""
+    contradictions = [
+        (name, "request_seconds_max", "a request ends before that")
+        for name in ("first_token_seconds_max", "between_tokens_seconds_max", "drain_seconds_max")
+    ]
+    contradictions.append(
+        ("delivery_characters_max", "read_ahead_characters_max", "a delivery holds only what was read ahead")
+    )
+    for name, bound, reason in contradictions:
+        value, most = getattr(limits, name), getattr(limits, bound)
+        if value > most and name in limits.model_fields_set:
+            problem = (
+                f"{value:g} is above limits.{bound}, which is {most:g}, and {reason}: lower the one or raise the other"
+            )
+            yield ConfigProblem(f"limits.{name}", problem)
+    for model_id, model in models.items():
+        if limits.slice_tokens >= model.context_tokens and "slice_tokens" in limits.model_fields_set:
+            problem = (
+                f"{limits.slice_tokens} is not below models.{model_id}.context_tokens, {model.context_tokens}, "
+                "and a prompt takes at least one token: lower it"
+            )
+            yield ConfigProblem("limits.slice_tokens", problem)
 
 
 def _plaintext_problems(file: _File) -> Iterator[ConfigProblem]:

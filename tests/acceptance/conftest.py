@@ -7,7 +7,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from metergate import app
+from metergate import offerings
 from metergate.tokenizers.open import open_tokenizer
 
 _open_tokenizer_once = cache(open_tokenizer)
@@ -15,7 +15,7 @@ _open_tokenizer_once = cache(open_tokenizer)
 
 @pytest.fixture(autouse=True)
 def _vocabulary_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "open_tokenizer", _open_tokenizer_once)
+    monkeypatch.setattr(offerings, "open_tokenizer", _open_tokenizer_once)
 
 
 @pytest.fixture

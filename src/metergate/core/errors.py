@@ -273,10 +273,17 @@ class StoreRefused(MetergateError):
 
 @dataclass(frozen=True, slots=True)
 class ConfigProblem:
-    """What is wrong with one key of the configuration file."""
+    """What is wrong with one key of the configuration."""
 
     key: str  # path in the file: "models.smollm2.backends"; "" for the file itself
     description: str
+    variable: str | None = None  # the environment variable that the value came from; None: it came from the file
+
+    def line(self, file: str) -> str:
+        """The problem with the place to mend."""
+        place = file if self.variable is None else f"environment variable {self.variable}"
+        key = "" if self.key in ("", self.variable) else f"{self.key}: "
+        return f"{place}: {key}{self.description}"
 
 
 class ConfigInvalid(MetergateError):
@@ -290,12 +297,7 @@ class ConfigInvalid(MetergateError):
         self.problems = problems
 
     def __str__(self) -> str:
-        return "\n".join(
-            f"{self.file}: {problem.key}: {problem.description}"
-            if problem.key
-            else f"{self.file}: {problem.description}"
-            for problem in self.problems
-        )
+        return "\n".join(problem.line(self.file) for problem in self.problems)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -1,6 +1,6 @@
 """CatalogService: the models on sale and their prices."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from google.protobuf.descriptor import ServiceDescriptor
 
@@ -23,11 +23,11 @@ class CatalogServicer:
 
     service: ServiceDescriptor = catalog_pb2.DESCRIPTOR.services_by_name["CatalogService"]
 
-    def __init__(self, catalog: Catalog, clock: Clock, page_tokens: PageTokens) -> None:
+    def __init__(self, catalog: Callable[[], Catalog], clock: Clock, page_tokens: PageTokens) -> None:
+        """``catalog``: what is on sale now."""
         self._catalog = catalog
         self._clock = clock
         self._page_tokens = page_tokens
-        self._model_ids = sorted(catalog.models)
 
     def behaviours(self) -> Mapping[str, Behaviour]:
         """What each method does."""
@@ -38,10 +38,11 @@ class CatalogServicer:
     ) -> catalog_pb2.ListModelsResponse:
         rows = page_rows(request.page_size)
         after = self._page_tokens.read(request.page_token, _QUERY)
-        model_ids = [model_id for model_id in self._model_ids if after is None or model_id > after]
+        catalog = self._catalog()
+        model_ids = [model_id for model_id in sorted(catalog.models) if after is None or model_id > after]
         page, rest = model_ids[:rows], model_ids[rows:]
         return catalog_pb2.ListModelsResponse(
-            models=[self._model_message(self._catalog.get(model_id), caller) for model_id in page],
+            models=[self._model_message(catalog.get(model_id), caller) for model_id in page],
             next_page_token=self._page_tokens.write(page[-1] if rest else None, _QUERY),
         )
 
@@ -51,7 +52,7 @@ class CatalogServicer:
         model_id = parse_model(request.name)
         if model_id is None:
             raise RequestInvalid(Violation("name", "must be models/{model}"))
-        return catalog_pb2.GetModelResponse(model=self._model_message(self._catalog.get(model_id), caller))
+        return catalog_pb2.GetModelResponse(model=self._model_message(self._catalog().get(model_id), caller))
 
     def _model_message(self, model: Model, caller: Authorization) -> catalog_pb2.Model:
         now_us = self._clock.now_us()

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from metergate.core.catalog import Catalog, Model
+from metergate.core.catalog import Model
 from metergate.core.errors import DeadlineExceeded, MetergateError, ModelNotAllowed, Overloaded, ShuttingDown
 from metergate.core.inference import InferenceRequest, Prompt
 from metergate.core.operations import Replayed, Reserve, Reserved, Settle
@@ -22,13 +22,14 @@ from metergate.metering.buffer import End
 from metergate.metering.closing import receipt_of_charge
 from metergate.metering.deltas import whole_message
 from metergate.metering.limits import Limits
+from metergate.metering.offering import Offering
 from metergate.metering.plan import Plan, PricedPrompt, completion_room
 from metergate.metering.replays import ReplayBuffer
 from metergate.metering.run import Run, RunParts
 from metergate.metering.services import BackgroundTasks, Services
 from metergate.metering.streamed_run import StreamedRun
 from metergate.metering.whole_run import WholeRun
-from metergate.ports import Backend, CallObserver, CallStart, Clock, LedgerStore, Observer, Sink, Tokenizer
+from metergate.ports import CallObserver, CallStart, Clock, LedgerStore, Observer, Sink
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Call:
     """A call that was let in."""
 
     observer: CallObserver
+    offering: Offering  # what was on sale when it came in
     began_seconds: float  # on the services' clock
     deadline: float | None  # on the loop's clock; None: the app set none
     run: Run | None = None  # once it holds a reservation
@@ -57,18 +59,15 @@ class Metering:
         self,
         *,
         ledger: LedgerStore,
-        catalog: Catalog,
-        tokenizers: Mapping[str, Tokenizer],  # by model id
-        backends: Mapping[str, Backend],  # by backend id
+        offering: Offering,
         clock: Clock,
         new_id: Callable[[], str],
         monotonic: Callable[[], float],
         limits: Limits,
         observer: Observer,
     ) -> None:
-        self._catalog = catalog
-        self._tokenizers = tokenizers
-        self._backends = backends
+        # Calls that come in from now on are served from it; replaced, not changed.
+        self.offering = offering
         self._services = Services(
             ledger=ledger,
             clock=clock,
@@ -104,7 +103,7 @@ class Metering:
     ) -> None:
         """Run a request and write admission, deltas and receipt to the sink; raise a MetergateError if it failed."""
         async with self._call(_start("StreamComplete", caller, request, trace_context), time_left_seconds) as call:
-            plan = await self._plan(caller, request)
+            plan = await self._plan(call.offering, caller, request)
             outcome = await self._reserve(plan)
             if isinstance(outcome, Replayed):
                 await self._replay(outcome, sink)
@@ -121,7 +120,7 @@ class Metering:
     ) -> Completion:
         """Run a request and return its whole answer, charged; raise a MetergateError if it failed."""
         async with self._call(_start("Complete", caller, request, trace_context), time_left_seconds) as call:
-            plan = await self._plan(caller, request)
+            plan = await self._plan(call.offering, caller, request)
             outcome = await self._reserve(plan)
             if isinstance(outcome, Replayed):
                 receipt = receipt_of_charge(outcome.charge, outcome.spendable_microcredits, replayed=True)
@@ -148,8 +147,8 @@ class Metering:
         start = CallStart(
             verb="CountTokens", caller=caller, model_id=model_id, request_id="", trace_context=trace_context
         )
-        async with self._call(start, None):
-            priced = await self._price(caller, model_id, prompt, max_completion_tokens)
+        async with self._call(start, None) as call:
+            priced = await self._price(call.offering, caller, model_id, prompt, max_completion_tokens)
             return Quote(
                 model_id=model_id,
                 prompt_tokens=priced.prompt_tokens,
@@ -201,10 +200,17 @@ class Metering:
         """Let a call in, unless the gateway drains or is full, and see to it that it is seen to end."""
         call = Call(
             observer=self._observer.call_began(start),
+            offering=self.offering,
             began_seconds=self._services.monotonic(),
             deadline=_deadline(time_left_seconds),
         )
         error: BaseException | None = None
+
+        def ended() -> None:
+            call.offering.leave()
+            call.observer.ended(error)
+
+        call.offering.enter()
         self._calls += 1
         self._idle.clear()
         try:
@@ -221,22 +227,27 @@ class Metering:
             if not self._calls:
                 self._idle.set()
             if call.run is None:
-                call.observer.ended(error)
+                ended()
             else:
-                call.run.when_settled(lambda: call.observer.ended(error))
+                call.run.when_settled(ended)
 
-    def _model(self, caller: Authorization, model_id: str) -> Model:
-        model = self._catalog.get(model_id)
+    def _model(self, offering: Offering, caller: Authorization, model_id: str) -> Model:
+        model = offering.catalog.get(model_id)
         if caller.allowed_models and model_id not in caller.allowed_models:
             raise ModelNotAllowed(model_id=model_id)
         return model
 
     async def _price(
-        self, caller: Authorization, model_id: str, prompt: Prompt, max_completion_tokens: int | None
+        self,
+        offering: Offering,
+        caller: Authorization,
+        model_id: str,
+        prompt: Prompt,
+        max_completion_tokens: int | None,
     ) -> PricedPrompt:
-        model = self._model(caller, model_id)
+        model = self._model(offering, caller, model_id)
         rate_card = model.rate_card(self._services.clock.now_us())
-        tokenizer = self._tokenizers[model_id]
+        tokenizer = offering.tokenizers[model_id]
         _refuse_hopeless(model, prompt, tokenizer.characters_per_token_max)
         count = tokenizer.count_prompt
         prompt_tokens = await asyncio.to_thread(count, prompt) if self._is_long(prompt) else count(prompt)
@@ -252,9 +263,9 @@ class Metering:
         characters = prompt.characters() + TEMPLATE_CHARACTERS * len(prompt.messages)
         return characters > self._services.limits.counted_in_loop_characters_max
 
-    async def _plan(self, caller: Authorization, request: InferenceRequest) -> Plan:
+    async def _plan(self, offering: Offering, caller: Authorization, request: InferenceRequest) -> Plan:
         prompt = request.prompt
-        priced = await self._price(caller, request.model_id, prompt, request.max_completion_tokens)
+        priced = await self._price(offering, caller, request.model_id, prompt, request.max_completion_tokens)
         is_long = self._is_long(prompt)
         content_hash = await asyncio.to_thread(self._content_hash, request) if is_long else self._content_hash(request)
         return Plan(caller=caller, request=request, content_hash=content_hash, priced=priced)
@@ -320,8 +331,8 @@ class Metering:
             services=self._services,
             plan=plan,
             reservation=outcome.reservation,
-            tokenizer=self._tokenizers[plan.priced.model.model_id],
-            backends=[self._backends[backend_id] for backend_id in plan.priced.model.backend_ids],
+            tokenizer=call.offering.tokenizers[plan.priced.model.model_id],
+            backends=[call.offering.backends[backend_id] for backend_id in plan.priced.model.backend_ids],
             deadline=call.deadline,
             observer=call.observer,
             began_seconds=call.began_seconds,

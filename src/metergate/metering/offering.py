@@ -1,0 +1,37 @@
+"""What is on sale: it is replaced as a whole, and each call keeps the one it came in under until it is settled."""
+
+import asyncio
+from collections.abc import Mapping
+
+from metergate.core.catalog import Catalog
+from metergate.ports import Backend, Tokenizer
+
+
+class Offering:
+    """Models, how each is counted, what runs them, and how many calls depend on it."""
+
+    def __init__(
+        self, *, catalog: Catalog, tokenizers: Mapping[str, Tokenizer], backends: Mapping[str, Backend]
+    ) -> None:
+        """``tokenizers`` are by model id, ``backends`` by backend id: all that the catalog names."""
+        self.catalog = catalog
+        self.tokenizers = tokenizers
+        self.backends = backends
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def enter(self) -> None:
+        """Count a call that depends on it."""
+        self._calls += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        """Count one less."""
+        self._calls -= 1
+        if not self._calls:
+            self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no call depends on it: once it was replaced, none will any more."""
+        await self._idle.wait()
