@@ -7,7 +7,7 @@ at a time.
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn, Self
 
@@ -23,6 +23,9 @@ CONNECTIONS_MAX = 64
 
 # A connection lives at most twice this long: a scrape takes milliseconds, and no more than one is served on it.
 CONNECTION_SECONDS = 5.0
+
+# Whoever was cut off is gone at once; a page that is being rendered takes milliseconds.
+CLOSING_SECONDS = 1.0
 
 # A path and a few headers, among them Prometheus's long Accept.
 LINE_BYTES_MAX = 2_048
@@ -85,7 +88,8 @@ class HttpServer:
         assert self._sweeping is not None
         self._sweeping.cancel()
         self._server.close()
-        await self._handlers.shutdown(0)
+        _abort(self._handlers.connections)
+        await self._handlers.shutdown(CLOSING_SECONDS)
         await asyncio.wait([self._sweeping])
 
     def _accept(self) -> asyncio.Protocol:
@@ -99,9 +103,7 @@ class HttpServer:
         while True:
             await asyncio.sleep(CONNECTION_SECONDS)
             connections = self._handlers.connections
-            for connection in connections:
-                if connection in before and connection.transport is not None:
-                    connection.transport.abort()  # closing would wait for a slow reader
+            _abort([connection for connection in connections if connection in before])
             before = set(connections)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -115,6 +117,12 @@ class HttpServer:
         response = web.Response(body=page.body, status=page.status, headers={"Content-Type": page.content_type})
         response.force_close()
         return response
+
+
+def _abort(connections: Iterable[web.RequestHandler]) -> None:
+    for connection in connections:
+        if connection.transport is not None:
+            connection.transport.abort()  # closing it would wait for a slow reader
 
 
 class _Refusal(asyncio.Protocol):
