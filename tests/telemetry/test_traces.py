@@ -1,16 +1,18 @@
 """Spans of a call: who is whose parent, what they say, and what they never say."""
 
 import asyncio
+import threading
 from collections.abc import Mapping
 
 import pytest
 from metering_world import STOP, ScriptedBackend, World, content, request
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
 from metergate.core.errors import BackendUnavailable, InsufficientCredit
+from metergate.telemetry import traces as module
 from metergate.telemetry.traces import Traces
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -150,6 +152,30 @@ async def test_what_is_not_sampled_is_not_recorded_and_backends_are_told_so(
     sent = world.backend.requests[0].trace_context["traceparent"]
     assert sent.startswith(f"00-{TRACE_ID}-")
     assert sent.endswith("-00")
+
+
+class StuckProcessor(SpanProcessor):
+    """A collector that never answers."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.is_over = threading.Event()
+
+    def shutdown(self) -> None:
+        self.go_on.wait(30)
+        self.is_over.set()
+
+
+async def test_a_collector_that_never_answers_does_not_keep_the_process_from_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "CLOSE_SECONDS_MAX", 0.1)
+    processor = StuckProcessor()
+    async with asyncio.timeout(5):
+        await Traces(processor, sample_ratio=1.0).close()
+    assert not processor.is_over.is_set()
+    processor.go_on.set()
+    assert await asyncio.to_thread(processor.is_over.wait, 5)
 
 
 async def test_without_a_tracer_the_apps_own_context_is_passed_on_untouched() -> None:

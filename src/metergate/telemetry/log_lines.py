@@ -150,7 +150,7 @@ def formatter(wanted: Format, *, is_terminal: bool) -> logging.Formatter:
         renderer = structlog.dev.ConsoleRenderer(colors=is_terminal, sort_keys=False, pad_event_to=0)
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
-            structlog.processors.TimeStamper(fmt="iso", utc=not is_text),
+            structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_text and is_terminal else "iso", utc=not is_text),
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
             _with_fields,

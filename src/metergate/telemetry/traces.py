@@ -5,8 +5,10 @@ Only imported where ``[traces]`` is configured: OpenTelemetry is an optional ext
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 
 from opentelemetry.context import Context
@@ -29,6 +31,9 @@ from metergate.telemetry.printable import printable
 
 # A collector that does not answer is given up; the spans of that batch are lost.
 _EXPORT_SECONDS_MAX = 5.0
+
+# What the end of the process waits for the collector, after all requests are settled.
+CLOSE_SECONDS_MAX = 3.0
 
 # Spans that wait for the collector: those of the last few hundred calls, some 2 MB. More are dropped.
 _QUEUED_SPANS_MAX = 2_048
@@ -68,8 +73,19 @@ class Traces:
         return cls(BatchSpanProcessor(exporter, max_queue_size=_QUEUED_SPANS_MAX), sample_ratio=sample_ratio)
 
     async def close(self) -> None:
-        """Send what is queued, and stop."""
-        await asyncio.to_thread(self._provider.shutdown)
+        """Send what is queued, unless that takes too long, and stop."""
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def shut_down() -> None:
+            self._provider.shutdown()
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(done.set)
+
+        # A thread that the process does not wait for: OpenTelemetry itself waits up to half a minute for a collector.
+        threading.Thread(target=shut_down, name="traces-closing", daemon=True).start()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS_MAX):
+                await done.wait()
 
     def call_began(self, start: CallStart) -> CallObserver:
         """Watch a call."""
