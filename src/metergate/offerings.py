@@ -14,7 +14,7 @@ from metergate.backends.grpc import GrpcBackend, GrpcBackendOptions
 from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
 from metergate.config import Config, GrpcBackendTable, ModelTable, OpenAIBackendTable, catalog_of
 from metergate.core.catalog import Catalog
-from metergate.core.errors import TokenizerInvalid
+from metergate.core.errors import CertificateInvalid, MetergateError, TokenizerInvalid
 from metergate.edges.tls import read_authorities
 from metergate.metering.offering import Offering
 from metergate.ports import Backend, Tokenizer
@@ -99,12 +99,17 @@ def _open_tokenizers(config: Config) -> Mapping[str, Tokenizer]:
     return tokenizers
 
 
-def tokenizer_problems(config: Config) -> Iterator[TokenizerInvalid]:
-    """Every tokenizer that cannot be used."""
+def parts_problems(config: Config) -> Iterator[MetergateError]:
+    """Everything that ``Parts.of`` would refuse."""
     for spec in {_tokenizer_spec(config, model): None for model in config.models.values()}:
         try:
             open_tokenizer(spec)
         except TokenizerInvalid as exc:
+            yield exc
+    for backend_id in config.backends:
+        try:
+            _backend_options(config, backend_id)
+        except CertificateInvalid as exc:
             yield exc
 
 

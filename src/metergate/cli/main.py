@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from metergate.cli import grants, keys, ledger, serving, subscribers, wallets
+from metergate.cli import configuration, grants, keys, ledger, serving, subscribers, wallets
 from metergate.cli.terminal import explain
 from metergate.core.errors import MetergateError
 
@@ -29,6 +29,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("serve", epilog="Example: metergate serve --config metergate.toml")(serving.serve)
+app.add_typer(configuration.app, name="config")
 app.add_typer(subscribers.app, name="subscriber")
 app.add_typer(grants.app, name="grant")
 app.add_typer(keys.app, name="key")
