@@ -160,7 +160,13 @@ APP_KEY, OTHER_APP_KEY, OWN_KEY, FOREIGN_KEY = (key_of(number) for number in ran
 
 
 async def add_key(
-    store: MemoryLedgerStore, key: str, subscriber_id: str, app_id: str, *, allowed_models: tuple[str, ...] = ()
+    store: MemoryLedgerStore,
+    key: str,
+    subscriber_id: str,
+    app_id: str,
+    *,
+    allowed_models: tuple[str, ...] = (),
+    expire_time_us: int | None = None,
 ) -> None:
     """A subscriber (if it is new), a consent and a key."""
     name = f"{subscriber_id}-{app_id or 'own'}"
@@ -180,7 +186,14 @@ async def add_key(
     )
     await store.add_authorization(AddAuthorization(authorization=authorization))
     await store.add_key(
-        ApiKey(key_id=name, secret_hash=hash_key(key), authorization_id=name, create_time_us=1, revoke_time_us=None)
+        ApiKey(
+            key_id=name,
+            secret_hash=hash_key(key),
+            authorization_id=name,
+            create_time_us=1,
+            revoke_time_us=None,
+            expire_time_us=expire_time_us,
+        )
     )
 
 
@@ -241,7 +254,7 @@ async def running_edge(limits: ServerLimits | None = None) -> AsyncIterator[Edge
             AccountServicer(store, clock, page_tokens),
             CatalogServicer(lambda: catalog, clock, page_tokens),
         ],
-        authenticator=Authenticator(store, monotonic),
+        authenticator=Authenticator(store, monotonic, clock),
         limits=limits or ServerLimits(message_bytes_max=MESSAGE_BYTES_MAX),
     )
     options = [("grpc.use_local_subchannel_pool", 1)]

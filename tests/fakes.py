@@ -1,7 +1,7 @@
 """Stand-ins that keep every promise of the ports they implement, in memory."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ from metergate.core.postings import spendable
 from metergate.core.rating import RateCard
 from metergate.core.reservation import Owner, Reservation, ReservationState
 from metergate.core.rows import ApiKey, Authorization, Charge, Grant, Transfer, Wallet
+from metergate.core.set_up import check_key
 from metergate.ports import (
     Balance,
     ChargeFilter,
@@ -158,6 +159,8 @@ class MemoryLedgerStore:
             raise ResourceNotFound(resource_name=f"authorizations/{key.authorization_id}")
         if any(other.secret_hash == key.secret_hash and other.key_id != key.key_id for other in self._keys.values()):
             raise IdConflict(resource="key", id=key.key_id)
+        if key.key_id not in self._keys:
+            check_key(key)
         first = self._keys.setdefault(key.key_id, key)
         if (first.secret_hash, first.authorization_id) != (key.secret_hash, key.authorization_id):
             raise IdConflict(resource="key", id=key.key_id)
@@ -170,6 +173,12 @@ class MemoryLedgerStore:
         if key.revoke_time_us is None:
             key = self._keys[key_id] = replace(key, revoke_time_us=now_us)
         return key
+
+    async def record_key_uses(self, use_times_us: Mapping[str, int]) -> None:
+        for key_id, use_time_us in use_times_us.items():
+            key = self._keys.get(key_id)
+            if key is not None and (key.last_used_time_us or 0) < use_time_us:
+                self._keys[key_id] = replace(key, last_used_time_us=use_time_us)
 
     async def add_rate_cards(self, cards: Sequence[RateCard]) -> None:
         for card in cards:
@@ -184,6 +193,17 @@ class MemoryLedgerStore:
         if key is None:
             return None
         return Grantee(key=key, authorization=self.books.authorizations.rows[key.authorization_id])
+
+    async def list_keys(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grantee]:
+        authorizations = self.books.authorizations.rows
+        grantees = [
+            Grantee(key=key, authorization=authorizations[key.authorization_id])
+            for key in sorted(self._keys.values(), key=lambda key: key.key_id)
+            if authorizations[key.authorization_id].subscriber_id == subscriber_id and key.key_id > (cursor or "")
+        ]
+        return Page(
+            rows=tuple(grantees[:size]), next_cursor=grantees[size - 1].key.key_id if len(grantees) > size else None
+        )
 
     async def balance(self, subscriber_id: str, authorization_id: str | None, now_us: int) -> Balance:
         wallet = self.books.wallets.get(subscriber_id)

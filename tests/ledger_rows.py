@@ -82,13 +82,22 @@ def a_consent(authorization_id: str = "auth-1", subscriber_id: str = "alice", **
     return AddAuthorization(authorization=row)
 
 
-def a_key(key_id: str = "key-1", authorization_id: str = "auth-1", secret_hash: bytes = b"h" * 32) -> ApiKey:
+def a_key(
+    key_id: str = "key-1",
+    authorization_id: str = "auth-1",
+    secret_hash: bytes = b"h" * 32,
+    *,
+    prefix: str = "mg_abcdef",
+    expire_time_us: int | None = None,
+) -> ApiKey:
     return ApiKey(
         key_id=key_id,
         secret_hash=secret_hash,
         authorization_id=authorization_id,
         create_time_us=NOW_US,
         revoke_time_us=None,
+        prefix=prefix,
+        expire_time_us=expire_time_us,
     )
 
 

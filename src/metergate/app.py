@@ -240,7 +240,7 @@ async def _start_server(
             AccountServicer(ledger, clock, page_tokens),
             CatalogServicer(lambda: metering.offering.catalog, clock, page_tokens),
         ],
-        authenticator=Authenticator(ledger, time.monotonic),
+        authenticator=Authenticator(ledger, time.monotonic, clock),
         limits=ServerLimits(
             message_bytes_max=config.limits.message_bytes_max,
             calls_max=config.limits.calls_max,

@@ -312,6 +312,10 @@ class LedgerStore(Protocol):
         """Revoke a key; ResourceNotFound if there is none. A second revocation keeps the first's time."""
         ...
 
+    async def record_key_uses(self, use_times_us: Mapping[str, int]) -> None:
+        """Record when keys, by id, were last used; never earlier than was recorded. Unknown keys are left out."""
+        ...
+
     async def add_rate_cards(self, cards: Sequence[RateCard]) -> None:
         """Record rate cards for audits; IdConflict if one was recorded with other prices: cards are immutable."""
         ...
@@ -320,6 +324,10 @@ class LedgerStore(Protocol):
 
     async def find_grantee(self, secret_hash: bytes) -> Grantee | None:
         """Whom a key stands for, revoked or not; None if the key is unknown."""
+        ...
+
+    async def list_keys(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grantee]:
+        """Every key that may spend of a wallet, expired and revoked ones included, by key id."""
         ...
 
     async def balance(self, subscriber_id: str, authorization_id: str | None, now_us: int) -> Balance:

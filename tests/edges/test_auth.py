@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 from edge_harness import APP_KEY, OWN_KEY, Clockwork, add_key, bearer, key_of
-from fakes import MemoryLedgerStore
+from fakes import FakeClock, MemoryLedgerStore
 
 from metergate.core.errors import AuthorizationRevoked, Unauthenticated
 from metergate.core.keys import hash_key
@@ -33,13 +33,13 @@ async def store() -> CountingStore:
 
 
 async def test_a_key_stands_for_its_authorization(store: CountingStore) -> None:
-    authorization = await Authenticator(store, Clockwork()).authenticate(bearer(APP_KEY))
+    authorization = await Authenticator(store, Clockwork(), FakeClock()).authenticate(bearer(APP_KEY))
     assert (authorization.subscriber_id, authorization.app_id) == ("zhang", "workbuddy")
 
 
 async def test_the_scheme_is_read_in_any_case(store: CountingStore) -> None:
     metadata = [("user-agent", "x"), ("authorization", f"bEARER {APP_KEY}")]
-    assert (await Authenticator(store, Clockwork()).authenticate(metadata)).app_id == "workbuddy"
+    assert (await Authenticator(store, Clockwork(), FakeClock()).authenticate(metadata)).app_id == "workbuddy"
 
 
 @pytest.mark.parametrize(
@@ -60,14 +60,14 @@ async def test_what_is_no_valid_key_is_refused_without_an_echo(
     store: CountingStore, metadata: list[tuple[str, str | bytes]], problem: str
 ) -> None:
     with pytest.raises(Unauthenticated) as caught:
-        await Authenticator(store, Clockwork()).authenticate(metadata)
+        await Authenticator(store, Clockwork(), FakeClock()).authenticate(metadata)
     assert caught.value.problem == problem
     assert "mg_" not in str(caught.value)
 
 
 async def test_a_key_is_looked_up_once_in_two_seconds(store: CountingStore) -> None:
     monotonic = Clockwork()
-    authenticator = Authenticator(store, monotonic)
+    authenticator = Authenticator(store, monotonic, FakeClock())
     for monotonic.now_seconds in (0.0, 1.0, 1.9):
         await authenticator.authenticate(bearer(APP_KEY))
     assert store.lookups == 1
@@ -78,7 +78,7 @@ async def test_a_key_is_looked_up_once_in_two_seconds(store: CountingStore) -> N
 
 async def test_a_revoked_key_is_refused_within_two_seconds(store: CountingStore) -> None:
     monotonic = Clockwork()
-    authenticator = Authenticator(store, monotonic)
+    authenticator = Authenticator(store, monotonic, FakeClock())
     await authenticator.authenticate(bearer(APP_KEY))
     await store.revoke_key("zhang-workbuddy", 5)
     monotonic.now_seconds = 2.0
@@ -96,7 +96,7 @@ async def test_the_two_seconds_begin_before_the_look_up(store: CountingStore) ->
             monotonic.now_seconds += 1.5
             return grantee
 
-    authenticator = Authenticator(SlowStore(), monotonic)
+    authenticator = Authenticator(SlowStore(), monotonic, FakeClock())
     await authenticator.authenticate(bearer(APP_KEY))
     await store.revoke_key("zhang-workbuddy", 5)
     monotonic.now_seconds = 2.0
@@ -105,7 +105,7 @@ async def test_the_two_seconds_begin_before_the_look_up(store: CountingStore) ->
 
 
 async def test_a_key_works_from_the_moment_it_was_issued(store: CountingStore) -> None:
-    authenticator = Authenticator(store, Clockwork())
+    authenticator = Authenticator(store, Clockwork(), FakeClock())
     with pytest.raises(Unauthenticated):
         await authenticator.authenticate(bearer(UNKNOWN_KEY))
     await add_key(store, UNKNOWN_KEY, "li", "")
@@ -119,13 +119,73 @@ async def test_what_is_remembered_is_bounded(store: CountingStore) -> None:
         async def find_grantee(self, secret_hash: bytes) -> Grantee | None:
             return grantee
 
-    authenticator = Authenticator(GenerousStore(), Clockwork())
+    authenticator = Authenticator(GenerousStore(), Clockwork(), FakeClock())
     for number in range(CACHE_KEYS_MAX + 10):
         await authenticator.authenticate([("authorization", f"Bearer mg_{number:043d}")])
     assert len(authenticator._known) == CACHE_KEYS_MAX
 
 
 async def test_many_calls_at_once_with_one_key_all_succeed(store: CountingStore) -> None:
-    authenticator = Authenticator(store, Clockwork())
+    authenticator = Authenticator(store, Clockwork(), FakeClock())
     callers = await asyncio.gather(*(authenticator.authenticate(bearer(APP_KEY)) for _ in range(20)))
     assert {caller.app_id for caller in callers} == {"workbuddy"}
+
+
+async def test_an_expired_key_is_refused_at_once_and_says_so(store: CountingStore) -> None:
+    clock = FakeClock()
+    expiring = key_of(50)
+    await add_key(store, expiring, "wang", "", expire_time_us=clock.now_us() + 10)
+    authenticator = Authenticator(store, Clockwork(), clock)
+    clock.advance(9)
+    await authenticator.authenticate(bearer(expiring))
+    clock.advance(1)
+    with pytest.raises(Unauthenticated) as caught:
+        await authenticator.authenticate(bearer(expiring))
+    assert caught.value.problem == "the key has expired"
+    assert store.lookups == 1
+
+
+async def test_a_key_that_is_forgotten_is_looked_up_anew(store: CountingStore) -> None:
+    authenticator = Authenticator(store, Clockwork(), FakeClock())
+    for key in (APP_KEY, OWN_KEY):
+        await authenticator.authenticate(bearer(key))
+    await store.revoke_key("zhang-workbuddy", 5)
+    authenticator.forget("zhang-workbuddy")
+    with pytest.raises(AuthorizationRevoked):
+        await authenticator.authenticate(bearer(APP_KEY))
+    await authenticator.authenticate(bearer(OWN_KEY))
+    assert store.lookups == 3
+
+
+async def test_a_look_up_that_was_under_way_when_its_key_was_revoked_is_not_remembered(store: CountingStore) -> None:
+    found, go_on = asyncio.Event(), asyncio.Event()
+
+    class SlowStore(CountingStore):
+        async def find_grantee(self, secret_hash: bytes) -> Grantee | None:
+            grantee = await store.find_grantee(secret_hash)
+            found.set()
+            await go_on.wait()
+            return grantee
+
+    authenticator = Authenticator(SlowStore(), Clockwork(), FakeClock())
+    under_way = asyncio.create_task(authenticator.authenticate(bearer(APP_KEY)))
+    await found.wait()
+    await store.revoke_key("zhang-workbuddy", 5)
+    authenticator.forget("zhang-workbuddy")
+    go_on.set()
+    await under_way
+    with pytest.raises(AuthorizationRevoked):
+        await authenticator.authenticate(bearer(APP_KEY))
+
+
+async def test_only_keys_that_opened_something_were_used(store: CountingStore) -> None:
+    used: list[str] = []
+    authenticator = Authenticator(store, Clockwork(), FakeClock(), used.append)
+    await authenticator.authenticate(bearer(APP_KEY))
+    await authenticator.authenticate(bearer(APP_KEY))
+    with pytest.raises(Unauthenticated):
+        await authenticator.authenticate(bearer(UNKNOWN_KEY))
+    await store.revoke_key("zhang-own", 5)
+    with pytest.raises(AuthorizationRevoked):
+        await authenticator.authenticate(bearer(OWN_KEY))
+    assert used == ["zhang-workbuddy", "zhang-workbuddy"]

@@ -4,7 +4,7 @@ from typing import Any, cast
 import grpc
 import pytest
 from edge_harness import Clockwork, Edge
-from fakes import MemoryLedgerStore
+from fakes import FakeClock, MemoryLedgerStore
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -43,7 +43,7 @@ async def test_an_address_in_use_is_refused_with_its_name() -> None:
             await start_server(
                 address=address,
                 servicers=[],
-                authenticator=Authenticator(MemoryLedgerStore(), Clockwork()),
+                authenticator=Authenticator(MemoryLedgerStore(), Clockwork(), FakeClock()),
                 limits=ServerLimits(),
             )
 
@@ -53,7 +53,7 @@ async def test_a_second_gateway_on_the_same_port_is_refused(edge: Edge) -> None:
         await start_server(
             address=f"127.0.0.1:{edge.handle.port}",
             servicers=[],
-            authenticator=Authenticator(edge.store, Clockwork()),
+            authenticator=Authenticator(edge.store, Clockwork(), edge.clock),
             limits=ServerLimits(),
         )
 
@@ -63,7 +63,7 @@ async def test_an_address_that_is_none_is_refused() -> None:
         await start_server(
             address="256.0.0.1:x",
             servicers=[],
-            authenticator=Authenticator(MemoryLedgerStore(), Clockwork()),
+            authenticator=Authenticator(MemoryLedgerStore(), Clockwork(), FakeClock()),
             limits=ServerLimits(),
         )
 

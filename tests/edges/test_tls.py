@@ -35,7 +35,7 @@ async def listening(files: TlsFiles) -> AsyncIterator[ServerHandle]:
     handle = await start_server(
         address="127.0.0.1:0",
         servicers=[],
-        authenticator=Authenticator(MemoryLedgerStore(), Clockwork()),
+        authenticator=Authenticator(MemoryLedgerStore(), Clockwork(), SystemClock()),
         limits=ServerLimits(),
         certificates=Certificates(files, SystemClock()),
     )

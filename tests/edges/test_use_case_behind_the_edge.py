@@ -35,7 +35,7 @@ async def gateway(
     handle = await start_server(
         address="127.0.0.1:0",
         servicers=[InferenceServicer(world.metering)],
-        authenticator=Authenticator(world.ledger, asyncio.get_running_loop().time),
+        authenticator=Authenticator(world.ledger, asyncio.get_running_loop().time, world.clock),
         limits=ServerLimits(),
     )
     async with grpc.aio.insecure_channel(f"127.0.0.1:{handle.port}") as channel:

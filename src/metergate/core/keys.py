@@ -10,6 +10,9 @@ KEY_PREFIX = "mg_"
 # As many as the hash has: guessing a key is as hard as finding a preimage of its hash.
 KEY_SECRET_BYTES = 32
 
+# What is kept of a key for people to tell keys apart by: of its 256 random bits, 220 stay unknown.
+SHOWN_CHARACTERS = len(KEY_PREFIX) + 6
+
 _KEY = re.compile(r"mg_[A-Za-z0-9_-]{43}", re.ASCII)
 
 
@@ -23,6 +26,11 @@ def format_key(secret: bytes) -> str:
 def is_key(text: str) -> bool:
     """Whether a text has the form of a key; it may still be unknown."""
     return _KEY.fullmatch(text) is not None
+
+
+def prefix_of(text: str) -> str:
+    """The first ``SHOWN_CHARACTERS`` of a key."""
+    return text[:SHOWN_CHARACTERS]
 
 
 def hash_key(text: str) -> bytes:

@@ -129,6 +129,13 @@ class ApiKey:
     authorization_id: str
     create_time_us: int
     revoke_time_us: int | None
+    prefix: str = ""  # its first characters, to tell keys apart; "" of a key that was recorded without
+    expire_time_us: int | None = None  # exclusive; None: never
+    last_used_time_us: int | None = None  # late by about a minute; None: not yet
+
+    def is_expired(self, now_us: int) -> bool:
+        """Whether it opens nothing any more."""
+        return self.expire_time_us is not None and now_us >= self.expire_time_us
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,10 @@ from dataclasses import replace
 from metergate.core.books import Books
 from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
 from metergate.core.errors import IdConflict, LedgerInvariantBroken, RequestInvalid, ResourceNotFound, Violation
+from metergate.core.keys import SHOWN_CHARACTERS
 from metergate.core.operations import AddAuthorization, AddSubscriber
-from metergate.core.rows import Authorization, Wallet
+from metergate.core.rows import ApiKey, Authorization, Wallet
+from metergate.core.times import OUT_OF_RANGE, is_time_us
 
 
 def add_subscriber(books: Books, operation: AddSubscriber) -> Wallet:
@@ -39,6 +41,18 @@ def add_authorization(books: Books, operation: AddAuthorization) -> Authorizatio
         raise RequestInvalid(Violation("cap_microcredits", f"must be from 0 to {AMOUNT_MICROCREDITS_MAX}"))
     books.authorizations.add(authorization.authorization_id, authorization)
     return authorization
+
+
+def check_key(key: ApiKey) -> None:
+    """RequestInvalid unless a new key could be used, and keeps its secret."""
+    if len(key.prefix) > SHOWN_CHARACTERS:
+        raise RequestInvalid(Violation("prefix", f"must have at most {SHOWN_CHARACTERS} characters"))
+    if key.expire_time_us is None:
+        return
+    if not is_time_us(key.expire_time_us):
+        raise RequestInvalid(Violation("expire_time", OUT_OF_RANGE))
+    if key.expire_time_us <= key.create_time_us:
+        raise RequestInvalid(Violation("expire_time", "must be later than now"))
 
 
 def _consent(authorization: Authorization) -> Authorization:

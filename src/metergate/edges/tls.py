@@ -113,17 +113,16 @@ def read_certificates(files: TlsFiles, clock: Clock) -> grpc.ServerCertificateCo
         )
     client_ca_pem = None
     if files.client_ca_path is not None:
-        client_ca_pem = read_authorities("listener.tls.client_ca_path", files.client_ca_path, clock)
+        client_ca_pem = read_authorities("listener.tls.client_ca_path", files.client_ca_path, now)
     return grpc.ssl_server_certificate_configuration([(key_pem, certificate_pem)], client_ca_pem)
 
 
-def read_authorities(key: str, path: Path, clock: Clock) -> bytes:
+def read_authorities(key: str, path: Path, now: datetime) -> bytes:
     """Read a bundle of authorities' certificates; CertificateInvalid names ``key`` and the file.
 
     A bundle outlives some of its authorities: it is refused when the last of them expired.
     """
     content = _read(key, path)
-    now = datetime_of(clock.now_us())
     authorities = _certificates(key, path, content)
     _check_time(key, path, max(authorities, key=lambda authority: authority.not_valid_after_utc), now)
     return content

@@ -34,7 +34,7 @@ AUTHORIZATION = (
     "authorization_id, subscriber_id, app_id, channel, cap_microcredits, allowed_models, charged_microcredits, "
     "reserved_microcredits, create_time_us, revoke_time_us"
 )
-KEY = "key_id, secret_hash, authorization_id, create_time_us, revoke_time_us"
+KEY = "key_id, secret_hash, authorization_id, create_time_us, revoke_time_us, prefix, expire_time_us, last_used_time_us"
 RATE_CARD = "rate_card_id, model_id, effective_time_us, expire_time_us, prices"
 RESERVATION = (
     "reservation_id, subscriber_id, authorization_id, app_id, channel, request_id, content_hash, owner_id, "
@@ -124,7 +124,16 @@ def authorization_columns(row: Authorization) -> Columns:
 
 def key_columns(row: ApiKey) -> Columns:
     """``KEY``."""
-    return (row.key_id, row.secret_hash, row.authorization_id, row.create_time_us, row.revoke_time_us)
+    return (
+        row.key_id,
+        row.secret_hash,
+        row.authorization_id,
+        row.create_time_us,
+        row.revoke_time_us,
+        row.prefix,
+        row.expire_time_us,
+        row.last_used_time_us,
+    )
 
 
 def rate_card_columns(row: RateCard) -> Columns:
@@ -248,13 +257,15 @@ def authorization(columns: Columns) -> Authorization:
 
 def key(columns: Columns) -> ApiKey:
     """A row of ``KEY``."""
-    key_id, secret_hash, authorization_id, create_time_us, revoke_time_us = columns
     return ApiKey(
-        key_id=key_id,
-        secret_hash=secret_hash,
-        authorization_id=authorization_id,
-        create_time_us=create_time_us,
-        revoke_time_us=revoke_time_us,
+        key_id=columns[0],
+        secret_hash=columns[1],
+        authorization_id=columns[2],
+        create_time_us=columns[3],
+        revoke_time_us=columns[4],
+        prefix=columns[5],
+        expire_time_us=columns[6],
+        last_used_time_us=columns[7],
     )
 
 

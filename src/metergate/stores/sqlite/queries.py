@@ -28,6 +28,11 @@ GRANTEE = f"""
     SELECT {codec.qualified("keys", codec.KEY)}, {codec.qualified("authorizations", codec.AUTHORIZATION)}
     FROM keys JOIN authorizations USING (authorization_id) WHERE keys.secret_hash = ?
 """
+KEYS_PAGE = f"""
+    SELECT {codec.qualified("keys", codec.KEY)}, {codec.qualified("authorizations", codec.AUTHORIZATION)}
+    FROM authorizations JOIN keys USING (authorization_id)
+    WHERE authorizations.subscriber_id = ? AND keys.key_id > ? ORDER BY keys.key_id LIMIT ?
+"""
 GRANTS_PAGE = f"""
     SELECT grant_number, {codec.GRANT} FROM grants
     WHERE subscriber_id = ? AND grant_number < ? ORDER BY grant_number DESC LIMIT ?
@@ -56,10 +61,16 @@ class Query:
     def grantee(self, secret_hash: bytes) -> Grantee | None:
         """Whom a key stands for."""
         columns = self._one(GRANTEE, secret_hash)
-        if columns is None:
-            return None
-        key_size = codec.KEY.count(",") + 1
-        return Grantee(key=codec.key(columns[:key_size]), authorization=codec.authorization(columns[key_size:]))
+        return None if columns is None else _grantee(columns)
+
+    def keys(self, subscriber_id: str, cursor: str | None, size: int) -> Page[Grantee]:
+        """By key id; the cursor is the last one of the page before."""
+        # One more row than asked for tells whether there is a next page.
+        rows = self.connection.execute(KEYS_PAGE, (subscriber_id, cursor or "", size + 1)).fetchall()
+        return Page(
+            rows=tuple(_grantee(columns) for columns in rows[:size]),
+            next_cursor=rows[size - 1][0] if len(rows) > size else None,
+        )
 
     def balance(self, subscriber_id: str, authorization_id: str | None, now_us: int) -> Balance:
         """The wallet now."""
@@ -155,6 +166,11 @@ class Query:
             rows=tuple(decode(columns[1:]) for columns in rows[:size]),
             next_cursor=str(rows[size - 1][0]) if len(rows) > size else None,
         )
+
+
+def _grantee(columns: codec.Columns) -> Grantee:
+    key_size = codec.KEY.count(",") + 1
+    return Grantee(key=codec.key(columns[:key_size]), authorization=codec.authorization(columns[key_size:]))
 
 
 def _position(cursor: str | None) -> int:

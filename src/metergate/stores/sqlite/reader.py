@@ -63,6 +63,10 @@ class SqliteLedgerReader:
         """Whom a key stands for, revoked or not; None if the key is unknown."""
         return await self._read(lambda query: query.grantee(secret_hash))
 
+    async def list_keys(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grantee]:
+        """Every key that may spend of a wallet, expired and revoked ones included, by key id."""
+        return await self._read(lambda query: query.keys(subscriber_id, cursor, size))
+
     async def balance(self, subscriber_id: str, authorization_id: str | None, now_us: int) -> Balance:
         """The wallet now. ResourceNotFound without such a subscriber, or authorization of it."""
         return await self._read(lambda query: query.balance(subscriber_id, authorization_id, now_us))

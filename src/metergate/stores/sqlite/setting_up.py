@@ -1,13 +1,14 @@
 """Keys and rate cards: written beside the ledger, each checked before the first row is written."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from metergate.core.errors import IdConflict, ResourceNotFound
 from metergate.core.ids import check_ids
 from metergate.core.rating import RateCard
 from metergate.core.rows import ApiKey
+from metergate.core.set_up import check_key
 from metergate.stores.sqlite import codec
 
 # ruff: noqa: S608 - every SQL text is put together from constants; values are bound
@@ -21,12 +22,13 @@ def add_key(connection: sqlite3.Connection, key: ApiKey) -> ApiKey:
         if (first.secret_hash, first.authorization_id) != (key.secret_hash, key.authorization_id):
             raise IdConflict(resource="key", id=key.key_id)
         return first
+    check_key(key)
     of_authorization = "SELECT 1 FROM authorizations WHERE authorization_id = ?"
     if connection.execute(of_authorization, (key.authorization_id,)).fetchone() is None:
         raise ResourceNotFound(resource_name=f"authorizations/{key.authorization_id}")
     if connection.execute("SELECT 1 FROM keys WHERE secret_hash = ?", (key.secret_hash,)).fetchone() is not None:
         raise IdConflict(resource="key", id=key.key_id)
-    connection.execute(f"INSERT INTO keys ({codec.KEY}) VALUES (?, ?, ?, ?, ?)", codec.key_columns(key))
+    connection.execute(f"INSERT INTO keys ({codec.KEY}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", codec.key_columns(key))
     return key
 
 
@@ -39,6 +41,14 @@ def revoke_key(connection: sqlite3.Connection, key_id: str, now_us: int) -> ApiK
         return key
     connection.execute("UPDATE keys SET revoke_time_us = ? WHERE key_id = ?", (now_us, key_id))
     return replace(key, revoke_time_us=now_us)
+
+
+def record_key_uses(connection: sqlite3.Connection, use_times_us: Mapping[str, int]) -> None:
+    """Record when keys were last used, where that is later than what is recorded."""
+    connection.executemany(
+        "UPDATE keys SET last_used_time_us = ?1 WHERE key_id = ?2 AND coalesce(last_used_time_us, 0) < ?1",
+        [(use_time_us, key_id) for key_id, use_time_us in use_times_us.items()],
+    )
 
 
 def add_rate_cards(connection: sqlite3.Connection, cards: Sequence[RateCard]) -> None:

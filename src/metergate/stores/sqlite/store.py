@@ -1,7 +1,7 @@
 """LedgerStore on SQLite."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, cast
 
@@ -155,6 +155,11 @@ class SqliteLedgerStore(SqliteLedgerReader):
         return cast(
             ApiKey, await self._set_up(SetUp(lambda connection: setting_up.revoke_key(connection, key_id, now_us)))
         )
+
+    async def record_key_uses(self, use_times_us: Mapping[str, int]) -> None:
+        """Record when keys, by id, were last used; never earlier than was recorded. Unknown keys are left out."""
+        times = dict(use_times_us)
+        await self._set_up(SetUp(lambda connection: setting_up.record_key_uses(connection, times)))
 
     async def add_rate_cards(self, cards: Sequence[RateCard]) -> None:
         """Record rate cards for audits; IdConflict if one was recorded with other prices: cards are immutable."""
