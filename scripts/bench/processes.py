@@ -11,17 +11,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo_setup import TETHER
+from demo_setup import TETHER, free_port
 
 SCRIPTS = Path(__file__).resolve().parent.parent
 MODEL = "bench"
 CREDITS = "1000000"  # more than all rounds together can cost
 READY_SECONDS_MAX = 60.0  # a gateway starts in about 2 s; a busy machine may need much longer
 STOP_SECONDS_MAX = 30.0  # it drains for at most 20 s
+ANY_ADDRESS = r"127\.0\.0\.1:[1-9]\d*"
 CLOCK_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 CONFIG = """\
 [listener]
+address = "{address}"
+
+[metrics]
+address = "127.0.0.1:0"
+
+[metrics]
 address = "127.0.0.1:0"
 
 [store]
@@ -84,15 +91,16 @@ def package_file(package: str, name: str) -> Path:
 def running(folder: Path) -> Iterator[World]:
     """Start everything in an empty folder; stop it at the end."""
     with contextlib.ExitStack() as stack:
-        backend = stack.enter_context(_process(folder, "backend", "-m", "bench.backend"))
-        pass_through = stack.enter_context(_process(folder, "proxy", "-m", "bench.proxy", backend.address))
+        backend = stack.enter_context(_process(folder, "backend", ANY_ADDRESS, "-m", "bench.backend"))
+        pass_through = stack.enter_context(_process(folder, "proxy", ANY_ADDRESS, "-m", "bench.proxy", backend.address))
         config = folder / "metergate.toml"
         vocabulary = package_file("bpe_openai", "data/o200k_base.tiktoken.gz")
-        config.write_text(CONFIG.format(backend=backend.address, model=MODEL, vocabulary=vocabulary))
+        address = f"127.0.0.1:{free_port()}"
+        config.write_text(CONFIG.format(address=address, backend=backend.address, model=MODEL, vocabulary=vocabulary))
         _metergate(folder, "subscriber", "create", "bench")
         _metergate(folder, "grant", "add", "bench", "--credits", CREDITS, "--source", "TOP_UP")
         key = _metergate(folder, "key", "issue", "bench")
-        gateway = stack.enter_context(_process(folder, "gateway", "-m", "metergate", "serve"))
+        gateway = stack.enter_context(_process(folder, "gateway", re.escape(address), "-m", "metergate", "serve"))
         yield World(gateway=gateway, pass_through=pass_through, key=key)
 
 
@@ -116,7 +124,8 @@ def _metergate(folder: Path, *arguments: str) -> str:
 
 
 @contextlib.contextmanager
-def _process(folder: Path, name: str, *arguments: str) -> Iterator[Served]:
+def _process(folder: Path, name: str, address: str, *arguments: str) -> Iterator[Served]:
+    """Run ``python ARGUMENTS`` until the end of the block; it serves once it printed what the pattern matches."""
     log = folder / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -129,7 +138,7 @@ def _process(folder: Path, name: str, *arguments: str) -> Iterator[Served]:
             process_group=0,  # Ctrl-C reaches the bench only, which then stops the others
         )
     try:
-        yield Served(_address(process, log), process.pid)
+        yield Served(_printed(process, log, address), process.pid)
     finally:
         process.terminate()
         try:
@@ -139,12 +148,12 @@ def _process(folder: Path, name: str, *arguments: str) -> Iterator[Served]:
             process.wait()
 
 
-def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
+def _printed(process: "subprocess.Popen[bytes]", log: Path, address: str) -> str:
     """The address that a process printed when it was ready."""
     deadline = time.monotonic() + READY_SECONDS_MAX
     while time.monotonic() < deadline:
         text = log.read_text(errors="replace")
-        said = re.search(r"127\.0\.0\.1:[1-9]\d*", text)
+        said = re.search(address, text)
         if said is not None:
             return said.group()
         if process.poll() is not None:

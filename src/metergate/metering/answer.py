@@ -4,7 +4,7 @@ Reasoning counts as REASONING; content and tool calls (name and arguments, each 
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
 
 from metergate.core.inference import Delta
@@ -39,30 +39,32 @@ def _texts(delta: Delta) -> Iterator[tuple[TextKey, str]]:
 class AnswerCounter:
     """The count of everything a model wrote so far; equal for every chunking of the same answer (L7)."""
 
-    def __init__(self, tokenizer: Tokenizer, counters: Mapping[TextKey, CompletionCounter] | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._counters = dict(counters or {})
-
-    @property
-    def completion_tokens(self) -> int:
-        """Tokens of content and tool calls."""
-        return sum(counter.tokens for key, counter in self._counters.items() if key[0] is not TextKind.REASONING)
-
-    @property
-    def reasoning_tokens(self) -> int:
-        """Tokens of reasoning."""
-        return sum(counter.tokens for key, counter in self._counters.items() if key[0] is TextKind.REASONING)
+        self._counters: dict[TextKey, CompletionCounter] = {}
+        self.completion_tokens = 0  # of content and tool calls
+        self.reasoning_tokens = 0
 
     def copy(self) -> "AnswerCounter":
         """Return an independent counter of the same answer so far."""
-        return AnswerCounter(self._tokenizer, {key: counter.copy() for key, counter in self._counters.items()})
+        copied = AnswerCounter(self._tokenizer)
+        copied._counters = {key: counter.copy() for key, counter in self._counters.items()}
+        copied.completion_tokens = self.completion_tokens
+        copied.reasoning_tokens = self.reasoning_tokens
+        return copied
 
     def add(self, delta: Delta) -> None:
         """Append a delta."""
         for key, text in _texts(delta):
-            if key not in self._counters:
-                self._counters[key] = self._tokenizer.completion_counter()
-            self._counters[key].add(text)
+            counter = self._counters.get(key)
+            if counter is None:
+                counter = self._counters[key] = self._tokenizer.completion_counter()
+            before = counter.tokens
+            more_tokens = counter.add(text) - before
+            if key[0] is TextKind.REASONING:
+                self.reasoning_tokens += more_tokens
+            else:
+                self.completion_tokens += more_tokens
 
     async def add_off_loop(self, delta: Delta, counted_in_loop_characters_max: int) -> None:
         """Append a delta; in a thread if that means encoding much."""

@@ -5,9 +5,7 @@ the last boundary is counted once and forgotten; the tail after it is encoded ag
 chunking the count equals that of the whole text at once (L7).
 """
 
-import copy
 from collections.abc import Callable
-from typing import Self
 
 import regex
 
@@ -54,6 +52,11 @@ class TailWindowCounter:
         self._tail_tokens = self._count(self._tail)
         return self.tokens
 
-    def copy(self) -> Self:
+    def copy(self) -> "TailWindowCounter":
         """Return an independent counter of the same text so far, at a cost that does not grow with the text."""
-        return copy.copy(self)
+        # Spelt out: copy.copy takes three times as long, and every delivery is counted on a copy.
+        copied = TailWindowCounter(self._count, self._boundary)
+        copied._committed_tokens = self._committed_tokens
+        copied._tail = self._tail
+        copied._tail_tokens = self._tail_tokens
+        return copied
