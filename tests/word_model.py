@@ -12,6 +12,7 @@ from typing import Any
 WORDS = (" the", " straigh", "t", " credit", "海", "洋", "，", " 😀", " counter", "balance", "\n", "ing")
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+LOOKED_AT = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 FAILURE = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -58,7 +59,9 @@ class WordModel:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request."""
         try:
-            await _read_request(reader)
+            if not await _read_request(reader):
+                writer.write(LOOKED_AT)
+                return
             self.requests += 1
             self._moved.set()
             await self._answer(reader, writer)
@@ -111,10 +114,14 @@ def _event(choice: dict[str, object]) -> bytes:
     return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
 
 
-async def _read_request(reader: asyncio.StreamReader) -> None:
+async def _read_request(reader: asyncio.StreamReader) -> bool:
+    """Whether it was a request, not a gateway's look whether somebody is there."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    if head.startswith("GET "):
+        return False
     length = next(int(line[15:]) for line in head.splitlines() if line.lower().startswith("content-length:"))
     await reader.readexactly(length)
+    return True
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from uuid import uuid4
 import uuid_utils
 
 from metergate.config import Config, needing_restart
-from metergate.core.errors import ConfigInvalid
+from metergate.core.errors import CertificateInvalid, ConfigInvalid, MetergateError
 from metergate.edges.account import AccountServicer
 from metergate.edges.auth import Authenticator
 from metergate.edges.catalog import CatalogServicer
@@ -23,7 +23,7 @@ from metergate.edges.server import ServerHandle, ServerLimits, start_server
 from metergate.edges.tls import Certificates, TlsFiles
 from metergate.metering.limits import Limits
 from metergate.metering.use_case import Metering
-from metergate.offerings import Offerings, Parts
+from metergate.offerings import Offerings, Parts, parts_problems
 from metergate.ports import Clock, LedgerStore, Observer
 from metergate.stores.sqlite import SqliteLedgerStore
 from metergate.telemetry.event_loop import sample_lag
@@ -46,6 +46,16 @@ class SystemClock:
     def now_us(self) -> int:
         """Microseconds since the epoch, UTC."""
         return time.time_ns() // 1_000
+
+
+def start_problems(config: Config) -> list[MetergateError]:
+    """Everything that ``Gateway.open`` would refuse, as far as that can be told without a port and the store's lock."""
+    problems = list(parts_problems(config))
+    try:
+        _open_certificates(config, SystemClock())
+    except CertificateInvalid as exc:
+        problems.append(exc)
+    return problems
 
 
 class Gateway:
