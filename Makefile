@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install demo run check test bench proto lock clean
+.PHONY: help install demo run check test bench proto metrics lock clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -21,13 +21,14 @@ demo: $(INSTALLED) ## Stream a real model's answers, debited before every delive
 run: $(INSTALLED) ## Keep the demo's gateway serving and print how to call it
 	@$(BIN)/python scripts/demo.py --serve
 
-check: $(INSTALLED) ## Formatting, lint, types, floors, protos, drift of the generated stubs
+check: $(INSTALLED) ## Formatting, lint, types, floors, protos, drift of the generated stubs and reference
 	@echo "== format" && $(BIN)/ruff format --check .
 	@echo "== lint" && $(BIN)/ruff check .
 	@echo "== types" && $(BIN)/mypy
 	@echo "== floors" && $(BIN)/lint-imports --no-logo
 	@echo "== protos" && $(BIN)/buf lint protos && $(BIN)/buf format --diff --exit-code protos
 	@echo "== stubs" && $(BIN)/python scripts/generate_stubs.py --check
+	@echo "== metrics" && $(BIN)/python scripts/generate_metrics_reference.py --check
 
 test: $(INSTALLED) ## All tests, those against the real model included
 	@$(BIN)/pytest
@@ -37,6 +38,9 @@ bench: $(INSTALLED) ## Measure the gateway's cost beside a bare pass-through, an
 
 proto: $(INSTALLED) ## Generate the stubs of protos/ into src/metergate/v1
 	@$(BIN)/python scripts/generate_stubs.py
+
+metrics: $(INSTALLED) ## Generate docs/reference/metrics.md
+	@$(BIN)/python scripts/generate_metrics_reference.py
 
 lock: $(INSTALLED) ## Pin the newest versions that pyproject.toml allows, for every supported Python
 	@$(BIN)/python -m uv pip compile pyproject.toml --extra dev --extra demo --extra otel --universal --python-version 3.11 \

@@ -144,6 +144,7 @@ def serve(setup: Setup) -> None:
         f" {setup.address} metergate.v1.InferenceService/StreamComplete\n",
         flush=True,
     )
+    print(f"Metrics, as Prometheus reads them:\n\n  curl -s http://{setup.metrics_address}/metrics\n")
     print("Asked twice with the same request_id, it answers with the recorded receipt and charges nothing.", flush=True)
     setup.wait_for_gateway()
 

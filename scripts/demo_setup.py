@@ -38,6 +38,9 @@ CONFIG = """\
 [listener]
 address = "{address}"
 
+[metrics]
+address = "{metrics_address}"
+
 [store]
 path = "ledger.db"
 
@@ -132,6 +135,7 @@ class Setup:
     def __init__(self, folder: Path, port: int, console: Console) -> None:
         self.folder = folder.resolve()
         self.address = f"127.0.0.1:{port}"
+        self.metrics_address = f"127.0.0.1:{free_port()}"
         self._console = console
         self._backend_port = free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -178,6 +182,7 @@ class Setup:
         file = self.folder / "metergate.toml"
         text = CONFIG.format(
             address=self.address,
+            metrics_address=self.metrics_address,
             backend_url=f"http://127.0.0.1:{self._backend_port}",
             model=self.model,
             model_path=model_path(),

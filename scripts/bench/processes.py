@@ -31,6 +31,9 @@ address = "127.0.0.1:0"
 [metrics]
 address = "127.0.0.1:0"
 
+[metrics]
+address = "127.0.0.1:0"
+
 [store]
 path = "ledger.db"
 

@@ -122,7 +122,7 @@ class Gateway:
                 shown = operators_pages(metrics, metering, readiness, lambda: ledger.queued_operations)
                 pages = await HttpServer.start(config.metrics.address, shown)
                 opened.push_async_callback(pages.close)
-            server = await _start_server(config, ledger, metering, clock, certificates)
+            server = await _start_server(config, ledger, metering, clock, certificates, metrics)
             opened.push_async_callback(server.server.stop, LAST_WORDS_SECONDS)
             gateway = cls(
                 config=config,
@@ -240,7 +240,12 @@ def _open_certificates(config: Config, clock: Clock) -> Certificates | None:
 
 
 async def _start_server(
-    config: Config, ledger: LedgerStore, metering: Metering, clock: SystemClock, certificates: Certificates | None
+    config: Config,
+    ledger: LedgerStore,
+    metering: Metering,
+    clock: SystemClock,
+    certificates: Certificates | None,
+    metrics: Metrics,
 ) -> ServerHandle:
     page_tokens = PageTokens(ledger.content_key)
     return await start_server(
@@ -257,4 +262,5 @@ async def _start_server(
             call_seconds_max=config.limits.request_seconds_max + SETTLING_SECONDS,
         ),
         certificates=certificates,
+        observe=metrics.called,
     )

@@ -5,7 +5,7 @@ In: the key, the size, the decoding, unknown fields (L8). Out: errors become sta
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import grpc
@@ -17,7 +17,6 @@ from grpc_status import rpc_status
 
 from metergate.core.errors import AuthorizationRevoked, MessageTooLarge, RequestInvalid, Unauthenticated, Violation
 from metergate.core.rows import Authorization
-from metergate.edges.auth import Authenticator
 from metergate.edges.status import status_code, to_status
 from metergate.edges.violations import Violations
 from metergate.telemetry.failures import describe
@@ -39,6 +38,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Behaviour = Callable[[Authorization, Any, Context], Awaitable[Any]]
 
 
+# The method's full name, and the error that the call ended with.
+ObserveCall = Callable[[str, BaseException | None], None]
+
+
 class Servicer(Protocol):
     """One service."""
 
@@ -52,12 +55,24 @@ class Servicer(Protocol):
         ...
 
 
-class Gate:
-    """Lets calls in and errors out. Requests of more than ``message_bytes_max`` are refused."""
+class Callers(Protocol):
+    """Tells who is calling."""
 
-    def __init__(self, authenticator: Authenticator, *, message_bytes_max: int) -> None:
+    async def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> Any:  # noqa: ANN401 - as behaviours take it
+        """The caller, from the call's metadata; a MetergateError keeps it out."""
+        ...
+
+
+class Gate:
+    """Lets calls in and errors out. Requests of more than ``message_bytes_max`` are refused.
+
+    ``observe`` is told of the end of every call; it must not raise.
+    """
+
+    def __init__(self, authenticator: Callers, *, message_bytes_max: int, observe: ObserveCall) -> None:
         self._authenticator = authenticator
         self._message_bytes_max = message_bytes_max
+        self._observe = observe
 
     def handlers(self, servicer: Servicer) -> "dict[str, grpc.RpcMethodHandler[bytes, Any]]":
         """Handlers for all methods of a service, for a server to register; KeyError if a behaviour is missing."""
@@ -70,8 +85,14 @@ class Gate:
         async def handle(data: bytes, context: Context) -> Any:  # noqa: ANN401 - any service's response
             try:
                 caller = await self._authenticator.authenticate(context.invocation_metadata() or ())
-                return await behaviour(caller, self._decode(data, request_class), context)
+                response = await behaviour(caller, self._decode(data, request_class), context)
+                self._observe(method.full_name, None)
+                return response
+            except asyncio.CancelledError as error:
+                self._observe(method.full_name, error)
+                raise
             except Exception as error:  # noqa: BLE001 - the last place that can turn an error into a status
+                self._observe(method.full_name, error)
                 await _refuse(context, error, method.full_name)
 
         # The request stays bytes here: a decoding error inside grpc's own deserializer would leave without ErrorInfo.

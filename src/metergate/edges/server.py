@@ -9,7 +9,7 @@ from grpc_reflection.v1alpha import reflection
 
 from metergate.core.errors import ListenerRefused
 from metergate.edges.auth import Authenticator
-from metergate.edges.calls import Gate, Servicer
+from metergate.edges.calls import Gate, ObserveCall, Servicer
 from metergate.edges.tls import Certificates
 
 
@@ -54,13 +54,14 @@ async def start_server(
     authenticator: Authenticator,
     limits: ServerLimits,
     certificates: Certificates | None = None,
+    observe: ObserveCall = lambda method, error: None,
 ) -> ServerHandle:
     """Listen on ``address`` (HOST:PORT, port 0: any that is free) and serve. ListenerRefused if that cannot be.
 
-    Without ``certificates`` it serves plaintext.
+    Without ``certificates`` it serves plaintext. ``observe`` is told of the end of every call.
     """
     server = grpc.aio.server(options=_options(limits), maximum_concurrent_rpcs=limits.calls_max)
-    gate = Gate(authenticator, message_bytes_max=limits.message_bytes_max)
+    gate = Gate(authenticator, message_bytes_max=limits.message_bytes_max, observe=observe)
     for servicer in servicers:
         server.add_registered_method_handlers(servicer.service.full_name, gate.handlers(servicer))
     health_servicer = await _add_health(server, servicers)

@@ -33,10 +33,16 @@ _BATCH_OPERATIONS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 
 # --- requests -------------------------------------------------------------------------------------------------------
 
+CALLS = Family(
+    name="metergate_calls_total",
+    kind="counter",
+    help="gRPC calls of every service that ended, those too that were refused at the door (no valid key, bad fields).",
+    labels=("method", "outcome"),
+)
 REQUESTS = Family(
     name="metergate_requests_total",
     kind="counter",
-    help="Calls that ended. outcome: OK, the reason of the error that the app got, or CANCELLED (the app went away).",
+    help="Inference requests that were let in at the door and ended, by what they came to.",
     labels=("verb", "outcome", "model", "app"),
 )
 REQUEST_SECONDS = Family(
@@ -217,6 +223,7 @@ BUILD = Family(
 )
 
 FAMILIES = (
+    CALLS,
     REQUESTS,
     REQUEST_SECONDS,
     CLOSED,
@@ -245,3 +252,20 @@ FAMILIES = (
     LOOP_LAG_SECONDS,
     BUILD,
 )
+
+# What a label's values are, and so how many there can be.
+LABELS = {
+    "verb": "`StreamComplete`, `Complete`, `CountTokens`",
+    "outcome": "`OK`, `CANCELLED` (the app went away), or an error's reason: `INSUFFICIENT_CREDIT`, `OVERLOADED` ...",
+    "model": "a model on sale, or `(unknown)`",
+    "app": "one of the first 200 apps that called since the start, `(own)` for subscribers' own keys, or `(other)`",
+    "close_cause": "why the request left: `FINISHED`, `CREDIT_EXHAUSTED`, `CLIENT_CANCELLED`, `BACKEND_ERROR` ...",
+    "part": "`backend`, `gateway`",
+    "token_class": "`PROMPT`, `CACHED_PROMPT`, `COMPLETION`, `REASONING`",
+    "reason": "`attempt`, `released`, `reported`",
+    "backend": "a backend of the configuration",
+    "result": "of reports: `match`, `mismatch`, `missing`; of commits: `ok`, `failed`",
+    "larger": "`counted`, `reported`",
+    "method": "a method of the gateway's protos, such as `metergate.v1.InferenceService.Complete`",
+    "version, python, grpc, sqlite": "what runs: one value each",
+}

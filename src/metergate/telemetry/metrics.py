@@ -50,6 +50,7 @@ class Metrics:
         self._apps: set[str] = set()
         self._exposition = Exposition()
         registry = self._exposition.registry
+        self.calls = counter(families.CALLS, registry)
         self.requests = counter(families.REQUESTS, registry)
         self.request_seconds = Histogram(families.REQUEST_SECONDS, registry)
         self.closed = counter(families.CLOSED, registry)
@@ -83,6 +84,10 @@ class Metrics:
     def call_began(self, start: CallStart) -> "CallMetrics":
         """Watch a call."""
         return CallMetrics(self, start, self._monotonic)
+
+    def called(self, method: str, error: BaseException | None) -> None:
+        """Count a call of any service, by a method of the protos."""
+        self.calls.labels(method, outcome_of(error)).inc()
 
     def committed(self, commit: Commit) -> None:
         """Count a transaction."""
