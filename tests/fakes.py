@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from metergate.core.audit import SubscriberLedger
-from metergate.core.books import Books
+from metergate.core.books import Books, request_key
 from metergate.core.errors import IdConflict, RequestInvalid, ResourceNotFound, StoreUnavailable, Violation
 from metergate.core.grants import available
 from metergate.core.ledger import Ledger, Operation, Outcome
@@ -89,7 +89,7 @@ class MemoryLedgerStore:
         """As if the process died and the store was opened again: a new epoch, and recovery of the old one's."""
         self._is_finished = False
         self._owner = replace(self._owner, epoch=self._owner.epoch + 1)
-        for reservation in self.open_reservations():
+        for reservation in sorted(self.open_reservations(), key=request_key):  # the order that SQLite finds them in
             self._recoveries += 1
             self._commit(
                 Recover(

@@ -101,6 +101,7 @@ TAMPERINGS = [
     ("UPDATE charges SET content_hash = x'00'", DifferenceKind.CHARGE),
     ("UPDATE charges SET close_cause = 'BACKEND_ERROR'", DifferenceKind.CHARGE),
     ("UPDATE charges SET settle_time_us = 1", DifferenceKind.CHARGE),
+    ("UPDATE charges SET charge_number = -charge_number", DifferenceKind.CHARGE),
     ("UPDATE wallets SET subscriber_id = '' WHERE subscriber_id = 'bob'", DifferenceKind.WALLET),
     ("UPDATE transfers SET subscriber_id = '' WHERE subscriber_id = 'bob'", DifferenceKind.WALLET),
     ("UPDATE wallets SET state = 'CLOSED'", DifferenceKind.ROW),

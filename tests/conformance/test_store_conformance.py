@@ -569,3 +569,13 @@ async def test_a_check_writes_and_changes_nothing(store: LedgerStore) -> None:
     before = await store.balance("alice", "auth-1", NOW_US)
     await store.check()
     assert await store.balance("alice", "auth-1", NOW_US) == before
+
+
+async def test_grants_that_expire_together_are_posted_in_burn_order(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant("never", 100))
+    await store.add_grant(a_grant("later", 10, expire_time_us=NOW_US + 2))
+    await store.add_grant(a_grant("sooner", 10, expire_time_us=NOW_US + 1))
+    await reserve(store, wanted_microcredits=120)
+    await store.settle(a_settle(None, owner=store.owner, now_us=NOW_US + 2))
+    transfers = (await store.list_transfers("alice", TransferFilter(), cursor=None, size=2)).rows
+    assert [transfer.grant_id for transfer in transfers] == ["later", "sooner"]

@@ -5,7 +5,7 @@ from dataclasses import replace
 from metergate.core.books import Books
 from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
 from metergate.core.errors import ResourceNotFound
-from metergate.core.grants import is_expired
+from metergate.core.grants import burn_key, is_expired
 from metergate.core.reservation import Allocation, Reservation
 from metergate.core.rows import (
     BREAKAGE_ACCOUNT,
@@ -48,12 +48,13 @@ def move_counters(books: Books, authorization: Authorization, *, reserved_by: in
 
 
 def expire(books: Books, subscriber_id: str, now_us: int) -> None:
-    """What remains of grants whose time is over becomes breakage."""
-    for grant in books.grants_of(subscriber_id):
-        if grant.remaining_microcredits > 0 and is_expired(grant, now_us):
-            rest = Allocation(grant_id=grant.grant_id, amount_microcredits=grant.remaining_microcredits)
-            books.change_remaining(subscriber_id, grant.grant_id, -grant.remaining_microcredits)
-            post_from_grant(books, subscriber_id, TransferKind.EXPIRY, rest, "", now_us)
+    """What remains of grants whose time is over becomes breakage, in burn order, whatever order they were loaded in."""
+    grants = books.grants_of(subscriber_id)
+    expired = [grant for grant in grants if grant.remaining_microcredits > 0 and is_expired(grant, now_us)]
+    for grant in sorted(expired, key=burn_key):
+        rest = Allocation(grant_id=grant.grant_id, amount_microcredits=grant.remaining_microcredits)
+        books.change_remaining(subscriber_id, grant.grant_id, -grant.remaining_microcredits)
+        post_from_grant(books, subscriber_id, TransferKind.EXPIRY, rest, "", now_us)
 
 
 def post_from_grant(

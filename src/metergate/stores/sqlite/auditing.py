@@ -17,9 +17,6 @@ Run = Callable[[Callable[[], Result]], Awaitable[Result]]
 # Rows that one read brings into memory.
 PAGE_ROWS = 1_000
 
-# Below every row's number, also those that another program made negative.
-SMALLEST_NUMBER = -(2**63)
-
 # Ids that one finding names: enough to see what is wrong, bounded whatever is wrong.
 NAMED_IDS_MAX = 100
 
@@ -168,7 +165,7 @@ async def _pages(
     subscriber_id: str,
     decode: Callable[[list[codec.Columns]], Iterator[Row]],
 ) -> AsyncIterator[Row]:
-    position = SMALLEST_NUMBER
+    position = 0
     while True:
         page = await run(partial(_all, connection, sql, (subscriber_id, position)))
         for row in decode([columns[1:] for columns in page]):
