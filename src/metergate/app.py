@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
 from uuid import uuid4
@@ -11,12 +12,22 @@ from uuid import uuid4
 import uuid_utils
 
 from metergate.config import Config, needing_restart
-from metergate.core.errors import CertificateInvalid, ConfigInvalid, MetergateError
+from metergate.core.errors import (
+    CertificateInvalid,
+    ConfigInvalid,
+    IdConflict,
+    MetergateError,
+    StoreRefused,
+    StoreUnavailable,
+)
 from metergate.edges.account import AccountServicer
+from metergate.edges.admin import AdminServicer
+from metergate.edges.admin_socket import admin_socket_path, remove_admin_socket, start_admin_server
 from metergate.edges.auth import Authenticator
 from metergate.edges.catalog import CatalogServicer
 from metergate.edges.http import HttpServer, operators_pages
 from metergate.edges.inference import InferenceServicer
+from metergate.edges.key_uses import KeyUses
 from metergate.edges.pages import PageTokens
 from metergate.edges.readiness import Readiness, Report, tell_health
 from metergate.edges.server import ServerHandle, ServerLimits, start_server
@@ -25,7 +36,8 @@ from metergate.metering.limits import Limits
 from metergate.metering.use_case import Metering
 from metergate.offerings import Offerings, Parts, parts_problems
 from metergate.ports import Clock, LedgerStore, Observer
-from metergate.stores.sqlite import SqliteLedgerStore
+from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore
+from metergate.stores.sqlite.connection import check_path
 from metergate.telemetry.event_loop import sample_lag
 from metergate.telemetry.fan_out import FanOut
 from metergate.telemetry.logs import RequestLog
@@ -48,14 +60,28 @@ class SystemClock:
         return time.time_ns() // 1_000
 
 
-def start_problems(config: Config) -> list[MetergateError]:
+async def start_problems(config: Config) -> list[MetergateError]:
     """Everything that ``Gateway.open`` would refuse, as far as that can be told without a port and the store's lock."""
     problems = list(parts_problems(config))
     try:
         _open_certificates(config, SystemClock())
     except CertificateInvalid as exc:
         problems.append(exc)
+    try:
+        await _check_store(config)
+    except (StoreRefused, StoreUnavailable, IdConflict) as exc:
+        problems.append(exc)
     return problems
+
+
+async def _check_store(config: Config) -> None:
+    check_path(config.store_path, create=True)
+    if config.store_path.exists():
+        store = await SqliteLedgerReader.open_read_only(config.store_path)
+        try:
+            await store.check_rate_cards(config.rate_cards)
+        finally:
+            await store.close()
 
 
 class Gateway:
@@ -122,7 +148,11 @@ class Gateway:
                 shown = operators_pages(metrics, metering, readiness, lambda: ledger.queued_operations)
                 pages = await HttpServer.start(config.metrics.address, shown)
                 opened.push_async_callback(pages.close)
-            server = await _start_server(config, ledger, metering, clock, certificates, metrics)
+            uses = KeyUses(ledger, clock)
+            opened.push_async_callback(uses.write)
+            authenticator = Authenticator(ledger, time.monotonic, clock, uses.note)
+            await _start_admin(config.store_path, AdminServicer(ledger, clock, authenticator.forget), opened)
+            server = await _start_server(config, ledger, metering, authenticator, clock, certificates, metrics)
             opened.push_async_callback(server.server.stop, LAST_WORDS_SECONDS)
             gateway = cls(
                 config=config,
@@ -135,7 +165,7 @@ class Gateway:
                 pages=pages,
             )
             await gateway._tell(readiness.report)
-            for work in (readiness.watch(gateway._tell), sample_lag(metrics.loop_lag_seconds)):
+            for work in (readiness.watch(gateway._tell), sample_lag(metrics.loop_lag_seconds), uses.run()):
                 opened.push_async_callback(_cancel, asyncio.create_task(work))
             gateway._closing = opened.pop_all()
             return gateway
@@ -226,6 +256,13 @@ def _limits(config: Config) -> Limits:
     )
 
 
+async def _start_admin(store_path: Path, servicer: AdminServicer, opened: AsyncExitStack) -> None:
+    path = admin_socket_path(store_path)
+    server = await start_admin_server(path, servicer)
+    opened.callback(remove_admin_socket, path)
+    opened.push_async_callback(server.stop, LAST_WORDS_SECONDS)
+
+
 def _open_certificates(config: Config, clock: Clock) -> Certificates | None:
     """None: the listener serves plaintext."""
     tls = config.listener.tls
@@ -243,6 +280,7 @@ async def _start_server(
     config: Config,
     ledger: LedgerStore,
     metering: Metering,
+    authenticator: Authenticator,
     clock: SystemClock,
     certificates: Certificates | None,
     metrics: Metrics,
@@ -255,7 +293,7 @@ async def _start_server(
             AccountServicer(ledger, clock, page_tokens),
             CatalogServicer(lambda: metering.offering.catalog, clock, page_tokens),
         ],
-        authenticator=Authenticator(ledger, time.monotonic, clock),
+        authenticator=authenticator,
         limits=ServerLimits(
             message_bytes_max=config.limits.message_bytes_max,
             calls_max=config.limits.calls_max,

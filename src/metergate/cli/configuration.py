@@ -1,5 +1,6 @@
 """``metergate config``: what is wrong with a configuration, and what is in effect."""
 
+import asyncio
 import json
 from enum import StrEnum
 from typing import Annotated, Any
@@ -32,7 +33,7 @@ def check(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
     Safe while a gateway serves: nothing is written.
     """
-    problems = start_problems(load_config(config))
+    problems = asyncio.run(start_problems(load_config(config)))
     for problem in problems:
         explain(f"error: {problem}")
     if problems:

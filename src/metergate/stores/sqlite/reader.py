@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
@@ -11,11 +11,13 @@ from typing import Any, Self, TypeVar
 
 from metergate.core.audit import SubscriberLedger
 from metergate.core.errors import StoreRefused, StoreUnavailable
+from metergate.core.rating import RateCard
 from metergate.core.rows import Charge, Grant, Transfer
 from metergate.ports import Balance, ChargeFilter, Grantee, Page, TransferFilter
 from metergate.stores.sqlite.auditing import read_ledgers
 from metergate.stores.sqlite.connection import Inode, check_path, inode_of, open_for_reading
 from metergate.stores.sqlite.queries import Query
+from metergate.stores.sqlite.setting_up import new_rate_cards
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +92,10 @@ class SqliteLedgerReader:
     ) -> Page[Transfer]:
         """Transfers, newest first."""
         return await self._read(lambda query: query.transfers(subscriber_id, where, cursor, size))
+
+    async def check_rate_cards(self, cards: Sequence[RateCard]) -> None:
+        """IdConflict if one is recorded with other content."""
+        await self._read(lambda query: new_rate_cards(query.connection, cards))
 
     # --- LedgerStore: audit -----------------------------------------------------------------------------------------
 

@@ -53,6 +53,12 @@ def record_key_uses(connection: sqlite3.Connection, use_times_us: Mapping[str, i
 
 def add_rate_cards(connection: sqlite3.Connection, cards: Sequence[RateCard]) -> None:
     """Record the cards that are new; IdConflict, having recorded none, if one is known with other content."""
+    insert = f"INSERT INTO rate_cards ({codec.RATE_CARD}) VALUES (?, ?, ?, ?, ?)"
+    connection.executemany(insert, [codec.rate_card_columns(card) for card in new_rate_cards(connection, cards)])
+
+
+def new_rate_cards(connection: sqlite3.Connection, cards: Sequence[RateCard]) -> list[RateCard]:
+    """The cards that are not recorded yet; IdConflict if one is, with other content."""
     select = f"SELECT {codec.RATE_CARD} FROM rate_cards WHERE rate_card_id = ?"
     new: dict[str, RateCard] = {}
     for card in cards:
@@ -62,8 +68,7 @@ def add_rate_cards(connection: sqlite3.Connection, cards: Sequence[RateCard]) ->
             new[card.rate_card_id] = card
         elif first != card:
             raise IdConflict(resource="rate card", id=card.rate_card_id)
-    insert = f"INSERT INTO rate_cards ({codec.RATE_CARD}) VALUES (?, ?, ?, ?, ?)"
-    connection.executemany(insert, [codec.rate_card_columns(card) for card in new.values()])
+    return list(new.values())
 
 
 def _find_key(connection: sqlite3.Connection, key_id: str) -> ApiKey | None:
