@@ -4,9 +4,9 @@ A store loads every row that the batch touches, lets the ledger decide, and writ
 ``changed`` rows as they finally are, set-based.
 """
 
-from dataclasses import replace
 from typing import Generic, TypeVar
 
+from metergate.core.changes import changed
 from metergate.core.reservation import Reservation, ReservationState
 from metergate.core.rows import Authorization, Charge, Grant, Transfer, TransferKind, Wallet
 
@@ -114,10 +114,10 @@ class Books:
         """Move what remains of a grant up or down; returns the grant after it."""
         key = (subscriber_id, grant_id)
         grant = self.grants.rows[key]
-        changed = replace(grant, remaining_microcredits=grant.remaining_microcredits + by_microcredits)
-        assert 0 <= changed.remaining_microcredits <= changed.amount_microcredits, changed
-        self.grants.change(key, changed)
-        return changed
+        after = changed(grant, remaining_microcredits=grant.remaining_microcredits + by_microcredits)
+        assert 0 <= after.remaining_microcredits <= after.amount_microcredits, after
+        self.grants.change(key, after)
+        return after
 
     def add_reservation(self, reservation: Reservation) -> None:
         """A new reservation."""
@@ -150,7 +150,7 @@ class Books:
         assert amount_microcredits > 0, amount_microcredits
         wallet = self.wallets.rows[subscriber_id]
         sequence = wallet.sequence + 1
-        self.wallets.change(subscriber_id, replace(wallet, sequence=sequence))
+        self.wallets.change(subscriber_id, changed(wallet, sequence=sequence))
         self.transfers.append(
             Transfer(
                 subscriber_id=subscriber_id,

@@ -5,11 +5,11 @@ Grants whose time is over become breakage whenever an operation changes their wa
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from metergate.core.books import Books, request_key
+from metergate.core.changes import changed
 from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
 from metergate.core.errors import (
     AuthorizationRevoked,
@@ -248,7 +248,8 @@ class Ledger:
         delivered = max(before.delivered_microcredits, operation.delivered_microcredits)
         if delivered > captured:
             raise LedgerInvariantBroken(problem=f"{delivered} microcredits delivered, only {captured} captured")
-        after = before.moved(
+        after = changed(
+            before,
             reserved_microcredits=reserved,
             captured_microcredits=captured,
             captured_usage=operation.target_usage if captures else before.captured_usage,
@@ -284,7 +285,7 @@ class Ledger:
         _, authorization = payer(self._books, reservation.subscriber_id, reservation.authorization_id)
         drawn = self._draw(authorization, more, now_us)
         grants = {grant.grant_id: grant for grant in self._books.grants_of(reservation.subscriber_id)}
-        return replace(reservation, allocations=merge(reservation.allocations, drawn, grants))
+        return changed(reservation, allocations=merge(reservation.allocations, drawn, grants))
 
     # --- closing ----------------------------------------------------------------------------------------------------
 
@@ -334,7 +335,7 @@ class Ledger:
             charged = settlement.charged_microcredits
             self._check_settlement(reservation, settlement, captured)
         raised = settlement is not None and captured > reservation.captured_microcredits
-        closed = replace(
+        closed = changed(
             reservation,
             state=next_state(reservation.state, event),
             close_cause=cause,

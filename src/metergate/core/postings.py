@@ -1,8 +1,7 @@
 """The steps that decisions are made of: who pays, what may be spent, counters, expiry, and posting a grant's part."""
 
-from dataclasses import replace
-
 from metergate.core.books import Books
+from metergate.core.changes import changed
 from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
 from metergate.core.errors import ResourceNotFound
 from metergate.core.grants import burn_key, is_expired
@@ -39,7 +38,7 @@ def find_reservation(books: Books, reservation_id: str, subscriber_id: str) -> R
 
 def move_counters(books: Books, authorization: Authorization, *, reserved_by: int, charged_by: int) -> None:
     """Move what an authorization has reserved and charged up or down, in microcredits."""
-    after = replace(
+    after = changed(
         authorization,
         reserved_microcredits=authorization.reserved_microcredits + reserved_by,
         charged_microcredits=authorization.charged_microcredits + charged_by,

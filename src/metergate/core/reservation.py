@@ -101,38 +101,3 @@ class Reservation:
     allocations: tuple[Allocation, ...]  # in burn order; empty once closed
     create_time_us: int
     close_time_us: int | None
-
-    def moved(
-        self,
-        *,
-        reserved_microcredits: int,
-        captured_microcredits: int,
-        captured_usage: Usage,
-        delivered_microcredits: int,
-        allocations: tuple[Allocation, ...],
-    ) -> "Reservation":
-        """The same reservation after a capture. Spelt out: ``dataclasses.replace`` was most of a capture's cost."""
-        return Reservation(
-            reservation_id=self.reservation_id,
-            subscriber_id=self.subscriber_id,
-            authorization_id=self.authorization_id,
-            app_id=self.app_id,
-            channel=self.channel,
-            request_id=self.request_id,
-            content_hash=self.content_hash,
-            owner=self.owner,
-            model_id=self.model_id,
-            provider_id=self.provider_id,
-            counting_source=self.counting_source,
-            rate_card_id=self.rate_card_id,
-            limit_microcredits=self.limit_microcredits,
-            state=self.state,
-            close_cause=self.close_cause,
-            reserved_microcredits=reserved_microcredits,
-            captured_microcredits=captured_microcredits,
-            captured_usage=captured_usage,
-            delivered_microcredits=delivered_microcredits,
-            allocations=allocations,
-            create_time_us=self.create_time_us,
-            close_time_us=self.close_time_us,
-        )
