@@ -28,12 +28,6 @@ address = "{address}"
 [metrics]
 address = "127.0.0.1:0"
 
-[metrics]
-address = "127.0.0.1:0"
-
-[metrics]
-address = "127.0.0.1:0"
-
 [store]
 path = "ledger.db"
 
