@@ -1,12 +1,13 @@
 """A gateway that cannot serve safely does not start: exit code 2, one clear line for each problem, no traceback."""
 
 import asyncio
+import socket
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gateway_process import metergate, open_wallets, write_config
+from gateway_process import GatewayProcess, metergate, open_wallets, write_config
 
 BACKEND = 'kind = "openai"\nurl = "http://127.0.0.1:9/v1"'
 
@@ -67,3 +68,42 @@ def test_serve_is_refused_with_exit_code_2_and_a_clear_line(
     assert line in result.stderr
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) <= 2, result.stderr
+
+
+@pytest.mark.parametrize("key", ["listener.address", "metrics.address"])
+def test_a_port_in_use_is_refused_with_cause_and_cure_and_nothing_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    write_config(tmp_path, BACKEND)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv(f"METERGATE_{key.upper().replace('.', '__')}", address)
+        refused = metergate(tmp_path, "serve")
+    cause = f"cannot listen on {address}: another process listens there: stop it, or change {key}"
+    assert refused.returncode == 2, refused.stderr
+    assert [line for line in refused.stderr.splitlines() if line.startswith("error: ")] == [
+        f"error: The gateway {cause}."
+    ]
+    assert "Traceback" not in refused.stderr
+    # The store was closed well: no log is left to recover, and the next start serves.
+    monkeypatch.undo()
+    assert not (tmp_path / "ledger.db-wal").exists()
+    with GatewayProcess(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        ("203.0.113.1:50051", "this machine has no such address: change metrics.address"),
+        ("no-such-host.invalid:50051", "nobody knows the host no-such-host.invalid: change metrics.address"),
+    ],
+)
+def test_an_address_of_nobody_here_is_refused_with_cause_and_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, line: str
+) -> None:
+    write_config(tmp_path, BACKEND)
+    monkeypatch.setenv("METERGATE_METRICS__ADDRESS", address)
+    refused = metergate(tmp_path, "serve")
+    assert refused.returncode == 2
+    assert line in refused.stderr

@@ -13,7 +13,7 @@ from typing import NoReturn, Self
 
 from aiohttp import web
 
-from metergate.core.errors import ListenerRefused
+from metergate.edges.listening import listener_refused
 from metergate.edges.readiness import Readiness
 from metergate.metering.use_case import Metering
 from metergate.telemetry.metrics import Metrics
@@ -76,8 +76,7 @@ class HttpServer:
         try:
             self._server = await asyncio.get_running_loop().create_server(self._accept, host.strip("[]"), int(port))
         except (OSError, ValueError, OverflowError) as exc:
-            problem = "the address cannot be bound; is it in use?"
-            raise ListenerRefused(address=address, problem=problem) from exc
+            raise listener_refused(address, "metrics.address") from exc
         self.port = self._server.sockets[0].getsockname()[1]
         self._sweeping = asyncio.create_task(self._sweep())
         return self

@@ -7,9 +7,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from metergate.core.errors import ListenerRefused
 from metergate.edges.auth import Authenticator
 from metergate.edges.calls import Gate, ObserveCall, Servicer
+from metergate.edges.listening import listener_refused
 from metergate.edges.tls import Certificates
 
 
@@ -74,7 +74,7 @@ async def start_server(
             else server.add_secure_port(address, certificates.credentials())
         )
     except RuntimeError as exc:
-        raise ListenerRefused(address=address, problem="the address cannot be bound; is it in use?") from exc
+        raise listener_refused(address, "listener.address") from exc
     await server.start()
     return ServerHandle(server=server, health=health_servicer, port=port)
 
