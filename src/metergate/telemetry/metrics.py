@@ -103,6 +103,9 @@ class Metrics:
         self.backend_up.clear()  # of backends that are not set up any more
         for backend_id, is_up in backends_up.items():
             self.backend_up.labels(backend_id).set(is_up)
+            # From 0 on: a rate sees nothing of a counter that begins with its first failure.
+            self.attempts.labels(backend_id)
+            self.failures.labels(backend_id)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The text in the best format of an Accept header, and its content type. Takes milliseconds: use a thread."""
