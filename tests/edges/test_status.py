@@ -12,8 +12,9 @@ from metergate.telemetry.failures import describe
 
 # Defects, and what can only happen while the gateway is set up: to an app, all of it is "the gateway failed".
 INTERNAL_ON_PURPOSE = {
+    "CertificateInvalid",
+    "CommandRefused",
     "ConfigInvalid",
-    "IdConflict",
     "LedgerInvariantBroken",
     "ListenerRefused",
     "RateCardInvalid",

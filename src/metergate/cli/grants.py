@@ -18,11 +18,10 @@ from metergate.cli.parameters import (
     parse_time_us,
     store_of,
 )
-from metergate.cli.store import clock, writing
+from metergate.cli.store import WritableLedger, clock, writing
 from metergate.cli.terminal import credits_of, explain, time_of
 from metergate.core.operations import AddGrant
 from metergate.core.rows import Grant, GrantSource
-from metergate.ports import LedgerStore
 
 app = typer.Typer(help="Grants: credits added to a wallet.", no_args_is_help=True)
 
@@ -80,7 +79,7 @@ async def _add(path: Path, grant: Grant, expires_in_us: int | None) -> Grant:
         return await ledger.add_grant(AddGrant(grant=grant if first is None else _as_of(first, grant, expires_in_us)))
 
 
-async def _find(ledger: LedgerStore, grant: Grant) -> Grant | None:
+async def _find(ledger: WritableLedger, grant: Grant) -> Grant | None:
     cursor: str | None = None
     while True:
         page = await ledger.list_grants(grant.subscriber_id, cursor=cursor, size=GRANTS_PAGE_SIZE)

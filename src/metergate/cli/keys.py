@@ -8,6 +8,7 @@ from typing import Annotated
 from uuid import uuid4
 
 import typer
+from rich.table import Table
 
 from metergate.cli.parameters import (
     DEFAULT_CONFIG,
@@ -15,14 +16,19 @@ from metergate.cli.parameters import (
     StorePath,
     SubscriberId,
     parse_amount,
+    parse_duration_us,
     parse_id,
     store_of,
 )
-from metergate.cli.store import clock, writing
-from metergate.cli.terminal import explain, time_of
-from metergate.core.keys import KEY_SECRET_BYTES, format_key, hash_key
+from metergate.cli.store import clock, reading, writing
+from metergate.cli.terminal import explain, output, time_of
+from metergate.core.keys import KEY_SECRET_BYTES, format_key, hash_key, prefix_of
 from metergate.core.operations import AddAuthorization
 from metergate.core.rows import ApiKey, Authorization, Channel
+from metergate.ports import Grantee
+
+# As many as a person reads; almost every subscriber has a few.
+KEYS_SHOWN_MAX = 1_000
 
 app = typer.Typer(help="Bearer keys, and the consent that an app's key stands for.", no_args_is_help=True)
 
@@ -57,6 +63,10 @@ def issue(
         Models | None,
         typer.Option(parser=Models.parse, metavar="A,B", help="The only models it may use; else every model."),
     ] = None,
+    expires_in_us: Annotated[
+        int | None,
+        typer.Option("--expires-in", parser=parse_duration_us, metavar="90d", help="Days (d), hours (h), minutes (m)."),
+    ] = None,
     authorization_id: Annotated[
         str | None,
         typer.Option(
@@ -66,7 +76,10 @@ def issue(
     config: ConfigFile = DEFAULT_CONFIG,
     store: StorePath = None,
 ) -> None:
-    """Issue a key and print it, once: only its hash is kept. Everything else is written to stderr."""
+    """Issue a key and print it, once: only its hash is kept. It never expires unless an expiry is given.
+
+    Everything else is written to stderr.
+    """
     now_us = clock.now_us()
     authorization = Authorization(
         authorization_id=authorization_id or uuid4().hex,
@@ -87,9 +100,14 @@ def issue(
         authorization_id=authorization.authorization_id,
         create_time_us=now_us,
         revoke_time_us=None,
+        prefix=prefix_of(secret),
+        expire_time_us=None if expires_in_us is None else now_us + expires_in_us,
     )
     asyncio.run(_issue(store_of(config, store), authorization, key))
-    explain(f"key {key.key_id} of authorization {authorization.authorization_id}; it is shown only now:")
+    explain(
+        f"key {key.key_id} of authorization {authorization.authorization_id}, expiring: {time_of(key.expire_time_us)}; "
+        "it is shown only now:"
+    )
     typer.echo(secret)
 
 
@@ -107,7 +125,7 @@ def revoke(
     config: ConfigFile = DEFAULT_CONFIG,
     store: StorePath = None,
 ) -> None:
-    """Revoke a key, for ever. Again: the first time stands."""
+    """Revoke a key, for ever, also while a gateway serves. Again: the first time stands."""
     key = asyncio.run(_revoke(store_of(config, store), key_id))
     explain(f"key {key_id} is revoked since {time_of(key.revoke_time_us)}")
 
@@ -115,3 +133,39 @@ def revoke(
 async def _revoke(path: Path, key_id: str) -> ApiKey:
     async with writing(path) as ledger:
         return await ledger.revoke_key(key_id, clock.now_us())
+
+
+@app.command("list", epilog="Example: metergate key list alice")
+def list_keys(subscriber: SubscriberId, config: ConfigFile = DEFAULT_CONFIG, store: StorePath = None) -> None:
+    """List a subscriber's keys, oldest first, also while a gateway serves. When they were used is a minute late."""
+    grantees, are_all = asyncio.run(_list(store_of(config, store), subscriber))
+    output().print(_table(grantees))
+    if not are_all:
+        explain(f"only {KEYS_SHOWN_MAX} keys are shown")
+
+
+async def _list(path: Path, subscriber_id: str) -> tuple[list[Grantee], bool]:
+    """The keys, and whether they are all; ResourceNotFound without such a subscriber."""
+    async with reading(path) as ledger:
+        await ledger.balance(subscriber_id, None, clock.now_us())
+        page = await ledger.list_keys(subscriber_id, cursor=None, size=KEYS_SHOWN_MAX)
+    return sorted(page.rows, key=lambda grantee: grantee.key.create_time_us), page.next_cursor is None
+
+
+def _table(grantees: list[Grantee]) -> Table:
+    table = Table(title="Keys", title_justify="left")
+    for heading in ("key", "begins with", "app", "created", "expires", "last used", "revoked"):
+        table.add_column(heading, overflow="fold")
+    for grantee in grantees:
+        key = grantee.key
+        revoke_time_us = key.revoke_time_us or grantee.authorization.revoke_time_us
+        table.add_row(
+            key.key_id,
+            key.prefix,
+            grantee.authorization.app_id or "(own)",
+            time_of(key.create_time_us),
+            time_of(key.expire_time_us),
+            time_of(key.last_used_time_us),
+            "" if revoke_time_us is None else time_of(revoke_time_us),
+        )
+    return table

@@ -1,19 +1,62 @@
-"""The store, opened for one command."""
+"""The store, opened for one command: by itself, or through the gateway that serves it."""
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Protocol
 from uuid import uuid4
 
 from metergate.app import SystemClock
+from metergate.cli.gateway import serving_gateway
+from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber
+from metergate.core.rows import ApiKey, Authorization, Grant, Wallet
+from metergate.edges.admin_socket import admin_socket_path
+from metergate.ports import Page
 from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore
 
 clock = SystemClock()
 
 
+class WritableLedger(Protocol):
+    """What commands do to a ledger: as ``LedgerStore``'s verbs of the same name."""
+
+    async def add_subscriber(self, operation: AddSubscriber) -> Wallet:
+        """Open a wallet."""
+        ...
+
+    async def add_grant(self, operation: AddGrant) -> Grant:
+        """Add credits to a wallet."""
+        ...
+
+    async def add_authorization(self, operation: AddAuthorization) -> Authorization:
+        """Record a subscriber's consent."""
+        ...
+
+    async def add_key(self, key: ApiKey) -> ApiKey:
+        """Record a key's hash."""
+        ...
+
+    async def revoke_key(self, key_id: str, now_us: int) -> ApiKey:
+        """Revoke a key."""
+        ...
+
+    async def list_grants(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grant]:
+        """Grants, newest first."""
+        ...
+
+
 @asynccontextmanager
-async def writing(path: Path, *, create: bool = False) -> AsyncIterator[SqliteLedgerStore]:
-    """The store under its lock; StoreRefused while a gateway serves it."""
+async def writing(path: Path, *, create: bool = False) -> AsyncIterator[WritableLedger]:
+    """The ledger: through the gateway that serves the store, or, if none does, the store itself under its lock.
+
+    StoreRefused while another command writes it.
+    """
+    admin_socket = admin_socket_path(path)
+    if _is_listening(admin_socket):
+        async with reading(path) as reader, serving_gateway(admin_socket, reader) as gateway:
+            yield gateway
+        return
     store = await SqliteLedgerStore.open(path, clock=clock, owner_id=f"command-{uuid4().hex}", create=create)
     try:
         yield store
@@ -29,3 +72,13 @@ async def reading(path: Path) -> AsyncIterator[SqliteLedgerReader]:
         yield store
     finally:
         await store.close()
+
+
+def _is_listening(path: Path) -> bool:
+    """Whether a living gateway has made this socket; a dead one's refuses connections."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True

@@ -319,6 +319,14 @@ class CertificateInvalid(MetergateError):
     problem: str
 
 
+@dataclass(kw_only=True, eq=False)
+class CommandRefused(MetergateError):
+    """The gateway that serves this store refused: {problem}."""
+
+    reason: ClassVar[str] = "COMMAND_REFUSED"
+    problem: str
+
+
 # --- defects --------------------------------------------------------------------------------------------------------
 
 

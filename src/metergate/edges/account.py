@@ -29,8 +29,8 @@ from metergate.edges.violations import Violations
 from metergate.ports import ChargeFilter, Clock, LedgerStore, TransferFilter
 from metergate.v1 import account_pb2
 
-_GRANT_SOURCES = {source: account_pb2.GrantSource.Value(f"GRANT_SOURCE_{source}") for source in GrantSource}
-_CHANNELS = {channel: account_pb2.Channel.Value(f"CHANNEL_{channel}") for channel in Channel}
+GRANT_SOURCES = {source: account_pb2.GrantSource.Value(f"GRANT_SOURCE_{source}") for source in GrantSource}
+CHANNELS = {channel: account_pb2.Channel.Value(f"CHANNEL_{channel}") for channel in Channel}
 _TRANSFER_KINDS = {kind: account_pb2.TransferKind.Value(f"TRANSFER_KIND_{kind}") for kind in TransferKind}
 
 
@@ -79,7 +79,7 @@ class AccountServicer:
             size=page_rows(request.page_size),
         )
         return account_pb2.ListGrantsResponse(
-            grants=[_grant_message(grant) for grant in page.rows],
+            grants=[grant_message(grant) for grant in page.rows],
             next_page_token=self._page_tokens.write(page.next_cursor, *query),
         )
 
@@ -200,10 +200,11 @@ def _read_filter(message: account_pb2.ListFilter) -> _Filter:
 # --- rows to the wire -----------------------------------------------------------------------------------------------
 
 
-def _grant_message(grant: Grant) -> account_pb2.Grant:
+def grant_message(grant: Grant) -> account_pb2.Grant:
+    """A grant as it is now."""
     return account_pb2.Grant(
         name=grant_name(grant.subscriber_id, grant.grant_id),
-        source=_GRANT_SOURCES[grant.source],
+        source=GRANT_SOURCES[grant.source],
         priority=grant.priority,
         amount_microcredits=grant.amount_microcredits,
         remaining_microcredits=grant.remaining_microcredits,
@@ -218,7 +219,7 @@ def _charge_message(charge: Charge) -> account_pb2.Charge:
         name=charge_name(charge.subscriber_id, charge.charge_id),
         request_id=charge.request_id,
         app=app_name(charge.app_id),
-        channel=_CHANNELS[charge.channel],
+        channel=CHANNELS[charge.channel],
         model=model_name(charge.model_id),
         provider=provider_name(charge.provider_id),
         usage_counted=usage_message(charge.usage_counted),

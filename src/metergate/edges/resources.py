@@ -7,9 +7,16 @@ _ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 
 _MODEL = re.compile(rf"models/({_ID})", re.ASCII)
 _APP = re.compile(rf"apps/({_ID})", re.ASCII)
+_AUTHORIZATION = re.compile(rf"authorizations/({_ID})", re.ASCII)
+_KEY = re.compile(rf"keys/({_ID})", re.ASCII)
 _SUBSCRIBER = re.compile(rf"subscribers/({_ID})", re.ASCII)
 _WALLET = re.compile(rf"subscribers/({_ID})/wallet", re.ASCII)
 _CHARGE = re.compile(rf"subscribers/({_ID})/charges/({_ID})", re.ASCII)
+
+
+def parse_id(text: str) -> str | None:
+    """The text if it can be one segment of a name, else None."""
+    return text if re.fullmatch(_ID, text, re.ASCII) else None
 
 
 def parse_model(name: str) -> str | None:
@@ -20,6 +27,16 @@ def parse_model(name: str) -> str | None:
 def parse_app(name: str) -> str | None:
     """The app's id, or None if this is no app's name."""
     return _only(_APP, name)
+
+
+def parse_authorization(name: str) -> str | None:
+    """The authorization's id, or None if this is no authorization's name."""
+    return _only(_AUTHORIZATION, name)
+
+
+def parse_key(name: str) -> str | None:
+    """The key's id, or None if this is no key's name."""
+    return _only(_KEY, name)
 
 
 def parse_subscriber(name: str) -> str | None:
@@ -56,6 +73,21 @@ def provider_name(provider_id: str) -> str:
 def app_name(app_id: str) -> str:
     """``apps/{app}``, or nothing for the subscriber's own access."""
     return f"apps/{app_id}" if app_id else ""
+
+
+def authorization_name(authorization_id: str) -> str:
+    """``authorizations/{authorization}``."""
+    return f"authorizations/{authorization_id}"
+
+
+def key_name(key_id: str) -> str:
+    """``keys/{key}``."""
+    return f"keys/{key_id}"
+
+
+def subscriber_name(subscriber_id: str) -> str:
+    """``subscribers/{subscriber}``."""
+    return f"subscribers/{subscriber_id}"
 
 
 def wallet_name(subscriber_id: str) -> str:

@@ -26,6 +26,7 @@ STATUS_CODES: dict[type[errors.MetergateError], grpc.StatusCode] = {
     errors.PromptTooLong: grpc.StatusCode.INVALID_ARGUMENT,
     errors.MessageTooLarge: grpc.StatusCode.INVALID_ARGUMENT,
     errors.BackendRejected: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.IdConflict: grpc.StatusCode.ALREADY_EXISTS,
     errors.RequestIdConflict: grpc.StatusCode.ALREADY_EXISTS,
     errors.RequestInProgress: grpc.StatusCode.ABORTED,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,

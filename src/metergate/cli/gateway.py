@@ -1,0 +1,138 @@
+"""The gateway that serves a store, as commands write through it: AdminService on the socket beside the store."""
+
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpc_status import rpc_status
+
+from metergate.core.errors import CommandRefused
+from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber
+from metergate.core.rows import ApiKey, Authorization, Grant, Wallet
+from metergate.edges.account import CHANNELS, GRANT_SOURCES
+from metergate.edges.admin_socket import admin_target
+from metergate.edges.resources import (
+    app_name,
+    authorization_name,
+    key_name,
+    model_name,
+    subscriber_name,
+)
+from metergate.edges.responses import timestamp
+from metergate.ports import Page
+from metergate.stores.sqlite import SqliteLedgerReader
+from metergate.v1 import admin_pb2, admin_pb2_grpc
+
+# A gateway under load answers in milliseconds; one that is stuck must not hold a person's terminal for ever.
+CALL_SECONDS_MAX = 15.0
+
+Response = TypeVar("Response")
+
+
+class ServingGateway:
+    """A ledger that a gateway writes. What the gateway refuses is CommandRefused."""
+
+    def __init__(self, stub: "admin_pb2_grpc.AdminServiceAsyncStub", reader: SqliteLedgerReader) -> None:
+        self._stub = stub
+        self._reader = reader
+
+    async def add_subscriber(self, operation: AddSubscriber) -> Wallet:
+        """Open a wallet."""
+        request = admin_pb2.CreateSubscriberRequest(subscriber_id=operation.wallet.subscriber_id)
+        await _answer(self._stub.CreateSubscriber(request, timeout=CALL_SECONDS_MAX))
+        return operation.wallet
+
+    async def add_grant(self, operation: AddGrant) -> Grant:
+        """Add credits to a wallet."""
+        grant = operation.grant
+        request = admin_pb2.CreateGrantRequest(
+            parent=subscriber_name(grant.subscriber_id),
+            grant_id=grant.grant_id,
+            source=GRANT_SOURCES[grant.source],
+            priority=grant.priority,
+            amount_microcredits=grant.amount_microcredits,
+            effective_time=timestamp(grant.effective_time_us),
+            expire_time=_timestamp(grant.expire_time_us),
+        )
+        await _answer(self._stub.CreateGrant(request, timeout=CALL_SECONDS_MAX))
+        return grant  # the content of an earlier one of this id is the same, or it would have been refused
+
+    async def add_authorization(self, operation: AddAuthorization) -> Authorization:
+        """Record a subscriber's consent."""
+        authorization = operation.authorization
+        request = admin_pb2.CreateAuthorizationRequest(
+            parent=subscriber_name(authorization.subscriber_id),
+            authorization_id=authorization.authorization_id,
+            app=app_name(authorization.app_id),
+            channel=CHANNELS[authorization.channel],
+            cap_microcredits=authorization.cap_microcredits,
+            models=[model_name(model_id) for model_id in authorization.allowed_models],
+        )
+        await _answer(self._stub.CreateAuthorization(request, timeout=CALL_SECONDS_MAX))
+        return authorization
+
+    async def add_key(self, key: ApiKey) -> ApiKey:
+        """Record a key's hash."""
+        request = admin_pb2.CreateKeyRequest(
+            authorization=authorization_name(key.authorization_id),
+            key_id=key.key_id,
+            secret_hash=key.secret_hash,
+            prefix=key.prefix,
+            expire_time=_timestamp(key.expire_time_us),
+        )
+        await _answer(self._stub.CreateKey(request, timeout=CALL_SECONDS_MAX))
+        return key
+
+    async def revoke_key(self, key_id: str, now_us: int) -> ApiKey:
+        """Revoke a key, at the time of the gateway's own clock."""
+        request = admin_pb2.RevokeKeyRequest(name=key_name(key_id))
+        response = await _answer(self._stub.RevokeKey(request, timeout=CALL_SECONDS_MAX))
+        return _key(response.key)
+
+    async def list_grants(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grant]:
+        """Grants, newest first."""
+        return await self._reader.list_grants(subscriber_id, cursor=cursor, size=size)
+
+
+@asynccontextmanager
+async def serving_gateway(path: Path, reader: SqliteLedgerReader) -> AsyncIterator[ServingGateway]:
+    """The gateway that listens on this socket; ``reader`` reads the same store."""
+    # The socket's file is no host: its name would be sent as one otherwise.
+    options = [("grpc.default_authority", "localhost")]
+    async with grpc.aio.insecure_channel(admin_target(path), options=options) as channel:
+        yield ServingGateway(admin_pb2_grpc.AdminServiceStub(channel), reader)
+
+
+async def _answer(call: Awaitable[Response]) -> Response:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as exc:
+        status = rpc_status.from_call(cast(Any, exc))
+        if status is None:
+            problem = f"it did not answer ({exc.code().name}); look at its log, and try again"
+            raise CommandRefused(problem=problem) from exc
+        raise CommandRefused(problem=status.message.removesuffix(".")) from exc
+
+
+def _timestamp(time_us: int | None) -> Timestamp | None:
+    return None if time_us is None else timestamp(time_us)
+
+
+def _time_us(moment: Timestamp) -> int:
+    return moment.seconds * 1_000_000 + moment.nanos // 1_000
+
+
+def _key(message: admin_pb2.Key) -> ApiKey:
+    return ApiKey(
+        key_id=message.name.removeprefix("keys/"),
+        secret_hash=b"",  # it never leaves the store
+        authorization_id=message.authorization.removeprefix("authorizations/"),
+        create_time_us=_time_us(message.create_time),
+        revoke_time_us=_time_us(message.revoke_time) if message.HasField("revoke_time") else None,
+        prefix=message.prefix,
+        expire_time_us=_time_us(message.expire_time) if message.HasField("expire_time") else None,
+        last_used_time_us=_time_us(message.last_used_time) if message.HasField("last_used_time") else None,
+    )

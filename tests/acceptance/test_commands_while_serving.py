@@ -1,0 +1,141 @@
+"""Commands of an operator while a gateway serves the store: they write through it, and a revocation bites at once."""
+
+import asyncio
+import re
+import sqlite3
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from app_client import App, inference
+from gateway_process import GatewayProcess, open_wallets, openai_backend, verify, write_config
+from word_model import WordModel, speaking
+
+from metergate.cli.main import main
+from metergate.core.keys import is_key
+from metergate.v1 import account_pb2
+
+Run = Callable[..., Awaitable[tuple[int, str, str]]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command beside the gateway: its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_here(arguments: tuple[str, ...]) -> int:
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        return int(caught.value.code or 0)
+
+    async def run_command(*arguments: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = await asyncio.to_thread(run_here, arguments)
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return run_command
+
+
+async def spendable(app: App) -> int:
+    response = await app.account.GetWallet(account_pb2.GetWalletRequest(), metadata=app.metadata, timeout=20)
+    return response.wallet.spendable_microcredits
+
+
+async def refusal_code(app: App) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await spendable(app)
+    return caught.value.code()
+
+
+async def test_a_subscriber_is_set_up_served_and_shut_out_while_the_gateway_serves(tmp_path: Path, run: Run) -> None:
+    keys = await open_wallets(tmp_path / "ledger.db", {"alice": 1_000_000})
+    async with speaking(WordModel(words=3)) as model:
+        write_config(tmp_path, openai_backend(model.url))
+        with GatewayProcess(tmp_path) as gateway:
+            socket = tmp_path / "ledger.db.admin"
+            mode = socket.stat().st_mode
+            assert stat.S_ISSOCK(mode)
+            assert stat.S_IMODE(mode) == 0o600
+
+            assert await run("subscriber", "create", "bob") == (0, "bob\n", "")
+            grant = ("grant", "add", "bob", "--credits", "2", "--expires-in", "31d", "--id", "june")
+            for _ in range(2):
+                code, out, err = await run(*grant)
+                assert (code, out) == (0, "june\n"), err
+            code, out, err = await run("grant", "add", "bob", "--credits", "3", "--id", "june")
+            assert (code, out) == (2, "")
+            assert "refused: The id june was used for another grant.\n" in err
+
+            code, secret, err = await run("key", "issue", "bob", "--app", "notes", "--cap-credits", "1.5")
+            assert code == 0, err
+            assert is_key(secret.strip())
+            key_id = re.search(r"key (\w+) of", err)
+            assert key_id is not None
+            async with App(gateway.port, secret.strip()) as app, App(gateway.port, keys["alice"]) as other:
+                assert await spendable(app) == 1_500_000
+                await app.complete(inference("first"))
+                code, _, err = await run("key", "revoke", key_id[1])
+                assert code == 0, err
+                assert await refusal_code(app) is grpc.StatusCode.PERMISSION_DENIED
+                assert await spendable(other) == 1_000_000
+            code, again, _ = await run("key", "revoke", key_id[1])
+            assert (code, again) == (0, "")
+
+            code, _, err = await run("key", "revoke", "unknown")
+            assert code == 2
+            assert "There is no keys/unknown." in err
+            code, _, err = await run("key", "issue", "nobody")
+            assert code == 2
+            assert "There is no subscribers/nobody." in err
+        assert not socket.exists()
+        assert secret.strip() not in "".join(gateway.lines())
+    # When the key was used was written on the way out at the latest.
+    code, out, err = await run("key", "list", "bob")
+    assert code == 0, err
+    flat = "".join(out.split())
+    assert key_id[1][:8] in flat
+    assert secret.strip() not in flat
+    verify(tmp_path)
+
+
+async def test_without_a_gateway_the_same_commands_write_the_store_themselves(tmp_path: Path, run: Run) -> None:
+    keys = await open_wallets(tmp_path / "ledger.db", {"alice": 1_000_000})
+    write_config(tmp_path, openai_backend("http://127.0.0.1:9/v1"))
+    with GatewayProcess(tmp_path) as gateway:
+        async with App(gateway.port, keys["alice"]) as app:
+            assert await spendable(app) == 1_000_000
+        gateway.kill()
+        assert (tmp_path / "ledger.db.admin").exists(), "a gateway that is killed leaves its socket"
+        assert (await run("grant", "add", "alice", "--credits", "1", "--id", "june"))[0] == 0
+        gateway.start()
+        assert (await run("grant", "add", "alice", "--credits", "1", "--id", "july"))[0] == 0
+        async with App(gateway.port, keys["alice"]) as app:
+            assert await spendable(app) == 3_000_000
+
+
+async def test_a_key_that_expired_is_refused_with_its_own_words(tmp_path: Path, run: Run) -> None:
+    await open_wallets(tmp_path / "ledger.db", {"alice": 1_000_000})
+    write_config(tmp_path, openai_backend("http://127.0.0.1:9/v1"))
+    code, secret, err = await run("key", "issue", "alice", "--expires-in", "90d")
+    assert code == 0
+    assert re.search(r"expiring: \d{4}-", err)
+    with GatewayProcess(tmp_path) as gateway:
+        async with App(gateway.port, secret.strip()) as app:
+            assert await spendable(app) == 1_000_000
+    expire_now(tmp_path / "ledger.db")
+    with GatewayProcess(tmp_path) as gateway:
+        async with App(gateway.port, secret.strip()) as app:
+            with pytest.raises(grpc.aio.AioRpcError, match="the key has expired"):
+                await spendable(app)
+            assert await refusal_code(app) is grpc.StatusCode.UNAUTHENTICATED
+
+
+def expire_now(store: Path) -> None:
+    """Let time pass for all keys that expire."""
+    connection = sqlite3.connect(store)
+    with connection:
+        connection.execute("UPDATE keys SET expire_time_us = create_time_us + 1 WHERE expire_time_us IS NOT NULL")
+    connection.close()
