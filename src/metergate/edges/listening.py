@@ -20,9 +20,8 @@ def listener_refused(address: str, key: str) -> ListenerRefused:
 def _problem(address: str, key: str) -> str:
     host, _, port = address.rpartition(":")
     try:
-        (family, kind, _, _, socket_address), *_ = socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM
-        )
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        family, kind, _, _, socket_address = found[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a dead one's port is free
             probe.bind(socket_address)
