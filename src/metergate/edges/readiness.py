@@ -17,8 +17,8 @@ from metergate.v1 import account_pb2, catalog_pb2, inference_pb2
 
 logger = logging.getLogger(__name__)
 
-# A balancer that asks every few seconds loses as much time again; the store's part of a look is one commit.
-LOOK_SECONDS = 5.0
+# A balancer that asks every few seconds loses this much again; a look costs one commit and one request a backend.
+LOOK_SECONDS = 2.0
 
 # A commit takes milliseconds and a connection less: what takes this long would keep requests waiting too.
 ANSWER_SECONDS_MAX = 2.0
