@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 
+from metergate.core.changes import changed
 from metergate.core.errors import BackendRejected, BackendUnavailable, MetergateError
 from metergate.core.inference import BackendEvent, BackendRequest, Delta, Finish
 from metergate.core.reservation import CloseCause
@@ -79,7 +79,7 @@ class Reader:
         self.usage_reported = None
         self._finish_reason = None
         try:
-            await self._read_events(backend.generate(replace(self._request, trace_context=trace_context)))
+            await self._read_events(backend.generate(changed(self._request, trace_context=trace_context)))
         except (TimeoutError, BackendUnavailable):
             # The answer was whole; only what may follow it, the usage, is missing.
             if self._finish_reason is None:

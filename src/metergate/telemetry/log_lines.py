@@ -43,8 +43,8 @@ FIELDS = frozenset(
 # Lines that wait for the reader of stderr: a second of the busiest gateway; at some 500 bytes a line, 4 MB.
 LINES_MAX = 8_192
 
-# Lines that come within this time are written together: a busy gateway would wake the thread for each of them otherwise,
-# which takes the interpreter's lock from the requests. Short enough for a person who watches.
+# Lines that come within this time are written together: woken for each of a busy gateway's lines, the thread would keep
+# taking the interpreter's lock from the requests. Short enough for a person who watches.
 GATHERED_SECONDS = 0.05
 
 # A traceback is cut beyond this: 30 frames of two lines each fit.
