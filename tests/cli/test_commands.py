@@ -59,6 +59,7 @@ def test_every_command_explains_itself_with_an_example(run: Run) -> None:
         ("grant", "add"),
         ("key", "issue"),
         ("key", "revoke"),
+        ("key", "list"),
         ("wallet", "show"),
         ("ledger", "verify"),
         ("serve",),
@@ -308,3 +309,32 @@ def test_output_that_nobody_reads_is_no_finding(alice: Run, tmp_path: Path, comm
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (3, "")
+
+
+def test_keys_are_listed_with_their_expiry_and_without_their_secrets(alice: Run) -> None:
+    code, app_key, err = alice("key", "issue", "alice", "--app", "notes", "--expires-in", "90d", *STORE)
+    assert code == 0
+    assert "expiring: 20" in err
+    key_id = re.findall(r"key (\w+) of", err)[0]
+    own_key = alice("key", "issue", "alice", *STORE)[1]
+    alice("key", "revoke", key_id, *STORE)
+    code, out, _ = alice("key", "list", "alice", *STORE)
+    assert code == 0
+    for secret in (app_key.strip(), own_key.strip()):
+        assert secret[:9] in "".join(out.split())
+        assert secret not in "".join(out.split())
+    assert "notes" in out
+    assert "(own)" in out
+    assert out.count("never") >= 3, "neither was used, and the subscriber's own does not expire"
+
+
+def test_keys_of_nobody_cannot_be_listed(alice: Run) -> None:
+    code, out, err = alice("key", "list", "nobody", *STORE)
+    assert (code, out) == (2, "")
+    assert "There is no subscribers/nobody." in err
+
+
+@pytest.mark.parametrize("expiry", ["0d", "90", "-1d", "1y", "999999999d"])
+def test_an_expiry_that_is_none_issues_no_key(alice: Run, expiry: str) -> None:
+    code, out, _ = alice("key", "issue", "alice", f"--expires-in={expiry}", *STORE)
+    assert (code, out) == (2, "")
