@@ -12,12 +12,21 @@ _CURES = {
 }
 
 
+def require_free(address: str, key: str) -> None:
+    """ListenerRefused if HOST:PORT cannot be bound now: asked before gRPC, which would write lines of its own."""
+    problem = _problem(address, key)
+    if problem:
+        raise ListenerRefused(address=address, problem=problem)
+
+
 def listener_refused(address: str, key: str) -> ListenerRefused:
     """The error for HOST:PORT that could not be bound, which the configuration calls ``key``."""
-    return ListenerRefused(address=address, problem=_problem(address, key))
+    taken_meanwhile = f"it was in use and is not any more: start again, or change {key}"
+    return ListenerRefused(address=address, problem=_problem(address, key) or taken_meanwhile)
 
 
 def _problem(address: str, key: str) -> str:
+    """What keeps the address from being bound; "" if nothing does."""
     host, _, port = address.rpartition(":")
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
@@ -30,4 +39,4 @@ def _problem(address: str, key: str) -> str:
         return f"nobody knows the host {host}: change {key}"
     except OSError as exc:
         return _CURES.get(exc.errno or 0, f"{exc.strerror}: change {{key}}").format(key=key)
-    return f"it was in use and is not any more: start again, or change {key}"
+    return ""

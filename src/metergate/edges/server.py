@@ -9,7 +9,7 @@ from grpc_reflection.v1alpha import reflection
 
 from metergate.edges.auth import Authenticator
 from metergate.edges.calls import Gate, ObserveCall, Servicer
-from metergate.edges.listening import listener_refused
+from metergate.edges.listening import listener_refused, require_free
 from metergate.edges.tls import Certificates
 
 
@@ -60,6 +60,7 @@ async def start_server(
 
     Without ``certificates`` it serves plaintext. ``observe`` is told of the end of every call.
     """
+    require_free(address, "listener.address")
     server = grpc.aio.server(options=_options(limits), maximum_concurrent_rpcs=limits.calls_max)
     gate = Gate(authenticator, message_bytes_max=limits.message_bytes_max, observe=observe)
     for servicer in servicers:
