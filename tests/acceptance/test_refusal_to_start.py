@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from certificates import DAY, Authority
 from gateway_process import GatewayProcess, metergate, open_wallets, write_config
 
 BACKEND = 'kind = "openai"\nurl = "http://127.0.0.1:9/v1"'
@@ -47,6 +48,26 @@ def no_file(folder: Path) -> None:
     (folder / "metergate.toml").unlink()
 
 
+def plaintext_beyond_this_machine(folder: Path) -> None:
+    edit(folder, 'address = "127.0.0.1:0"', 'address = "0.0.0.0:0"')
+
+
+def serve_tls(folder: Path) -> None:
+    tls = 'tls = { certificate_path = "tls.crt", key_path = "tls.key" }'
+    edit(folder, 'address = "127.0.0.1:0"', f'address = "127.0.0.1:0"\n{tls}')
+
+
+def expired_certificate(folder: Path) -> None:
+    serve_tls(folder)
+    Authority().issue(begins=-9 * DAY, ends=-DAY).write(folder)
+
+
+def key_that_others_can_read(folder: Path) -> None:
+    serve_tls(folder)
+    Authority().issue().write(folder)
+    (folder / "tls.key").chmod(0o644)
+
+
 PROBLEMS: list[tuple[Callable[[Path], None], str]] = [
     (foreign_database, "it belongs to another application"),
     (no_database, "it is not a database"),
@@ -54,6 +75,9 @@ PROBLEMS: list[tuple[Callable[[Path], None], str]] = [
     (cut_database, "ledger.db cannot be opened: "),
     (unknown_key, "limits.slice_token: is not a known key"),
     (no_file, "metergate.toml: it cannot be read"),
+    (plaintext_beyond_this_machine, "listener.address: 0.0.0.0:0 is beyond this machine"),
+    (expired_certificate, "listener.tls.certificate_path: tls.crt cannot be used for TLS: it expired at "),
+    (key_that_others_can_read, "listener.tls.key_path: tls.key cannot be used for TLS: its mode 0644"),
 ]
 
 
