@@ -52,7 +52,7 @@ async def test_neither_the_store_nor_the_log_has_the_prompt_the_answer_or_the_ke
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """What is in the files of a running gateway."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 async def try_complete(app: App) -> None:
