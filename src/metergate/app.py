@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -22,7 +23,7 @@ from metergate.core.errors import (
 )
 from metergate.edges.account import AccountServicer
 from metergate.edges.admin import AdminServicer
-from metergate.edges.admin_socket import admin_socket_path, remove_admin_socket, start_admin_server
+from metergate.edges.admin_socket import PATH_BYTES_MAX, admin_socket_path, remove_admin_socket, start_admin_server
 from metergate.edges.auth import Authenticator
 from metergate.edges.catalog import CatalogServicer
 from metergate.edges.http import HttpServer, operators_pages
@@ -258,6 +259,10 @@ def _limits(config: Config) -> Limits:
 
 async def _start_admin(store_path: Path, servicer: AdminServicer, opened: AsyncExitStack) -> None:
     path = admin_socket_path(store_path)
+    if len(os.fsencode(path)) > PATH_BYTES_MAX:
+        # A deep folder is no reason not to serve apps.
+        logger.warning("commands cannot write while this gateway serves: the path %s is too long for a socket", path)
+        return
     server = await start_admin_server(path, servicer)
     opened.callback(remove_admin_socket, path)
     opened.push_async_callback(server.stop, LAST_WORDS_SECONDS)
