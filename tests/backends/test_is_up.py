@@ -72,12 +72,14 @@ async def test_a_grpc_backend_is_up_while_it_can_be_connected_to() -> None:
     server = aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
     backend = GrpcBackend(
-        GrpcBackendOptions(backend_id="b", address=f"127.0.0.1:{port}", model_names={}, connect_timeout_seconds=0.5)
+        GrpcBackendOptions(backend_id="b", address=f"127.0.0.1:{port}", model_names={}, connect_timeout_seconds=2.0)
     )
     await server.start()
     try:
         assert await backend.is_up() is True
         await server.stop(None)
-        assert await backend.is_up() is False
+        async with asyncio.timeout(20):
+            while await backend.is_up():  # until the channel has heard of it
+                await asyncio.sleep(0)
     finally:
         await backend.close()
