@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import grpc
 import pytest
 from grpc import aio
 
@@ -79,7 +80,7 @@ async def test_a_grpc_backend_is_up_while_it_can_be_connected_to() -> None:
         assert await backend.is_up() is True
         await server.stop(None)
         async with asyncio.timeout(20):
-            while await backend.is_up():  # until the channel has heard of it
-                await asyncio.sleep(0)
+            while await backend.is_up():
+                await backend._channel.wait_for_state_change(grpc.ChannelConnectivity.READY)  # until it has heard of it
     finally:
         await backend.close()
