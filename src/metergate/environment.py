@@ -4,6 +4,7 @@ A text is written as it is, everything else as in the file. The ids of backends 
 for what a shell's variable cannot have: models.smollm2-135m is MODELS__SMOLLM2_135M.
 """
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -75,3 +76,8 @@ def _key_of(name: str, document: Mapping[str, Any]) -> Key:
 
 def _plain(part: str) -> str:
     return re.sub(r"[^a-z0-9_]", "_", part.lower())
+
+
+def secret(variable: str | None) -> str:
+    """What an environment variable holds; "" if none is named or it holds nothing."""
+    return os.environ.get(variable, "") if variable else ""

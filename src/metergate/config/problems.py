@@ -1,0 +1,169 @@
+"""What is wrong with a configuration: every problem names its key, and what cures it."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+from metergate.config.schema import ConfigFile, GrpcBackendTable, Limits, ModelTable, OpenAIBackendTable, TokenizerFile
+from metergate.core.addresses import is_loopback
+from metergate.core.errors import ConfigProblem, RateCardInvalid
+from metergate.core.rating import check_schedule
+from metergate.environment import secret
+
+_SHAPE_PROBLEMS = {
+    "extra_forbidden": "is not a known key",
+    "missing": "is missing",
+    "union_tag_not_found": "needs a kind: {expected_kinds}",
+    "union_tag_invalid": "has an unknown kind {tag!r}: it must be {expected_tags}",
+    "timezone_aware": "needs a time zone, such as 2026-01-01T00:00:00+08:00",
+    "too_short": "needs at least {min_length}",
+}
+
+
+def problem_of(error: ErrorDetails, document: Mapping[str, Any]) -> ConfigProblem:
+    """What pydantic found, in the words of the file."""
+    key = _key_of(error["loc"], document)
+    context = {"expected_kinds": "'openai' or 'grpc'", **error.get("ctx", {})}
+    if error["type"] == "literal_error" and key.endswith(".counting"):
+        return ConfigProblem(key, "must be 'TOKENIZER': the other counting sources are not built yet")
+    template = _SHAPE_PROBLEMS.get(error["type"])
+    if template is not None:
+        return ConfigProblem(key, template.format_map(context))
+    if error["type"] == "string_pattern_mismatch":
+        return ConfigProblem(key, "must be 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit")
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return ConfigProblem(key, f"{message[:1].lower()}{message[1:]}")
+
+
+def _key_of(location: Sequence[int | str], document: Mapping[str, Any]) -> str:
+    """The key as the file has it; the name of a union's chosen branch, which pydantic inserts, is left out."""
+    key = ""
+    here: Any = document
+    for index, part in enumerate(location):
+        if isinstance(part, int):
+            key, here = f"{key}[{part}]", here[part]
+        elif isinstance(here, Mapping) and part in here:
+            key, here = f"{key}.{part}".lstrip("."), here[part]
+        elif index == len(location) - 1 and part != "[key]":
+            key = f"{key}.{part}".lstrip(".")
+    return key
+
+
+def environment_problems(backends: Mapping[str, OpenAIBackendTable | GrpcBackendTable]) -> Iterator[ConfigProblem]:
+    """Backends whose key is not in the environment."""
+    for backend_id, backend in backends.items():
+        if backend.api_key_env and not secret(backend.api_key_env):
+            problem = f"the environment variable {backend.api_key_env} is not set"
+            yield ConfigProblem(f"backends.{backend_id}.api_key_env", problem)
+
+
+def installation_problems(file: ConfigFile) -> Iterator[ConfigProblem]:
+    """What needs a library that is not installed."""
+    if file.traces.endpoint is not None and not _is_installed("opentelemetry.exporter.otlp.proto.http"):
+        yield ConfigProblem("traces.endpoint", "needs OpenTelemetry: pip install 'metergate[otel]'")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even what it is in
+        return False
+
+
+def semantic_problems(file: ConfigFile, folder: Path) -> Iterator[ConfigProblem]:
+    """Keys that are right by themselves and contradict each other or the files on disk."""
+    if file.limits.calls_max <= file.limits.requests_max:
+        yield ConfigProblem("limits.calls_max", f"must be above requests_max, which is {file.limits.requests_max}")
+    yield from _plaintext_problems(file)
+    priced = {table.model for table in file.rate_cards}
+    for model_id, model in file.models.items():
+        key = f"models.{model_id}"
+        if model_id not in priced:
+            yield ConfigProblem(key, "has no price: add a [[rate_cards]] for it")
+        yield from _backend_problems(key, model, file.backends)
+        yield from _tokenizer_problems(f"{key}.tokenizer", model.tokenizer, folder)
+    yield from _rate_card_problems(file)
+
+
+def limit_problems(limits: Limits, models: Mapping[str, ModelTable]) -> Iterator[ConfigProblem]:
+    """Limits that somebody set and that another one keeps from ever taking effect."""
+    contradictions = [
+        (name, "request_seconds_max", "a request ends before that")
+        for name in ("first_token_seconds_max", "between_tokens_seconds_max", "drain_seconds_max")
+    ]
+    contradictions.append(
+        ("delivery_characters_max", "read_ahead_characters_max", "a delivery holds only what was read ahead")
+    )
+    for name, bound, reason in contradictions:
+        value, most = getattr(limits, name), getattr(limits, bound)
+        if value > most and name in limits.model_fields_set:
+            problem = (
+                f"{value:g} is above limits.{bound}, which is {most:g}, and {reason}: lower the one or raise the other"
+            )
+            yield ConfigProblem(f"limits.{name}", problem)
+    for model_id, model in models.items():
+        if limits.slice_tokens >= model.context_tokens and "slice_tokens" in limits.model_fields_set:
+            problem = (
+                f"{limits.slice_tokens} is not below models.{model_id}.context_tokens, {model.context_tokens}, "
+                "and a prompt takes at least one token: lower it"
+            )
+            yield ConfigProblem("limits.slice_tokens", problem)
+
+
+def _plaintext_problems(file: ConfigFile) -> Iterator[ConfigProblem]:
+    """Keys and prompts that anybody between could read."""
+    listener = file.listener
+    if listener.tls is not None and listener.plaintext_beyond_loopback:
+        yield ConfigProblem("listener.plaintext_beyond_loopback", "contradicts [listener.tls]: leave one of them out")
+    if listener.tls is None and not listener.plaintext_beyond_loopback and not is_loopback(listener.address):
+        problem = (
+            f"{listener.address} is beyond this machine, and apps' keys and prompts could be read on the way: "
+            "add [listener.tls] or, if something before the gateway ends TLS, plaintext_beyond_loopback = true"
+        )
+        yield ConfigProblem("listener.address", problem)
+    for backend_id, backend in file.backends.items():
+        if not isinstance(backend, GrpcBackendTable):
+            continue
+        key = f"backends.{backend_id}"
+        if backend.ca_path is not None and not backend.tls:
+            yield ConfigProblem(f"{key}.ca_path", "is for TLS: add tls = true")
+        if backend.api_key_env and not backend.tls and not is_loopback(backend.address):
+            problem = f"its key would cross the network to {backend.address} readable: add tls = true"
+            yield ConfigProblem(f"{key}.api_key_env", problem)
+
+
+def _backend_problems(key: str, model: ModelTable, backends: Mapping[str, object]) -> Iterator[ConfigProblem]:
+    for backend_id, times in Counter(model.backends).items():
+        if backend_id not in backends:
+            yield ConfigProblem(f"{key}.backends", f"there is no backend {backend_id!r}")
+        if times > 1:
+            yield ConfigProblem(f"{key}.backends", f"names {backend_id!r} {times} times")
+    for backend_id in model.backend_models:
+        if backend_id not in model.backends:
+            yield ConfigProblem(f"{key}.backend_models", f"{backend_id!r} is no backend of this model")
+
+
+def _tokenizer_problems(key: str, tokenizer: TokenizerFile, folder: Path) -> Iterator[ConfigProblem]:
+    for name in ("path", "chat_template_path"):
+        path = getattr(tokenizer, name)
+        if path is not None and not os.path.isfile(folder / path):
+            yield ConfigProblem(f"{key}.{name}", f"there is no file {folder / path}")
+
+
+def _rate_card_problems(file: ConfigFile) -> Iterator[ConfigProblem]:
+    for rate_card_id, times in Counter(table.id for table in file.rate_cards).items():
+        if times > 1:
+            yield ConfigProblem("rate_cards", f"the id {rate_card_id!r} is used {times} times")
+    for index, table in enumerate(file.rate_cards):
+        if table.model not in file.models:
+            yield ConfigProblem(f"rate_cards[{index}].model", f"there is no model {table.model!r}")
+    for model_id in file.models:
+        try:
+            check_schedule([table.card() for table in file.rate_cards if table.model == model_id])
+        except RateCardInvalid as exc:
+            yield ConfigProblem("rate_cards", f"the rate card {exc.rate_card_id!r} of {model_id!r}: {exc.problem}")
