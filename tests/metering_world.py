@@ -211,13 +211,10 @@ class World:
             create_time_us=0,
             revoke_time_us=None,
         )
+        self._model = model
         self.metering = Metering(
             ledger=self.ledger,
-            offering=Offering(
-                catalog=Catalog({"model-1": model}),
-                tokenizers={"model-1": WordTokenizer()},
-                backends={backend.backend_id: backend for backend in pool},
-            ),
+            offering=self.offering(*pool),
             clock=self.clock,
             new_id=self.new_id,
             monotonic=asyncio.get_running_loop().time,
@@ -225,6 +222,14 @@ class World:
             observer=FanOut(observers),
         )
         self.sink = RecordingSink(self.ledger)
+
+    def offering(self, *backends: Backend) -> Offering:
+        """The model, served by these."""
+        return Offering(
+            catalog=Catalog({"model-1": self._model}),
+            tokenizers={"model-1": WordTokenizer()},
+            backends={backend.backend_id: backend for backend in backends},
+        )
 
     def new_id(self) -> str:
         self._ids += 1

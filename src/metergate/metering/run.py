@@ -33,6 +33,7 @@ from metergate.metering.closing import (
     receipt_of_charge,
     receipt_of_release,
     settle_operation,
+    was_settled_by,
 )
 from metergate.metering.deltas import length
 from metergate.metering.plan import Plan
@@ -278,7 +279,10 @@ class Run(ABC):
             self._closing.add_done_callback(lambda _: then())
 
     async def _settle(self, end: End) -> Receipt | None:
-        """Settle and return the receipt, or None if the store failed: then its recovery settles (L5)."""
+        """Settle and return the receipt, or None if the store failed: then its recovery settles (L5), or has.
+
+        What recovery charged need not cover a whole answer that is not delivered yet: so it is not ours to deliver.
+        """
         outcome = Outcome(
             end=end,
             usage=self._usage_to_charge(end),
@@ -293,6 +297,9 @@ class Run(ABC):
             logger.error("reservation %s is left to recovery: %s", self._reservation.reservation_id, exc)
             return None
         self._observer.settled(operation, settled)
+        if not was_settled_by(operation, settled):
+            logger.error("reservation %s was settled by recovery", self._reservation.reservation_id)
+            return None
         if settled.charge is None:
             return receipt_of_release(self._reservation, self._priced, settled.spendable_microcredits, end.cause)
         if self._was_delivered(end):

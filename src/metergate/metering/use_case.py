@@ -85,7 +85,7 @@ class Metering:
         self._is_draining = False  # admit nothing more
         self._is_stopping = False  # end what runs
         self._calls = 0
-        self._runs: set[Run] = set()
+        self._runs: dict[Run, None] = {}  # in order of admission
         self._replays: set[asyncio.Timeout] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -340,13 +340,13 @@ class Metering:
 
     async def _serve(self, call: Call, run: Run) -> Receipt:
         call.run = run
-        self._runs.add(run)
+        self._runs[run] = None
         if self._is_stopping:
             run.stop(_drained())
         try:
             return await run.serve()
         finally:
-            self._runs.discard(run)
+            del self._runs[run]
 
     async def _replay(self, outcome: Replayed, sink: Sink) -> None:
         """Write the record of a charged request; an app that does not read it is left like any other."""
