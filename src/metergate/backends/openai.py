@@ -59,6 +59,9 @@ _PROBLEMS: tuple[tuple[type[Exception], str], ...] = (
 )
 _FAILURES = (aiohttp.ClientError, OSError)
 
+# The connection was not made, so nothing was sent on it. (A connect timeout is a wait for a free connection, too.)
+_UNREACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenAIBackendOptions:
@@ -73,6 +76,7 @@ class OpenAIBackendOptions:
     include_usage: bool = True  # ask for usage in streams; False for backends that refuse ``stream_options``
     max_tokens_field: MaxTokensField = "max_tokens"  # newer OpenAI models take only the other
     connections_max: int = 1024  # a connection carries one answer; more requests wait, then fail over
+    health_path: str | None = None  # what a look asks for, from the root of the host; None: the list of models
 
 
 class OpenAIBackend:
@@ -93,7 +97,7 @@ class OpenAIBackend:
             timeout=aiohttp.ClientTimeout(total=None, connect=options.connect_timeout_seconds),
             read_bufsize=_READ_AHEAD_BYTES,
         )
-        self._models_url = options.url.rstrip("/") + "/models"
+        self._look_url = _look_url(options)
         # Connections of its own, for a look each: those of the answers may all be in use.
         self._looks = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=1, force_close=True),
@@ -109,12 +113,12 @@ class OpenAIBackend:
         return self._options.backend_id
 
     async def is_up(self) -> bool:
-        """Whether it takes a new connection, and its list of models, if it answers in time, is no failure of its own.
+        """Whether it takes a new connection, and what is asked for, if it answers in time, is no failure of its own.
 
         One that takes the connection and is slow to answer is busy, not down.
         """
         try:
-            async with self._looks.get(self._models_url, allow_redirects=False) as response:
+            async with self._looks.get(self._look_url, allow_redirects=False) as response:
                 return response.status < 500
         except aiohttp.SocketTimeoutError:
             return True
@@ -216,12 +220,20 @@ class OpenAIBackend:
             return  # the answer was complete; only the connection is lost
 
 
+def _look_url(options: OpenAIBackendOptions) -> str:
+    if options.health_path is None:
+        return options.url.rstrip("/") + "/models"
+    scheme, _, rest = options.url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}{options.health_path}"
+
+
 def _raise_unavailable(model_id: str, failure: Exception) -> NoReturn:
     problem = next((text for kind, text in _PROBLEMS if isinstance(failure, kind)), type(failure).__name__)
     if isinstance(failure, OSError) and failure.errno is not None and failure.errno in errno.errorcode:
         problem += f" ({errno.errorcode[failure.errno]})"
+    was_reached = not isinstance(failure, _UNREACHED)
     # A cause is printed with its error. aiohttp's errors of the protocol quote the peer, and show the request's headers
     # with the key: only errors of the system are passed on.
-    raise BackendUnavailable(model_id=model_id, problem=problem) from (
+    raise BackendUnavailable(model_id=model_id, problem=problem, was_reached=was_reached) from (
         failure if isinstance(failure, OSError) else None
     )

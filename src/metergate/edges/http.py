@@ -15,8 +15,9 @@ from aiohttp import web
 
 from metergate.edges.listening import listener_refused
 from metergate.edges.readiness import Readiness
+from metergate.metering.pool import Health
 from metergate.metering.use_case import Metering
-from metergate.telemetry.metrics import Metrics
+from metergate.telemetry.metrics import BackendLoad, Metrics
 
 # Prometheus in two or three replicas, a balancer and a kubelet: ten at once are many.
 CONNECTIONS_MAX = 64
@@ -140,6 +141,18 @@ def operators_pages(metrics: Metrics, metering: Metering, readiness: Readiness, 
         metrics.running.set(metering.running)
         metrics.oldest_seconds.set(metering.oldest_run_seconds)
         metrics.queued.set(queued())
+        metrics.pooled(
+            {
+                backend_id: BackendLoad(
+                    in_flight=member.outstanding,
+                    queued=len(member.queue),
+                    is_up=member.is_up,
+                    is_ejected=health is Health.EJECTED,
+                )
+                for backend_id, health in metering.offering.pool.health().items()
+                for member in (metering.offering.pool.members[backend_id],)
+            }
+        )
         async with rendering:
             body, content_type = await asyncio.to_thread(metrics.render, accept)
         return Page(body=body, content_type=content_type)
