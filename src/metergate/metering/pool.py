@@ -165,7 +165,7 @@ class Pool:
             if place is not None:
                 return place
             choice = self._choose(untried)
-        raise _unavailable(model_id, choice)
+        raise _unavailable(model_id, choice, was_tried=not untried)
 
     def _choose(self, weights: Mapping[str, int]) -> Take | Wait | AllOut:
         candidates = [self.members[backend_id].candidate(weight) for backend_id, weight in weights.items()]
@@ -279,11 +279,13 @@ class Candidates:
         return place
 
 
-def _unavailable(model_id: str, choice: Take | Wait | AllOut) -> BackendUnavailable:
+def _unavailable(model_id: str, choice: Take | Wait | AllOut, *, was_tried: bool) -> BackendUnavailable:
     """Why a request gets no place."""
     if isinstance(choice, AllOut):
         problem = "it failed again and again and is left out for a while"
         return BackendUnavailable(model_id=model_id, problem=problem, retry_seconds=round(choice.return_seconds, 3))
+    if was_tried:
+        return BackendUnavailable(model_id=model_id, problem="every one of its backends was tried")
     problem = "it has as many requests as it may, and room did not come free in time"
     return BackendUnavailable(model_id=model_id, problem=problem)
 
