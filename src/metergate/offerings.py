@@ -171,10 +171,10 @@ def _backend_options(config: Config, backend_id: str) -> BackendOptions:
             ca_pem=_ca_pem(config, backend_id, table),
             own_pem=_own_pem(config, backend_id, table),
         )
-    return _openai_options(backend_id, table, model_names, api_key)
+    return _openai_options(backend_id, table, model_names, api_key, _ca_pem(config, backend_id, table))
 
 
-def _ca_pem(config: Config, backend_id: str, table: GrpcBackendTable) -> bytes | None:
+def _ca_pem(config: Config, backend_id: str, table: GrpcBackendTable | OpenAIBackendTable) -> bytes | None:
     """CertificateInvalid if the file of its authorities cannot be used; None: it proves itself to the public ones."""
     if table.ca_path is None:
         return None
@@ -194,7 +194,11 @@ def _own_pem(config: Config, backend_id: str, table: GrpcBackendTable) -> tuple[
 
 
 def _openai_options(
-    backend_id: str, table: OpenAIBackendTable, model_names: Mapping[str, str], api_key: str | None
+    backend_id: str,
+    table: OpenAIBackendTable,
+    model_names: Mapping[str, str],
+    api_key: str | None,
+    ca_pem: bytes | None,
 ) -> OpenAIBackendOptions:
     return OpenAIBackendOptions(
         backend_id=backend_id,
@@ -206,5 +210,6 @@ def _openai_options(
         include_usage=table.include_usage,
         max_tokens_field=table.max_tokens_field,
         connections_max=table.requests_max,
+        ca_pem=None if ca_pem is None else ca_pem.decode("ascii", "replace"),
         health_path=table.health_path,
     )

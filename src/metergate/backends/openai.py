@@ -9,6 +9,7 @@ import asyncio
 import errno
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
+from ssl import create_default_context
 from typing import NoReturn
 
 import aiohttp
@@ -76,6 +77,7 @@ class OpenAIBackendOptions:
     include_usage: bool = True  # ask for usage in streams; False for backends that refuse ``stream_options``
     max_tokens_field: MaxTokensField = "max_tokens"  # newer OpenAI models take only the other
     connections_max: int = 1024  # a connection carries one answer; more requests wait, then fail over
+    ca_pem: str | None = None  # the authorities it must prove itself to over https; None: the public ones
     health_path: str | None = None  # what a look asks for, from the root of the host; None: the list of models
 
 
@@ -89,8 +91,12 @@ class OpenAIBackend:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         if options.api_key is not None:
             headers["Authorization"] = f"Bearer {options.api_key}"
+        # True: what the system trusts.
+        tls = True if options.ca_pem is None else create_default_context(cadata=options.ca_pem)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=options.connections_max, keepalive_timeout=_IDLE_CONNECTION_SECONDS),
+            connector=aiohttp.TCPConnector(
+                limit=options.connections_max, keepalive_timeout=_IDLE_CONNECTION_SECONDS, ssl=tls
+            ),
             headers=headers,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -100,7 +106,7 @@ class OpenAIBackend:
         self._look_url = _look_url(options)
         # Connections of its own, for a look each: those of the answers may all be in use.
         self._looks = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=1, force_close=True),
+            connector=aiohttp.TCPConnector(limit=1, force_close=True, ssl=tls),
             headers=headers,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),

@@ -138,6 +138,8 @@ def _backend_plaintext_problems(key: str, backend: OpenAIBackendTable | GrpcBack
     else:
         url = urlsplit(backend.url)
         is_plain, address, cure = url.scheme == "http", f"{url.netloc}", "use https"
+        if backend.ca_path is not None and is_plain:
+            yield ConfigProblem(f"{key}.ca_path", "is for TLS: use https")
         address = address if url.port is not None else f"{address}:80"
     if backend.plaintext_beyond_loopback and (not is_plain or is_loopback(address)):
         yield ConfigProblem(f"{key}.plaintext_beyond_loopback", "changes nothing here: leave it out")

@@ -133,6 +133,8 @@ class _BackendTable(Table):
     # What waits for it, and how long; more are refused. A request that waits has its credit reserved.
     queue_max: int = Field(default=64, ge=0, le=65_536)
     queue_seconds_max: Seconds = 5.0
+    # PEM file of the authorities that it must prove itself to over TLS; None: the public ones.
+    ca_path: Text | None = None
     # True: its key may cross the network readable, because something else protects it on the way.
     plaintext_beyond_loopback: bool = False
 
@@ -157,7 +159,6 @@ class GrpcBackendTable(_BackendTable):
     kind: Literal["grpc"]
     address: Address
     tls: bool = False  # True: the backend must prove that it is the host of its address
-    ca_path: Text | None = None  # PEM file of the authorities it must prove it to; None: the public ones
     # What the gateway proves to the backend: its certificate, then its intermediates, and its unencrypted key; PEM
     # files, both or neither. None: it shows none.
     certificate_path: Text | None = None
