@@ -50,6 +50,7 @@ _REJECTED_STATUSES = frozenset({400, 413, 422})
 _PROBLEMS: tuple[tuple[type[Exception], str], ...] = (
     (aiohttp.ConnectionTimeoutError, "no connection within the time limit"),
     (aiohttp.ClientConnectorDNSError, "its host name cannot be resolved"),
+    (aiohttp.ClientConnectorCertificateError, "its certificate does not prove that it is the host of its URL"),
     (aiohttp.ClientSSLError, "TLS failed"),
     (aiohttp.ClientConnectorError, "it cannot be connected to"),
     (aiohttp.ServerDisconnectedError, "it closed the connection without an answer"),
@@ -235,8 +236,10 @@ def _look_url(options: OpenAIBackendOptions) -> str:
 
 def _raise_unavailable(model_id: str, failure: Exception) -> NoReturn:
     problem = next((text for kind, text in _PROBLEMS if isinstance(failure, kind)), type(failure).__name__)
-    if isinstance(failure, OSError) and failure.errno is not None and failure.errno in errno.errorcode:
-        problem += f" ({errno.errorcode[failure.errno]})"
+    # Numbers of TLS errors are OpenSSL's own.
+    if isinstance(failure, OSError) and not isinstance(failure, aiohttp.ClientSSLError):
+        name = errno.errorcode.get(failure.errno or 0)
+        problem += f" ({name})" if name else ""
     was_reached = not isinstance(failure, _UNREACHED)
     # A cause is printed with its error. aiohttp's errors of the protocol quote the peer, and show the request's headers
     # with the key: only errors of the system are passed on.
