@@ -181,7 +181,7 @@ class SilentPoolObserver:
     def waited(self, model_id: str, seconds: float, *, has_place: bool) -> None:
         return None
 
-    def ejected(self, backend_id: str) -> None:
+    def ejected(self, backend_id: str, model_id: str) -> None:
         return None
 
 

@@ -210,8 +210,8 @@ class PoolObserver(Protocol):
         """A request waited for a backend, and got one or not."""
         ...
 
-    def ejected(self, backend_id: str) -> None:
-        """A backend is left out for a while."""
+    def ejected(self, backend_id: str, model_id: str) -> None:
+        """A backend is left out for a while, for one model."""
         ...
 
 

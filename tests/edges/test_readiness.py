@@ -74,7 +74,7 @@ async def test_a_gateway_without_a_backend_is_not_ready(up: bool | Exception | N
 async def test_a_gateway_whose_backends_all_failed_again_and_again_is_not_ready() -> None:
     looked_at = pool_of([SwitchedBackend(True)])
     for _ in range(FAILURES_MAX):
-        looked_at.note(looked_at.members["backend-0"], Event.FAILED, 0)
+        looked_at.note(looked_at.members["backend-0"], "model-1", Event.FAILED, 0)
     report = await Readiness(MemoryLedgerStore(), lambda: looked_at).look()
     assert not report.is_ready
     assert report.as_json()["checks"] == {"ledger": "ok", "backends": {"backend-0": "ejected"}, "draining": False}

@@ -115,7 +115,7 @@ async def test_a_backend_that_did_not_change_keeps_what_is_known_of_it(opened: l
     before = sold.current.pool
     for member in before.members.values():
         for _ in range(FAILURES_MAX):
-            before.note(member, Event.FAILED, 0)
+            before.note(member, "model-1", Event.FAILED, 0)
     after = sold.replace(parts(a="http://a", b="http://other")).pool
     assert before.health() == {"a": Health.EJECTED, "b": Health.EJECTED}
     assert after.health() == {"a": Health.EJECTED, "b": Health.UP}

@@ -25,7 +25,7 @@ class Watching:
         assert seconds >= 0
         self.waits.append((model_id, has_place))
 
-    def ejected(self, backend_id: str) -> None:
+    def ejected(self, backend_id: str, model_id: str) -> None:
         self.ejections.append(backend_id)
 
 
@@ -56,14 +56,17 @@ async def queued(pool: Pool, backend_id: str, times: int) -> None:
 
 
 def is_at_rest(pool: Pool) -> bool:
-    return all((member.outstanding, member.trials, len(member.queue)) == (0, 0, 0) for member in pool.members.values())
+    return all(
+        (member.outstanding, len(member.queue), sum(record.trials for record in member.records.values())) == (0, 0, 0)
+        for member in pool.members.values()
+    )
 
 
-def eject(pool: Pool, backend_ids: Iterable[str]) -> None:
+def eject(pool: Pool, backend_ids: Iterable[str], model_id: str = "model-1") -> None:
     for backend_id in backend_ids:
         member = pool.members[backend_id]
         for _ in range(FAILURES_MAX):
-            pool.note(member, Event.FAILED, member.standing.episode)
+            pool.note(member, model_id, Event.FAILED, member.record(model_id).standing.episode)
 
 
 async def test_places_go_to_the_least_loaded_and_a_full_backend_takes_no_more() -> None:
@@ -194,7 +197,7 @@ async def test_one_request_at_a_time_tries_a_backend_that_comes_back_and_a_first
     one = pool("a", requests=8)
     old = await take(one)
     eject(one, ["a"])
-    one.note(one.members["a"], Event.RESTARTED, 1)
+    one.note(one.members["a"], "model-1", Event.RESTARTED, 1)
     trial = await take(one)
     waiting = [taking(one) for _ in range(2)]
     await queued(one, "a", 2)
@@ -214,7 +217,7 @@ async def test_one_request_at_a_time_tries_a_backend_that_comes_back_and_a_first
 async def test_a_trial_that_fails_ejects_again_and_tells_who_waited() -> None:
     one = pool("a", requests=8)
     eject(one, ["a"])
-    one.note(one.members["a"], Event.RESTARTED, 1)
+    one.note(one.members["a"], "model-1", Event.RESTARTED, 1)
     trial = await take(one)
     waiting = taking(one)
     await queued(one, "a", 1)
@@ -246,3 +249,36 @@ async def test_a_look_that_finds_a_backend_down_spares_it_and_finding_it_up_agai
     backends[0].up = True
     assert (await two.look())["a"] is Health.RETURNING
     assert (await take(two)).backend.backend_id == "a"
+
+
+async def test_a_backend_is_left_out_for_the_model_that_it_fails_at_and_serves_the_others() -> None:
+    """One app's impossible requests, or a model that is missing there, are no matter of other models."""
+    seen = Watching()
+    one = pool("a", requests=8, seen=seen)
+    eject(one, ["a"], "broken")
+    with pytest.raises(BackendUnavailable, match="left out"):
+        await Candidates(one, "broken", {"a": 1}).take()
+    (await take(one)).leave()
+    assert one.health() == {"a": Health.UP}
+    assert one.members["a"].ejected(asyncio.get_running_loop().time()) == {"broken": True, "model-1": False}
+    eject(one, ["a"])
+    assert one.health() == {"a": Health.EJECTED}
+
+
+async def test_who_waits_for_a_trial_of_one_model_does_not_hold_up_another_model() -> None:
+    one = pool("a", requests=2)
+    eject(one, ["a"], "broken")
+    one.note(one.members["a"], "broken", Event.RESTARTED, 1)
+    trial = await Candidates(one, "broken", {"a": 1}).take()
+    running = await take(one)
+    waiting_for_trial = asyncio.create_task(Candidates(one, "broken", {"a": 1}).take())
+    await queued(one, "a", 1)
+    waiting = taking(one)
+    await queued(one, "a", 2)
+    running.leave()
+    (await asyncio.wait_for(waiting, SOON_SECONDS)).leave()
+    assert not waiting_for_trial.done()
+    trial.note(Event.BEGAN)
+    (await asyncio.wait_for(waiting_for_trial, SOON_SECONDS)).leave()
+    trial.leave()
+    assert is_at_rest(one)

@@ -218,25 +218,28 @@ def test_the_pool_shows_what_each_backend_does_now_and_forgets_those_that_are_go
     observer = metrics()
     observer.pooled(
         {
-            "a": BackendLoad(in_flight=3, queued=2, is_up=True, is_ejected=False),
-            "b": BackendLoad(in_flight=0, queued=0, is_up=False, is_ejected=True),
+            "a": BackendLoad(in_flight=3, queued=2, is_up=True, ejected={"model-1": False}),
+            "b": BackendLoad(in_flight=0, queued=0, is_up=False, ejected={"model-1": True}),
         }
     )
-    shown = ("backend_in_flight_requests", "backend_queued_requests", "backend_up", "backend_ejected")
-    assert [value(observer, name, backend="a") for name in shown] == [3, 2, 1, 0]
-    assert [value(observer, name, backend="b") for name in shown] == [0, 0, 0, 1]
-    observer.pooled({"a": BackendLoad(in_flight=0, queued=0, is_up=True, is_ejected=False)})
-    assert [value(observer, name, backend="b") for name in shown] == [None] * 4
+    shown = ("backend_in_flight_requests", "backend_queued_requests", "backend_up")
+    assert [value(observer, name, backend="a") for name in shown] == [3, 2, 1]
+    assert [value(observer, name, backend="b") for name in shown] == [0, 0, 0]
+    assert [value(observer, "backend_ejected", backend=name, model="model-1") for name in "ab"] == [0, 1]
+    assert value(observer, "backend_ejections_total", backend="b", model="model-1") == 0
+    observer.pooled({"a": BackendLoad(in_flight=0, queued=0, is_up=True, ejected={"model-1": False})})
+    assert [value(observer, name, backend="b") for name in shown] == [None] * 3
+    assert value(observer, "backend_ejected", backend="b", model="model-1") is None
 
 
 def test_waits_and_ejections_are_counted() -> None:
     observer = metrics()
     observer.waited("model-1", 0.2, has_place=True)
     observer.waited("no such model", 5.0, has_place=False)
-    observer.ejected("a")
+    observer.ejected("a", "model-1")
     assert value(observer, "backend_queue_seconds_count", result="served", model="model-1") == 1
     assert value(observer, "backend_queue_seconds_sum", result="refused", model="(unknown)") == 5.0
-    assert value(observer, "backend_ejections_total", backend="a") == 1
+    assert value(observer, "backend_ejections_total", backend="a", model="model-1") == 1
 
 
 async def test_a_failed_attempt_before_the_one_that_was_charged_is_the_operators_cost() -> None:

@@ -47,44 +47,67 @@ class Health(StrEnum):
         return self in (Health.UP, Health.RETURNING)
 
 
+@dataclass(slots=True)
+class _Record:
+    """How a backend has served one model of late."""
+
+    standing: Standing
+    trials: int = 0  # requests that it works on, sent since it was last ejected
+
+
 class Member:
-    """One backend in the pool; the models that it runs share it."""
+    """One backend in the pool: the models that it runs share its places and its line.
+
+    It is left out for each model by itself: what one lacks there, or fails at, is no matter of the others.
+    """
 
     def __init__(self, backend: Backend, limits: PoolLimits) -> None:
         self.backend = backend
         self.limits = limits
-        self.standing = Standing()
         self.is_up = True  # until a look finds something else: a gateway that starts must not refuse
         self.outstanding = 0
-        self.trials = 0  # of them, those that were sent since it was last ejected
         self.queue: dict[_Waiter, None] = {}  # in order of arrival
+        self.records: dict[str, _Record] = {}  # by model id, of those that were asked for
 
-    def candidate(self, weight: int) -> Candidate:
+    def record(self, model_id: str) -> _Record:
+        """How it has served a model."""
+        return self.records.setdefault(model_id, _Record(Standing()))
+
+    def candidate(self, model_id: str, weight: int) -> Candidate:
         """What a choice is made from."""
+        record = self.record(model_id)
         return Candidate(
             backend_id=self.backend.backend_id,
             weight=weight,
             outstanding=self.outstanding,
             requests_max=self.limits.requests_max,
-            trials=self.trials,
-            standing=self.standing,
+            trials=record.trials,
+            standing=record.standing,
             is_up=self.is_up,
         )
 
+    def ejected(self, now_seconds: float) -> Mapping[str, bool]:
+        """Whether it is left out, for each model that was asked for."""
+        return {
+            model_id: at(record.standing, now_seconds).state is State.EJECTED
+            for model_id, record in self.records.items()
+        }
+
     def health(self, now_seconds: float) -> Health:
-        """What is known of it now."""
-        state = at(self.standing, now_seconds).state
-        if state is State.EJECTED:
+        """What is known of it now: by the model that it serves best."""
+        states = {at(record.standing, now_seconds).state for record in self.records.values()} or {State.TAKING}
+        if states == {State.EJECTED}:
             return Health.EJECTED
         if not self.is_up:
             return Health.DOWN
-        return Health.UP if state is State.TAKING else Health.RETURNING
+        return Health.UP if State.TAKING in states else Health.RETURNING
 
 
 @dataclass(eq=False, slots=True)
 class _Waiter:
     """A request in the queues of all members that could take it."""
 
+    model_id: str
     members: Sequence[Member]
     place: "asyncio.Future[Place | None]"  # None: look again, one of the members was ejected
 
@@ -92,15 +115,17 @@ class _Waiter:
 class Place:
     """A request's place at a backend, to be left on every way out."""
 
-    __slots__ = ("_episode", "_is_left", "_member", "_pool")
+    __slots__ = ("_episode", "_is_left", "_member", "_model_id", "_pool", "_record")
 
-    def __init__(self, pool: "Pool", member: Member) -> None:
+    def __init__(self, pool: "Pool", member: Member, model_id: str) -> None:
         self._pool = pool
         self._member = member
-        self._episode = member.standing.episode
+        self._model_id = model_id
+        self._record = member.record(model_id)
+        self._episode = self._record.standing.episode
         self._is_left = False
         member.outstanding += 1
-        member.trials += 1
+        self._record.trials += 1
 
     @property
     def backend(self) -> Backend:
@@ -117,7 +142,7 @@ class Place:
 
     def note(self, event: Event) -> None:
         """Say what became of the request there."""
-        self._pool.note(self._member, event, self._episode)
+        self._pool.note(self._member, self._model_id, event, self._episode)
 
     def leave(self) -> None:
         """Make room for another; a second time it does nothing."""
@@ -125,8 +150,8 @@ class Place:
             return
         self._is_left = True
         self._member.outstanding -= 1
-        if self._episode == self._member.standing.episode:
-            self._member.trials -= 1
+        if self._episode == self._record.standing.episode:
+            self._record.trials -= 1
         self._pool.hand_out(self._member)
 
 
@@ -155,23 +180,23 @@ class Pool:
         BackendUnavailable, with the time until one can be tried again where that is known, if there is none.
         """
         untried = {backend_id: weight for backend_id, weight in weights.items() if backend_id not in tried}
-        choice = self._choose(untried or weights)
+        choice = self._choose(model_id, untried or weights)
         if untried and isinstance(choice, Take):
-            return Place(self, self.members[choice.backend_id])
+            return Place(self, self.members[choice.backend_id], model_id)
         if untried and isinstance(choice, Wait):
             began_seconds = self._monotonic()
-            place = await self._wait(untried, choice)
+            place = await self._wait(model_id, untried, choice)
             self._observer.waited(model_id, self._monotonic() - began_seconds, has_place=place is not None)
             if place is not None:
                 return place
-            choice = self._choose(untried)
+            choice = self._choose(model_id, untried)
         raise _unavailable(model_id, choice, was_tried=not untried)
 
-    def _choose(self, weights: Mapping[str, int]) -> Take | Wait | AllOut:
-        candidates = [self.members[backend_id].candidate(weight) for backend_id, weight in weights.items()]
+    def _choose(self, model_id: str, weights: Mapping[str, int]) -> Take | Wait | AllOut:
+        candidates = [self.members[backend_id].candidate(model_id, weight) for backend_id, weight in weights.items()]
         return choose(candidates, now_seconds=self._monotonic(), chance=self._chance())
 
-    async def _wait(self, weights: Mapping[str, int], choice: Take | Wait | AllOut) -> Place | None:
+    async def _wait(self, model_id: str, weights: Mapping[str, int], choice: Take | Wait | AllOut) -> Place | None:
         """Wait for a place; None if the queues are full, or it took too long, or all were ejected meanwhile."""
         seconds_max = max(self.members[backend_id].limits.queue_seconds_max for backend_id in weights)
         with suppress(TimeoutError):
@@ -181,16 +206,16 @@ class Pool:
                     queued_at = [member for member in members if len(member.queue) < member.limits.queue_max]
                     if not queued_at:
                         return None
-                    place = await self._stand_in_line(queued_at)
+                    place = await self._stand_in_line(model_id, queued_at)
                     if place is not None:
                         return place
-                    choice = self._choose(weights)
+                    choice = self._choose(model_id, weights)
                 if isinstance(choice, Take):
-                    return Place(self, self.members[choice.backend_id])
+                    return Place(self, self.members[choice.backend_id], model_id)
         return None
 
-    async def _stand_in_line(self, members: Sequence[Member]) -> Place | None:
-        waiter = _Waiter(members, asyncio.get_running_loop().create_future())
+    async def _stand_in_line(self, model_id: str, members: Sequence[Member]) -> Place | None:
+        waiter = _Waiter(model_id, members, asyncio.get_running_loop().create_future())
         for member in members:
             member.queue[waiter] = None
         place: Place | None = None
@@ -207,35 +232,37 @@ class Pool:
 
     # --- what becomes of it -----------------------------------------------------------------------------------------
 
-    def note(self, member: Member, event: Event, episode: int) -> None:
-        """Judge a member anew."""
-        before, now_seconds = member.standing, self._monotonic()
-        member.standing = after(before, event, episode=episode, now_seconds=now_seconds, chance=self._chance())
-        if member.standing.episode != before.episode:
-            self._ejected(member, now_seconds)
-        elif member.standing is not before:
+    def note(self, member: Member, model_id: str, event: Event, episode: int) -> None:
+        """Judge anew how a member serves a model."""
+        record, now_seconds = member.record(model_id), self._monotonic()
+        before = record.standing
+        record.standing = after(before, event, episode=episode, now_seconds=now_seconds, chance=self._chance())
+        if record.standing.episode != before.episode:
+            record.trials = 0
+            self._ejected(member, model_id, record.standing.until_seconds - now_seconds)
+        elif record.standing is not before:
             self.hand_out(member)
 
-    def _ejected(self, member: Member, now_seconds: float) -> None:
-        member.trials = 0
-        seconds = member.standing.until_seconds - now_seconds
-        logger.warning("backend %s failed again and again: left out for %.1f s", member.backend.backend_id, seconds)
-        self._observer.ejected(member.backend.backend_id)
-        for waiter in tuple(member.queue):
+    def _ejected(self, member: Member, model_id: str, seconds: float) -> None:
+        backend_id = member.backend.backend_id
+        logger.warning(
+            "backend %s failed again and again at model %s: left out for %.1f s", backend_id, model_id, seconds
+        )
+        self._observer.ejected(backend_id, model_id)
+        for waiter in [waiter for waiter in member.queue if waiter.model_id == model_id]:
             _leave_queues(waiter)
             if not waiter.place.done():
                 waiter.place.set_result(None)
 
     def hand_out(self, member: Member) -> None:
         """Give what room there is to those who wait."""
-        while member.queue and self._takes(member):
-            waiter = next(iter(member.queue))
-            _leave_queues(waiter)
-            if not waiter.place.done():
-                waiter.place.set_result(Place(self, member))
-
-    def _takes(self, member: Member) -> bool:
-        return has_room(member.candidate(weight=1), self._monotonic())
+        for waiter in tuple(member.queue):
+            if member.outstanding >= member.limits.requests_max:
+                return
+            if has_room(member.candidate(waiter.model_id, 1), self._monotonic()):
+                _leave_queues(waiter)
+                if not waiter.place.done():
+                    waiter.place.set_result(Place(self, member, waiter.model_id))
 
     # --- looks ------------------------------------------------------------------------------------------------------
 
@@ -259,7 +286,8 @@ class Pool:
         except Exception:  # noqa: BLE001 - a defect of an adapter must not end the looking
             member.is_up = False
         if member.is_up and not was_up:
-            self.note(member, Event.RESTARTED, member.standing.episode)
+            for model_id, record in tuple(member.records.items()):
+                self.note(member, model_id, Event.RESTARTED, record.standing.episode)
 
 
 class Candidates:

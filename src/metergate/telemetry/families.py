@@ -166,14 +166,14 @@ FAILOVERS = Family(
 EJECTIONS = Family(
     name="metergate_backend_ejections_total",
     kind="counter",
-    help="How often the backend was left out for a while, because it failed again and again.",
-    labels=("backend",),
+    help="How often the backend was left out for a while for a model, because it failed again and again.",
+    labels=("backend", "model"),
 )
 BACKEND_EJECTED = Family(
     name="metergate_backend_ejected",
     kind="gauge",
-    help="1 while the backend is left out, else 0.",
-    labels=("backend",),
+    help="1 while the backend is left out for a model, else 0; of models that were asked for.",
+    labels=("backend", "model"),
 )
 BACKEND_IN_FLIGHT = Family(
     name="metergate_backend_in_flight_requests",

@@ -49,7 +49,7 @@ class BackendLoad:
     in_flight: int  # requests that it works on
     queued: int  # requests that wait for it
     is_up: bool  # the last look reached it
-    is_ejected: bool
+    ejected: Mapping[str, bool]  # whether it is left out, by model id, of those that were asked for
 
 
 class Metrics:
@@ -119,7 +119,7 @@ class Metrics:
         self.ready.set(is_ready)
         for backend_id in backend_ids:
             # From 0 on: a rate sees nothing of a counter that begins with its first failure.
-            for counted in (self.attempts, self.failures, self.failovers, self.ejections):
+            for counted in (self.attempts, self.failures, self.failovers):
                 counted.labels(backend_id)
 
     def pooled(self, loads: Mapping[str, BackendLoad]) -> None:
@@ -128,7 +128,9 @@ class Metrics:
             shown.clear()  # of backends that are not set up any more
         for backend_id, load in loads.items():
             self.backend_up.labels(backend_id).set(load.is_up)
-            self.backend_ejected.labels(backend_id).set(load.is_ejected)
+            for model_id, is_ejected in load.ejected.items():
+                self.backend_ejected.labels(backend_id, self.model_label(model_id)).set(is_ejected)
+                self.ejections.labels(backend_id, self.model_label(model_id))
             self.backend_in_flight.labels(backend_id).set(load.in_flight)
             self.backend_queued.labels(backend_id).set(load.queued)
 
@@ -138,9 +140,9 @@ class Metrics:
             seconds
         )
 
-    def ejected(self, backend_id: str) -> None:
+    def ejected(self, backend_id: str, model_id: str) -> None:
         """Count an ejection."""
-        self.ejections.labels(backend_id).inc()
+        self.ejections.labels(backend_id, self.model_label(model_id)).inc()
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The text in the best format of an Accept header, and its content type. Takes milliseconds: use a thread."""
