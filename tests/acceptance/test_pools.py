@@ -110,6 +110,24 @@ async def test_a_backend_that_hangs_holds_up_no_request_but_those_it_was_given(
     assert seconds < 10 * PATIENCE_SECONDS
 
 
+async def test_a_slow_backend_is_given_less_than_a_fast_one(tmp_path: Path) -> None:
+    slow, fast = WordModel(words=WORDS, interval_seconds=0.05), WordModel(words=WORDS)
+    async with (
+        speaking(slow),
+        speaking(fast),
+        open_gateway(tmp_path, openai_backend(slow.url), others={"fast": openai_backend(fast.url)}) as (app, books),
+    ):
+
+        async def worker(number: int) -> None:
+            for index in range(10):
+                name = f"request-{number}-{index}"
+                check(await app.stream(inference(name)).ended(), fast, books, name)
+
+        await asyncio.gather(*(worker(number) for number in range(4)))
+    assert slow.requests + fast.requests == 40
+    assert fast.requests > 2 * slow.requests
+
+
 async def test_a_backend_that_flaps_costs_no_request(tmp_path: Path) -> None:
     flapping, steady = WordModel(words=WORDS), WordModel(words=WORDS)
     names = [f"request-{index}" for index in range(40)]

@@ -324,6 +324,7 @@ def test_plaintext_on_this_machine_needs_no_asking(tmp_path: Path, address: str)
         ('address = "127.0.0.1:1"\nca_path = "ca.crt"', "backends.far.ca_path"),
         ('address = "far.example:1"\napi_key_env = "FAR_KEY"\ntls = true', None),
         ('address = "127.0.0.1:1"\napi_key_env = "FAR_KEY"', None),
+        ('address = "far.example:1"\napi_key_env = "FAR_KEY"\nplaintext_beyond_loopback = true', None),
         ('address = "far.example:1"', None),
     ],
 )
@@ -381,6 +382,11 @@ def test_a_certificate_that_is_shown_to_a_backend_needs_its_key_and_tls(
         assert set(problems(tmp_path, text)) == {f"backends.far.{key}" for key in keys}
     else:
         assert "far" in load(tmp_path, text).backends
+
+
+def test_a_line_in_which_no_request_can_wait_so_long_is_refused(tmp_path: Path) -> None:
+    text = GOOD.replace("[models.smollm2]", "queue_seconds_max = 601.0\n[models.smollm2]")
+    assert "request_seconds_max, which is 600" in problems(tmp_path, text)["backends.llama.queue_seconds_max"]
 
 
 def test_backends_of_a_model_have_weights_one_unless_told(tmp_path: Path) -> None:

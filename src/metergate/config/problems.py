@@ -81,6 +81,11 @@ def semantic_problems(file: ConfigFile, folder: Path) -> Iterator[ConfigProblem]
     if file.limits.calls_max <= file.limits.requests_max:
         yield ConfigProblem("limits.calls_max", f"must be above requests_max, which is {file.limits.requests_max}")
     yield from _plaintext_problems(file)
+    for backend_id, backend in file.backends.items():
+        request_seconds_max = file.limits.request_seconds_max
+        if backend.queue_seconds_max > request_seconds_max and "queue_seconds_max" in backend.model_fields_set:
+            problem = f"is above limits.request_seconds_max, which is {request_seconds_max:g}: no request waits so long"
+            yield ConfigProblem(f"backends.{backend_id}.queue_seconds_max", problem)
     priced = {table.model for table in file.rate_cards}
     for model_id, model in file.models.items():
         key = f"models.{model_id}"

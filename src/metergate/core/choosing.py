@@ -56,6 +56,8 @@ def choose(candidates: Sequence[Candidate], *, now_seconds: float, chance: float
     free = [candidate for candidate in up if has_room(candidate, now_seconds)]
     if not free:
         return Wait(tuple(candidate.backend_id for candidate in up))
+    if len(free) == 1:
+        return Take(free[0].backend_id)
     weighted = [candidate for candidate in free if candidate.weight] or free
     shares = [max(candidate.weight, 1) * share(candidate.standing, now_seconds) for candidate in weighted]
     loads = [candidate.outstanding / part for candidate, part in zip(weighted, shares, strict=True)]

@@ -55,7 +55,7 @@ class Standing:
 
 def at(standing: Standing, now_seconds: float) -> Standing:
     """The standing at a time, if nothing happens until then."""
-    if now_seconds < standing.until_seconds:
+    if standing.state is State.TAKING or now_seconds < standing.until_seconds:
         return standing
     if standing.state is State.EJECTED:
         return replace(standing, state=State.ON_TRIAL)

@@ -71,7 +71,10 @@ class Member:
 
     def record(self, model_id: str) -> _Record:
         """How it has served a model."""
-        return self.records.setdefault(model_id, _Record(Standing()))
+        record = self.records.get(model_id)
+        if record is None:
+            record = self.records[model_id] = _Record(Standing())
+        return record
 
     def candidate(self, model_id: str, weight: int) -> Candidate:
         """What a choice is made from."""
@@ -256,7 +259,7 @@ class Pool:
 
     def hand_out(self, member: Member) -> None:
         """Give what room there is to those who wait."""
-        for waiter in tuple(member.queue):
+        for waiter in tuple(member.queue) if member.queue else ():
             if member.outstanding >= member.limits.requests_max:
                 return
             if has_room(member.candidate(waiter.model_id, 1), self._monotonic()):
