@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from fakes import FakeClock, MemoryLedgerStore
 from ledger_rows import differences
-from metering_world import CARD, World, count_words, request, usage
+from metering_world import CARD, World, count_words, pool_of, request, usage
 
 from metergate.core.errors import BackendRejected, BackendUnavailable, MetergateError
 from metergate.core.inference import BackendEvent, BackendRequest, Delta, Finish, UsageReport
@@ -119,9 +119,8 @@ class UnreliableLedger(MemoryLedgerStore):
 class UnreliableBackend:
     """Answers with words, most times."""
 
-    backend_id = "backend-1"
-
-    def __init__(self, luck: Luck) -> None:
+    def __init__(self, luck: Luck, backend_id: str) -> None:
+        self.backend_id = backend_id
         self._luck = luck
         self.open_generations = 0
 
@@ -222,9 +221,9 @@ class Simulation:
     async def run(self) -> None:
         """Set up, let things happen, and check what must hold."""
         luck = self.luck
-        self._world = world = World(limits=LIMITS)
+        self._backends = [UnreliableBackend(luck, f"backend-{number}") for number in (1, 2)]
+        self._world = world = World(limits=LIMITS, backends=self._backends)
         world.ledger = self._ledger = UnreliableLedger(luck, world.clock, luck.random.choice((0.0, 0.02, 0.1)))
-        self._backend = UnreliableBackend(luck)
         world.metering = self._new_gateway()
         await self._ledger.add_rate_cards([CARD])
         cap = luck.random.choice((None, None, 2_000))
@@ -239,7 +238,7 @@ class Simulation:
         world = self._world
         return Metering(
             ledger=self._ledger,
-            offering=world.offering(self._backend),
+            offering=world.offering(pool_of(self._backends, chance=self.luck.random.random)),
             clock=world.clock,
             new_id=world.new_id,
             monotonic=asyncio.get_running_loop().time,
@@ -346,7 +345,7 @@ class Simulation:
         self._ledger.is_reliable = True
         self._ledger.restart()  # what a failed store left to recovery
         _require(not self._ledger.open_reservations(), "a reservation is open")
-        _require(not self._backend.open_generations, "a backend generates for nobody")
+        _require(not any(backend.open_generations for backend in self._backends), "a backend generates for nobody")
         _require(not await differences(self._ledger), "the books do not add up")
         charges = {charge.charge_id: charge for charge in self._ledger.books.charges.rows.values()}
         self.causes = {row.close_cause for row in self._ledger.books.reservations.rows.values() if row.close_cause}

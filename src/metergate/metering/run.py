@@ -8,7 +8,7 @@ its own that no cancellation of the call reaches.
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import ClassVar, TypedDict, Unpack
 
 from metergate.core.errors import (
@@ -37,10 +37,11 @@ from metergate.metering.closing import (
 )
 from metergate.metering.deltas import length
 from metergate.metering.plan import Plan
+from metergate.metering.pool import Candidates
 from metergate.metering.reader import Reader
 from metergate.metering.services import Services
 from metergate.metering.transcript import Transcript
-from metergate.ports import Backend, CallObserver, Delivery, Tokenizer
+from metergate.ports import CallObserver, Delivery, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class RunParts(TypedDict):
     plan: Plan
     reservation: Reservation
     tokenizer: Tokenizer
-    backends: Sequence[Backend]
+    candidates: Candidates
     deadline: float | None  # on the loop's clock; None: the app set none
     observer: CallObserver
     began_seconds: float  # when the call came in, on the services' clock
@@ -78,7 +79,8 @@ class Run(ABC):
         self._observer = parts["observer"]
         self._reader = Reader(
             request=_backend_request(plan),
-            backends=parts["backends"],
+            candidates=parts["candidates"],
+            prompt_tokens=plan.priced.prompt_tokens,
             buffer=self._buffer,
             limits=services.limits,
             observer=self._observer,
@@ -287,7 +289,7 @@ class Run(ABC):
             end=end,
             usage=self._usage_to_charge(end),
             usage_reported=self._reader.usage_reported,
-            attempts=tuple(self._reader.attempts),
+            attempts=self._reader.attempts,
             captures_at_settling=self.CAPTURES_AT_SETTLING,
         )
         operation = settle_operation(self._services, self._priced, self._reservation, outcome)

@@ -24,6 +24,7 @@ from metergate.metering.deltas import whole_message
 from metergate.metering.limits import Limits
 from metergate.metering.offering import Offering
 from metergate.metering.plan import Plan, PricedPrompt, completion_room
+from metergate.metering.pool import Candidates
 from metergate.metering.replays import ReplayBuffer
 from metergate.metering.run import Run, RunParts
 from metergate.metering.services import BackgroundTasks, Services
@@ -332,7 +333,7 @@ class Metering:
             plan=plan,
             reservation=outcome.reservation,
             tokenizer=call.offering.tokenizers[plan.priced.model.model_id],
-            backends=[call.offering.backends[backend_id] for backend_id in plan.priced.model.backend_ids],
+            candidates=Candidates(call.offering.pool, plan.priced.model.model_id, plan.priced.model.weights()),
             deadline=call.deadline,
             observer=call.observer,
             began_seconds=call.began_seconds,
