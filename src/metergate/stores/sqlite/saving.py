@@ -25,9 +25,13 @@ INSERT_AUTHORIZATION = _insert("authorizations", codec.AUTHORIZATION)
 INSERT_RESERVATION = _insert("reservations", codec.RESERVATION)
 INSERT_CHARGE = _insert("charges", codec.CHARGE)
 INSERT_TRANSFER = _insert("transfers", codec.TRANSFER)
+INSERT_CORRECTION = _insert("corrections", codec.CORRECTION)
 
-UPDATE_WALLET = "UPDATE wallets SET sequence = ? WHERE subscriber_id = ?"
-UPDATE_GRANT = "UPDATE grants SET remaining_microcredits = ? WHERE subscriber_id = ? AND grant_id = ?"
+UPDATE_WALLET = "UPDATE wallets SET sequence = ?, state = ? WHERE subscriber_id = ?"
+UPDATE_GRANT = """
+    UPDATE grants SET remaining_microcredits = ?, amount_microcredits = ?, reverse_time_us = ?
+    WHERE subscriber_id = ? AND grant_id = ?
+"""
 UPDATE_AUTHORIZATION = """
     UPDATE authorizations SET charged_microcredits = ?, reserved_microcredits = ? WHERE authorization_id = ?
 """
@@ -64,6 +68,7 @@ def save(connection: sqlite3.Connection, books: Books, loaded: Mapping[str, Rese
     write(INSERT_RESERVATION, map(codec.reservation_columns, books.reservations.added.values()))
     write(INSERT_CHARGE, map(codec.charge_columns, books.charges.added.values()))
     write(INSERT_TRANSFER, map(codec.transfer_columns, books.transfers))
+    write(INSERT_CORRECTION, map(codec.correction_columns, books.corrections.added.values()))
 
 
 def _save_changed_reservations(
@@ -92,11 +97,17 @@ def _save_changed_reservations(
 
 
 def _wallet_change(row: Wallet) -> Columns:
-    return (row.sequence, row.subscriber_id)
+    return (row.sequence, row.state, row.subscriber_id)
 
 
 def _grant_change(row: Grant) -> Columns:
-    return (row.remaining_microcredits, row.subscriber_id, row.grant_id)
+    return (
+        row.remaining_microcredits,
+        row.amount_microcredits,
+        row.reverse_time_us,
+        row.subscriber_id,
+        row.grant_id,
+    )
 
 
 def _authorization_change(row: Authorization) -> Columns:
