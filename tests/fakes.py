@@ -152,7 +152,8 @@ class MemoryLedgerStore:
 
     async def expire_grants(self, now_us: int, limit: int) -> int:
         rows = self.books.grants.rows
-        over = [key for key, grant in rows.items() if is_expired(grant, now_us) and key not in self._swept][:limit]
+        over = [key for key, grant in rows.items() if is_expired(grant, now_us) and key not in self._swept]
+        over = sorted(over, key=lambda key: rows[key].expire_time_us or 0)[:limit]
         for subscriber_id in dict.fromkeys(subscriber_id for subscriber_id, _ in over):
             await self._run(Expire(subscriber_id=subscriber_id, now_us=now_us))
         self._swept.update(over)
