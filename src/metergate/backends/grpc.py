@@ -141,10 +141,17 @@ class GrpcBackend:
         metadata = (*self._metadata, *request.trace_context.items())
         call = self._stub.Generate(encode_request(request, model=model), metadata=metadata)
         try:
-            while (message := await _read(call, request.model_id)) is not None:
+            # Iterated: ``call.read()`` does more a message.
+            async for message in call:
+                text = _text_only(message)
+                if text:
+                    yield reader.text(text)
+                    continue
                 for event in reader.read(message):
                     yield event
             reader.end()
+        except aio.AioRpcError as exc:
+            raise _refusal(exc, request.model_id) from None  # its details would be printed with it
         finally:
             call.cancel()  # of a call that has ended: nothing
 
@@ -156,19 +163,18 @@ def _open_channel(options: GrpcBackendOptions, arguments: tuple[tuple[str, int],
     return aio.secure_channel(options.address, credentials, options=arguments)
 
 
-async def _read(
-    call: aio.UnaryStreamCall[backend_pb2.GenerateRequest, backend_pb2.GenerateResponse], model_id: str
-) -> backend_pb2.GenerateResponse | None:
-    """The next message; None at the end of an answer whose status is OK."""
-    try:
-        message = await call.read()
-    except aio.AioRpcError as exc:
-        # Not chained: the status's details would be printed with it.
-        problem = f"gRPC status {exc.code().name}"
-        if exc.code() in _REJECTED_CODES:
-            raise BackendRejected(model_id=model_id, problem=problem) from None
-        raise BackendUnavailable(model_id=model_id, problem=problem) from None
-    return message if isinstance(message, backend_pb2.GenerateResponse) else None
+def _refusal(error: aio.AioRpcError, model_id: str) -> BackendRejected | BackendUnavailable:
+    problem = f"gRPC status {error.code().name}"
+    if error.code() in _REJECTED_CODES:
+        return BackendRejected(model_id=model_id, problem=problem)
+    return BackendUnavailable(model_id=model_id, problem=problem)
+
+
+def _text_only(message: backend_pb2.GenerateResponse) -> str:
+    """The content of a message that has nothing else, as nearly all have; else ""."""
+    delta = message.delta
+    is_only = not (message.finish_reason or message.HasField("usage") or delta.reasoning_content or delta.tool_calls)
+    return delta.content if is_only else ""
 
 
 # --- the request ----------------------------------------------------------------------------------------------------
@@ -237,6 +243,11 @@ class AnswerReader:
         self._backend_id = backend_id
         self._model_id = model_id
         self._checks = AnswerChecks(backend_id=backend_id, model_id=model_id)
+
+    def text(self, content: str) -> Delta:
+        """The only event of a message with content, which is not empty, and nothing else."""
+        self._checks.before_delta()
+        return Delta(content=content)
 
     def read(self, message: backend_pb2.GenerateResponse) -> Iterator[BackendEvent]:
         """The events of one message."""

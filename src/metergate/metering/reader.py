@@ -100,13 +100,11 @@ class Reader:
                 patience.renew()
                 if isinstance(event, Delta):
                     self._began = True
-                    if self._buffer.is_full():
+                    if not self._buffer.offer(event):
                         # The app is slow, not the backend.
                         patience.pause()
                         await self._buffer.put(event)
                         patience.renew()
-                    else:
-                        await self._buffer.put(event)
                 elif isinstance(event, Finish):
                     self._finish_reason = event.reason
                     patience.limit(USAGE_SECONDS_MAX)

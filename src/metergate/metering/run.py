@@ -178,20 +178,26 @@ class Run(ABC):
     async def _handle(self, delta: Delta) -> End | None:
         """Count a delta, debit it, deliver it; return the end if that was the last."""
         after = self._answer.copy()
-        await after.add_off_loop(delta, self._services.limits.counted_in_loop_characters_max)
+        if after.encoded_characters(delta) > self._services.limits.counted_in_loop_characters_max:
+            await asyncio.to_thread(after.add, delta)
+        else:
+            after.add(delta)
         end: End | None = None
         if not self._within_length(after):
             delta, after = await asyncio.to_thread(longest_fit, self._answer, delta, self._within_length)
             end = End(cause=CloseCause.FINISHED, finish_reason=FinishReason.LENGTH)
-        refusal = await self._debit(after)
+        peak = self._peak_with(after)
+        refusal = await self._debit(*peak)
         if refusal is not None:
             delta, after = await asyncio.to_thread(longest_fit, self._answer, delta, self._within_reserved)
             end = End(cause=refusal, finish_reason=FinishReason.CREDIT_EXHAUSTED)
-            if length(delta) and await self._debit(after) is not None:
+            peak = self._peak_with(after)
+            if length(delta) and await self._debit(*peak) is not None:
                 raise LedgerInvariantBroken(problem="a capture within the reservation was refused")
-        if length(delta):
-            self._observe(length(delta))
-            self._answer, self._peak = after, self._peak_with(after)
+        characters = length(delta)
+        if characters:
+            self._observe(characters)
+            self._answer, self._peak = after, peak
             self.transcript.append(delta)
             await self._deliver(delta)
             self._app_ready_seconds = self._services.monotonic()
@@ -306,8 +312,8 @@ class Run(ABC):
         """Tell the app that its request was admitted."""
 
     @abstractmethod
-    async def _debit(self, after: AnswerCounter) -> CloseCause | None:
-        """Make sure that the answer counted by ``after`` is paid; return why it cannot be, or None."""
+    async def _debit(self, target_microcredits: int, usage: Usage) -> CloseCause | None:
+        """Make sure that so much is paid, the price of ``usage``; return why it cannot be, or None."""
 
     @abstractmethod
     async def _deliver(self, delta: Delta) -> None:

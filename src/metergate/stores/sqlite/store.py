@@ -132,7 +132,8 @@ class SqliteLedgerStore(SqliteLedgerReader):
 
     async def capture(self, operation: Capture) -> Captured:
         """Debit a reservation before a delivery."""
-        return cast(Captured, await self._commits.submit(operation, is_new_work=False))
+        is_first = operation.delivered_microcredits == 0  # somebody waits for the first token
+        return cast(Captured, await self._commits.submit(operation, is_new_work=False, is_urgent=is_first))
 
     async def settle(self, operation: Settle) -> Settled:
         """Close a reservation."""
