@@ -163,11 +163,11 @@ def post_from_grant(
 
 def available(books: Books, subscriber_id: str, now_us: int) -> int:
     """Microcredits that could be reserved now: what rolls over as soon as the wallet changes is among them."""
-    return sum(
-        lasting(books, grant, now_us)
-        for grant in books.grants_of(subscriber_id)
-        if grant.remaining_microcredits > 0 and grant.effective_time_us <= now_us
-    )
+    credit = 0
+    for grant in books.grants_of(subscriber_id):
+        if grant.remaining_microcredits > 0 and grant.effective_time_us <= now_us:
+            credit += lasting(books, grant, now_us)
+    return credit
 
 
 def lasting(books: Books, grant: Grant, now_us: int) -> int:
