@@ -1,5 +1,6 @@
 """Refunds, adjustments, reversals, stopped wallets: what moves where, what is refused; asking again is harmless."""
 
+import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
@@ -209,6 +210,17 @@ async def test_a_refund_beyond_what_a_wallet_may_hold_is_refused(
     monkeypatch.setattr(postings, "GRANTS_WITH_CREDIT_MAX", 2)
     await store.adjust(an_adjustment(-50))
     await refused(store, store.refund(a_refund(1)), RequestInvalid)
+
+
+async def test_refunds_at_once_give_back_no_more_than_the_charge(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant("first", 60, priority=1), a_grant("second", 100))
+    await charge(store, 100)
+    asking = [store.refund(a_refund(15, correction_id=f"refund-{number % 15}")) for number in range(30)]
+    outcomes = await asyncio.gather(*asking, return_exceptions=True)
+    refunded = {outcome.correction_id for outcome in outcomes if isinstance(outcome, Correction)}
+    assert len(refunded) == 6
+    assert {type(outcome) for outcome in outcomes} == {Correction, RefundExceedsCharge}
+    assert await available(store) == 60 + 90
 
 
 # --- adjustments ----------------------------------------------------------------------------------------------------

@@ -40,9 +40,9 @@ from metergate.core.errors import (
 )
 from metergate.core.operations import AddGrant, CaptureStatus, Replayed, Reserve, Reserved, Settle
 from metergate.core.rating import RateCard
-from metergate.core.reservation import CloseCause, Owner
-from metergate.core.rows import TransferKind, WalletState
-from metergate.core.usage import TokenClass
+from metergate.core.reservation import Allocation, CloseCause, Owner
+from metergate.core.rows import Attempt, Channel, Charge, FinishReason, TransferKind, WalletState
+from metergate.core.usage import CountingSource, TokenClass, Usage
 from metergate.ports import ChargeFilter, LedgerStore, TransferFilter
 
 OTHER_OWNER = Owner(owner_id="gateway-1", epoch=99)
@@ -206,6 +206,49 @@ async def test_a_settle_charges_in_burn_order_and_gives_the_rest_back(store: Led
     assert settled.spendable_microcredits == 40
     page = await store.list_transfers("alice", TransferFilter(app_id="app-1"), cursor=None, size=10)
     assert [(row.grant_id, row.amount_microcredits) for row in page.rows] == [("late", 20), ("soon", 60)]
+
+
+async def test_a_charge_is_kept_with_everything_that_is_known_of_its_request(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant("soon", 30, priority=1), a_grant("late", 100), channel=Channel.CLOUD_PHONE)
+    await reserve(store)
+    operation = a_settle(50, owner=store.owner, captured=60, close_cause=CloseCause.CLIENT_CANCELLED, now_us=NOW_US + 5)
+    assert operation.settlement is not None
+    settlement = replace(
+        operation.settlement,
+        usage_reported=Usage.of({TokenClass.PROMPT: 7, TokenClass.CACHED_PROMPT: 5, TokenClass.REASONING: 3}),
+        usage_mismatch=True,
+        attempts=(Attempt(backend_id="first", problem="refused"), Attempt(backend_id="second", problem="")),
+        finish_reason=FinishReason.INTERRUPTED,
+    )
+    await store.settle(replace(operation, settlement=settlement))
+    assert await store.get_charge("alice", "charge-of-res-1") == Charge(
+        charge_id="charge-of-res-1",
+        reservation_id="res-1",
+        subscriber_id="alice",
+        authorization_id="auth-1",
+        app_id="app-1",
+        channel=Channel.CLOUD_PHONE,
+        request_id="request-of-res-1",
+        content_hash=b"content",
+        model_id="model-1",
+        provider_id="provider-1",
+        attempts=settlement.attempts,
+        counting_source=CountingSource.TOKENIZER,
+        usage_counted=Usage.of({TokenClass.COMPLETION: 50}),
+        usage_reported=settlement.usage_reported,
+        usage_mismatch=True,
+        rate_card_id="card-1",
+        captured_microcredits=60,
+        charged_microcredits=50,
+        allocations=(
+            Allocation(grant_id="soon", amount_microcredits=30),
+            Allocation(grant_id="late", amount_microcredits=20),
+        ),
+        finish_reason=FinishReason.INTERRUPTED,
+        close_cause=CloseCause.CLIENT_CANCELLED,
+        create_time_us=NOW_US,
+        settle_time_us=NOW_US + 5,
+    )
 
 
 async def test_a_settle_again_is_the_first_outcome(store: LedgerStore) -> None:
