@@ -33,6 +33,7 @@ from metergate.edges.pages import PageTokens
 from metergate.edges.readiness import Readiness, Report, tell_health
 from metergate.edges.server import ServerHandle, ServerLimits, start_server
 from metergate.edges.tls import Certificates, TlsFiles
+from metergate.metering.expiry import ExpirySweep
 from metergate.metering.limits import Limits
 from metergate.metering.use_case import Metering
 from metergate.offerings import Offerings, Parts, parts_problems
@@ -167,7 +168,9 @@ class Gateway:
                 pages=pages,
             )
             await gateway._tell(readiness.report)
-            for work in (readiness.watch(gateway._tell), sample_lag(metrics.loop_lag_seconds), uses.run()):
+            sweep = ExpirySweep(ledger, clock, config.limits.expiry_sweep_seconds)
+            forever = (readiness.watch(gateway._tell), sample_lag(metrics.loop_lag_seconds), uses.run(), sweep.run())
+            for work in forever:
                 opened.push_async_callback(_cancel, asyncio.create_task(work))
             gateway._closing = opened.pop_all()
             return gateway

@@ -96,6 +96,8 @@ class Limits(Table):
     request_seconds_max: Seconds = 600.0
     # Kubernetes kills 30 s after SIGTERM; closing what is left takes the rest.
     drain_seconds_max: Seconds = 20.0
+    # How often grants whose time is over are looked for, of wallets that nobody changes: bookkeeping, no hurry.
+    expiry_sweep_seconds: Seconds = 60.0
     # How long the text of a charged request is kept for a retry, in memory only: time enough for an app to reconnect.
     replay_seconds: Seconds = 120.0
     # What those texts hold in all: about a thousand long answers.

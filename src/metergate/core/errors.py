@@ -57,6 +57,25 @@ class WalletSuspended(MetergateError):
     reason: ClassVar[str] = "WALLET_SUSPENDED"
 
 
+@dataclass(kw_only=True, eq=False)
+class RefundExceedsCharge(MetergateError):
+    """{amount_microcredits} of {charged_microcredits} microcredits is too much: {refunded_microcredits} went back."""
+
+    reason: ClassVar[str] = "REFUND_EXCEEDS_CHARGE"
+    charge_id: str
+    charged_microcredits: int
+    refunded_microcredits: int  # before
+    amount_microcredits: int
+
+
+@dataclass(kw_only=True, eq=False)
+class AlreadyReversed(MetergateError):
+    """The grant {grant_id} was reversed before."""
+
+    reason: ClassVar[str] = "ALREADY_REVERSED"
+    grant_id: str
+
+
 # --- access ---------------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,8 @@ STATUS_CODES: dict[type[errors.MetergateError], grpc.StatusCode] = {
     errors.InsufficientCredit: grpc.StatusCode.FAILED_PRECONDITION,
     errors.CapReached: grpc.StatusCode.FAILED_PRECONDITION,
     errors.WalletSuspended: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.RefundExceedsCharge: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.AlreadyReversed: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PriceUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.AuthorizationRevoked: grpc.StatusCode.PERMISSION_DENIED,

@@ -25,9 +25,14 @@ INSERT_AUTHORIZATION = _insert("authorizations", codec.AUTHORIZATION)
 INSERT_RESERVATION = _insert("reservations", codec.RESERVATION)
 INSERT_CHARGE = _insert("charges", codec.CHARGE)
 INSERT_TRANSFER = _insert("transfers", codec.TRANSFER)
+INSERT_CORRECTION = _insert("corrections", codec.CORRECTION)
 
 UPDATE_WALLET = "UPDATE wallets SET sequence = ? WHERE subscriber_id = ?"
-UPDATE_GRANT = "UPDATE grants SET remaining_microcredits = ? WHERE subscriber_id = ? AND grant_id = ?"
+UPDATE_WALLET_STATE = "UPDATE wallets SET state = ? WHERE subscriber_id = ?"
+UPDATE_GRANT = """
+    UPDATE grants SET remaining_microcredits = ?, amount_microcredits = ?, reverse_time_us = ?
+    WHERE subscriber_id = ? AND grant_id = ?
+"""
 UPDATE_AUTHORIZATION = """
     UPDATE authorizations SET charged_microcredits = ?, reserved_microcredits = ? WHERE authorization_id = ?
 """
@@ -56,6 +61,9 @@ def save(connection: sqlite3.Connection, books: Books, loaded: Mapping[str, Rese
 
     write(INSERT_WALLET, map(codec.wallet_columns, books.wallets.added.values()))
     write(UPDATE_WALLET, map(_wallet_change, books.wallets.changed.values()))
+    corrected = {correction.subscriber_id for correction in books.corrections.added.values()}
+    wallets = (books.wallets.rows[subscriber_id] for subscriber_id in corrected)
+    write(UPDATE_WALLET_STATE, [(wallet.state, wallet.subscriber_id) for wallet in wallets])  # by nothing else
     write(INSERT_GRANT, map(codec.grant_columns, books.grants.added.values()))
     write(UPDATE_GRANT, map(_grant_change, books.grants.changed.values()))
     write(INSERT_AUTHORIZATION, map(codec.authorization_columns, books.authorizations.added.values()))
@@ -64,6 +72,7 @@ def save(connection: sqlite3.Connection, books: Books, loaded: Mapping[str, Rese
     write(INSERT_RESERVATION, map(codec.reservation_columns, books.reservations.added.values()))
     write(INSERT_CHARGE, map(codec.charge_columns, books.charges.added.values()))
     write(INSERT_TRANSFER, map(codec.transfer_columns, books.transfers))
+    write(INSERT_CORRECTION, map(codec.correction_columns, books.corrections.added.values()))
 
 
 def _save_changed_reservations(
@@ -96,7 +105,13 @@ def _wallet_change(row: Wallet) -> Columns:
 
 
 def _grant_change(row: Grant) -> Columns:
-    return (row.remaining_microcredits, row.subscriber_id, row.grant_id)
+    return (
+        row.remaining_microcredits,
+        row.amount_microcredits,
+        row.reverse_time_us,
+        row.subscriber_id,
+        row.grant_id,
+    )
 
 
 def _authorization_change(row: Authorization) -> Columns:
