@@ -148,7 +148,7 @@ def a_settle(charged: int | None, reservation_id: str = "res-1", **values: Any) 
         usage_counted=tokens(charged or 0),
         usage_reported=None,
         usage_mismatch=False,
-        attempts=(Attempt(backend_id="backend-1", problem=""),),
+        attempts=(Attempt(backend_id="backend-1", problem="", prompt_tokens=3, milliseconds=40),),
         finish_reason=FinishReason.STOP,
         captured_microcredits=captured,
     )

@@ -121,9 +121,10 @@ class Gateway:
         async with AsyncExitStack() as opened:
             clock = SystemClock()
             certificates = _open_certificates(config, clock)
-            offerings = Offerings(await asyncio.to_thread(Parts.of, config))
+            parts = await asyncio.to_thread(Parts.of, config)
+            metrics = Metrics(parts.catalog, time.monotonic)
+            offerings = Offerings(parts, metrics)
             opened.push_async_callback(offerings.close)
-            metrics = Metrics(offerings.current.catalog, time.monotonic)
             observer = FanOut([metrics, *_open_observers(config, opened)])
             ledger = await SqliteLedgerStore.open(
                 config.store_path,
@@ -143,7 +144,7 @@ class Gateway:
                 limits=_limits(config),
                 observer=observer,
             )
-            readiness = Readiness(ledger, lambda: metering.offering.backends)
+            readiness = Readiness(ledger, lambda: metering.offering.pool)
             await readiness.look()
             pages = None
             if config.metrics.address is not None:
@@ -219,7 +220,7 @@ class Gateway:
 
     async def _tell(self, report: Report) -> None:
         """Tell metrics and gRPC health what a look found."""
-        self._metrics.checked(is_ready=report.is_ready, backends_up=report.backends_up)
+        self._metrics.checked(is_ready=report.is_ready, backend_ids=report.backends)
         await tell_health(self._server.health, report)
 
 

@@ -207,6 +207,18 @@ class Observer(Protocol):
         ...
 
 
+class PoolObserver(Protocol):
+    """Watches the backends' pool. No method waits or raises."""
+
+    def waited(self, model_id: str, seconds: float, *, has_place: bool) -> None:
+        """A request waited for a backend, and got one or not."""
+        ...
+
+    def ejected(self, backend_id: str, model_id: str) -> None:
+        """A backend is left out for a while, for one model."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grantee:
     """What a bearer key stands for."""

@@ -263,6 +263,25 @@ async def test_closing_commits_what_was_handed_over_and_refuses_the_rest(path: P
     await store.close()
 
 
+@pytest.mark.parametrize(
+    ("stored", "cost"),
+    [('[["b", "HTTP 500"]]', (0, 0)), ('[["b", "HTTP 500", 7, 120]]', (7, 120))],
+    ids=["before attempts had a cost", "now"],
+)
+async def test_attempts_are_read_as_every_version_stored_them(
+    store: SqliteLedgerStore, path: Path, stored: str, cost: tuple[int, int]
+) -> None:
+    await open_wallet(store, a_grant())
+    await reserve(store)
+    await store.settle(a_settle(10, captured=10, owner=store.owner))
+    with raw(path) as other:
+        other.execute("UPDATE charges SET attempts = ?", (stored,))
+    page = await store.list_charges("alice", ChargeFilter(), cursor=None, size=10)
+    [attempt] = page.rows[0].attempts
+    assert (attempt.backend_id, attempt.problem) == ("b", "HTTP 500")
+    assert (attempt.prompt_tokens, attempt.milliseconds) == cost
+
+
 # --- failing --------------------------------------------------------------------------------------------------------
 
 
