@@ -8,7 +8,7 @@ its own that no cancellation of the call reaches.
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import ClassVar, TypedDict, Unpack
 
 from metergate.core.errors import (
@@ -33,13 +33,15 @@ from metergate.metering.closing import (
     receipt_of_charge,
     receipt_of_release,
     settle_operation,
+    was_settled_by,
 )
 from metergate.metering.deltas import length
 from metergate.metering.plan import Plan
+from metergate.metering.pool import Candidates
 from metergate.metering.reader import Reader
 from metergate.metering.services import Services
 from metergate.metering.transcript import Transcript
-from metergate.ports import Backend, CallObserver, Delivery, Tokenizer
+from metergate.ports import CallObserver, Delivery, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class RunParts(TypedDict):
     plan: Plan
     reservation: Reservation
     tokenizer: Tokenizer
-    backends: Sequence[Backend]
+    candidates: Candidates
     deadline: float | None  # on the loop's clock; None: the app set none
     observer: CallObserver
     began_seconds: float  # when the call came in, on the services' clock
@@ -77,7 +79,8 @@ class Run(ABC):
         self._observer = parts["observer"]
         self._reader = Reader(
             request=_backend_request(plan),
-            backends=parts["backends"],
+            candidates=parts["candidates"],
+            prompt_tokens=plan.priced.prompt_tokens,
             buffer=self._buffer,
             limits=services.limits,
             observer=self._observer,
@@ -278,12 +281,15 @@ class Run(ABC):
             self._closing.add_done_callback(lambda _: then())
 
     async def _settle(self, end: End) -> Receipt | None:
-        """Settle and return the receipt, or None if the store failed: then its recovery settles (L5)."""
+        """Settle and return the receipt, or None if the store failed: then its recovery settles (L5), or has.
+
+        What recovery charged need not cover a whole answer that is not delivered yet: so it is not ours to deliver.
+        """
         outcome = Outcome(
             end=end,
             usage=self._usage_to_charge(end),
             usage_reported=self._reader.usage_reported,
-            attempts=tuple(self._reader.attempts),
+            attempts=self._reader.attempts,
             captures_at_settling=self.CAPTURES_AT_SETTLING,
         )
         operation = settle_operation(self._services, self._priced, self._reservation, outcome)
@@ -293,6 +299,9 @@ class Run(ABC):
             logger.error("reservation %s is left to recovery: %s", self._reservation.reservation_id, exc)
             return None
         self._observer.settled(operation, settled)
+        if not was_settled_by(operation, settled):
+            logger.error("reservation %s was settled by recovery", self._reservation.reservation_id)
+            return None
         if settled.charge is None:
             return receipt_of_release(self._reservation, self._priced, settled.spendable_microcredits, end.cause)
         if self._was_delivered(end):
