@@ -35,7 +35,31 @@ WORDS = (
 )
 MARKS = "\u0300\u0301\u0308\u0323\u0327\u0336\u3099\u093c\u05b0"
 BLANKS = (" ", "  ", "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u3000", "\u2028", " \n \n", "    ")
-RUNS = ("a", "e", "Z", "啊", "的", " ", "\n", "=", "-", "*", ".", "!", "/", "0", "7", "😀", "ab", "aB", "Ab1", "か", "ก", "-=", "、")
+RUNS = (
+    "a",
+    "e",
+    "Z",
+    "啊",
+    "的",
+    " ",
+    "\n",
+    "=",
+    "-",
+    "*",
+    ".",
+    "!",
+    "/",
+    "0",
+    "7",
+    "😀",
+    "ab",
+    "aB",
+    "Ab1",
+    "か",
+    "ก",
+    "-=",
+    "、",
+)
 ALPHABETS = (
     "abcdefghijklmnopqrstuvwxyz",
     "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
@@ -75,7 +99,15 @@ def _short_run(draw: random.Random) -> str:
     return draw.choice(RUNS) * draw.randint(2, 40)
 
 
-PIECES: tuple[Callable[[random.Random], str], ...] = (_characters, _characters, _words, _words, _marked, _blanks, _short_run)
+PIECES: tuple[Callable[[random.Random], str], ...] = (
+    _characters,
+    _characters,
+    _words,
+    _words,
+    _marked,
+    _blanks,
+    _short_run,
+)
 
 
 def _long_run(draw: random.Random) -> str:

@@ -13,7 +13,7 @@ from typing import Self
 
 from metergate.backends.grpc import GrpcBackend, GrpcBackendOptions
 from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
-from metergate.config import Config, GrpcBackendTable, ModelTable, OpenAIBackendTable, catalog_of
+from metergate.config import Config, GrpcBackendTable, OpenAIBackendTable, TokenizerFile, catalog_of
 from metergate.core.catalog import Catalog
 from metergate.core.errors import CertificateInvalid, MetergateError, TokenizerInvalid
 from metergate.edges.tls import read_authorities, read_own_certificate
@@ -30,7 +30,7 @@ class Parts:
     """An offering that nothing is wrong with, before its backends are opened."""
 
     catalog: Catalog
-    tokenizers: Mapping[str, Tokenizer]  # by model id
+    tokenizers: Mapping[str, Tokenizer]  # by model id, of those that the gateway counts
     backends: Mapping[str, "BackendParts"]  # by backend id
 
     @classmethod
@@ -112,7 +112,9 @@ def _open_tokenizers(config: Config) -> Mapping[str, Tokenizer]:
     opened: dict[TokenizerSpec, Tokenizer] = {}
     tokenizers: dict[str, Tokenizer] = {}
     for model_id, model in config.models.items():
-        spec = _tokenizer_spec(config, model)
+        if model.tokenizer is None:
+            continue  # its backends count
+        spec = _tokenizer_spec(config, model.tokenizer)
         if spec not in opened:
             opened[spec] = open_tokenizer(spec)
         tokenizers[model_id] = opened[spec]
@@ -121,7 +123,8 @@ def _open_tokenizers(config: Config) -> Mapping[str, Tokenizer]:
 
 def parts_problems(config: Config) -> Iterator[MetergateError]:
     """Everything that ``Parts.of`` would refuse."""
-    for spec in {_tokenizer_spec(config, model): None for model in config.models.values()}:
+    files = (model.tokenizer for model in config.models.values())
+    for spec in {_tokenizer_spec(config, file): None for file in files if file is not None}:
         try:
             open_tokenizer(spec)
         except TokenizerInvalid as exc:
@@ -133,8 +136,7 @@ def parts_problems(config: Config) -> Iterator[MetergateError]:
             yield exc
 
 
-def _tokenizer_spec(config: Config, model: ModelTable) -> TokenizerSpec:
-    file = model.tokenizer
+def _tokenizer_spec(config: Config, file: TokenizerFile) -> TokenizerSpec:
     return TokenizerSpec(
         kind=file.kind,
         path=config.resolve(file.path),
@@ -208,6 +210,7 @@ def _openai_options(
         connect_timeout_seconds=table.connect_timeout_seconds,
         stream=table.stream,
         include_usage=table.include_usage,
+        chunk_usage=table.chunk_usage,
         max_tokens_field=table.max_tokens_field,
         connections_max=table.requests_max,
         ca_pem=None if ca_pem is None else ca_pem.decode("ascii", "replace"),

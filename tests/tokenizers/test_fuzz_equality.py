@@ -16,7 +16,7 @@ import regex
 import tiktoken
 import tokenizers
 from fuzz_texts import chunkings, texts
-from real_vocabularies import cl100k_path, deepseek_path, o200k_path, qwen_path, qwen35_path, read_vocabulary
+from real_vocabularies import cl100k_path, deepseek_path, o200k_path, qwen35_path, qwen_path, read_vocabulary
 
 from metergate.tokenizers import pre_tokenizers as known
 from metergate.tokenizers.tail_window import TailWindowCounter

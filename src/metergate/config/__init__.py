@@ -13,6 +13,7 @@ from metergate.config.schema import (
     Logs,
     ModelTable,
     OpenAIBackendTable,
+    TokenizerFile,
     Traces,
 )
 
@@ -25,6 +26,7 @@ __all__ = [
     "ModelTable",
     "OpenAIBackendTable",
     "Setting",
+    "TokenizerFile",
     "Traces",
     "catalog_of",
     "load_config",

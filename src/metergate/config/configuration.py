@@ -14,11 +14,13 @@ from metergate.config.schema import (
     Metrics,
     ModelTable,
     OpenAIBackendTable,
+    PromptBoundTable,
     Traces,
 )
 from metergate.core.catalog import Catalog, Model
 from metergate.core.errors import ConfigProblem
 from metergate.core.rating import RateCard, check_schedule
+from metergate.core.text_bounds import PromptBound
 from metergate.core.usage import CountingSource
 
 
@@ -64,11 +66,19 @@ def catalog_of(config: Config) -> Catalog:
                 backend_ids=tuple(table.backends),
                 rate_cards=check_schedule([card for card in config.rate_cards if card.model_id == model_id]),
                 usage_tolerance_tokens=table.usage_tolerance_tokens,
+                prompt_bound=_prompt_bound(table),
                 backend_weights=table.backend_weights,
             )
             for model_id, table in config.models.items()
         }
     )
+
+
+def _prompt_bound(table: ModelTable) -> PromptBound | None:
+    if table.counting != "BACKEND":
+        return None
+    bound = table.prompt_bound or PromptBoundTable()
+    return PromptBound(request_tokens_max=bound.request_tokens_max, message_tokens_max=bound.message_tokens_max)
 
 
 def needing_restart(old: Config, new: Config) -> list[ConfigProblem]:

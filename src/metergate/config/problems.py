@@ -31,7 +31,7 @@ def problem_of(error: ErrorDetails, document: Mapping[str, Any]) -> ConfigProble
     key = _key_of(error["loc"], document)
     context = {"expected_kinds": "'openai' or 'grpc'", **error.get("ctx", {})}
     if error["type"] == "literal_error" and key.endswith(".counting"):
-        return ConfigProblem(key, "must be 'TOKENIZER': the other counting sources are not built yet")
+        return ConfigProblem(key, "must be 'TOKENIZER' or 'BACKEND': who counts, the gateway or the model's backends")
     template = _SHAPE_PROBLEMS.get(error["type"])
     if template is not None:
         return ConfigProblem(key, template.format_map(context))
@@ -86,13 +86,21 @@ def semantic_problems(file: ConfigFile, folder: Path) -> Iterator[ConfigProblem]
         if backend.queue_seconds_max > request_seconds_max and "queue_seconds_max" in backend.model_fields_set:
             problem = f"is above limits.request_seconds_max, which is {request_seconds_max:g}: no request waits so long"
             yield ConfigProblem(f"backends.{backend_id}.queue_seconds_max", problem)
+    for backend_id, backend in file.backends.items():
+        if (
+            isinstance(backend, OpenAIBackendTable)
+            and backend.chunk_usage
+            and not (backend.stream and backend.include_usage)
+        ):
+            problem = "is asked for in stream_options: it needs stream and include_usage"
+            yield ConfigProblem(f"backends.{backend_id}.chunk_usage", problem)
     priced = {table.model for table in file.rate_cards}
     for model_id, model in file.models.items():
         key = f"models.{model_id}"
         if model_id not in priced:
             yield ConfigProblem(key, "has no price: add a [[rate_cards]] for it")
         yield from _backend_problems(key, model, file.backends)
-        yield from _tokenizer_problems(f"{key}.tokenizer", model.tokenizer, folder)
+        yield from _counting_problems(key, model, folder)
     yield from _rate_card_problems(file)
 
 
@@ -178,6 +186,20 @@ def _backend_problems(key: str, model: ModelTable, backends: Mapping[str, object
                 yield ConfigProblem(f"{key}.{name}", f"{backend_id!r} is no backend of this model")
     if not any(model.backend_weights.get(backend_id, 1) for backend_id in model.backends):
         yield ConfigProblem(f"{key}.backend_weights", "all of its backends stand by: give one a weight above 0")
+
+
+def _counting_problems(key: str, model: ModelTable, folder: Path) -> Iterator[ConfigProblem]:
+    """A counting source without what it needs, or with what it does not use."""
+    if model.counting == "BACKEND":
+        if model.tokenizer is not None:
+            yield ConfigProblem(f"{key}.tokenizer", "is not used: with counting = 'BACKEND' its backends count")
+        return
+    if model.prompt_bound is not None:
+        yield ConfigProblem(f"{key}.prompt_bound", "is only used with counting = 'BACKEND'")
+    if model.tokenizer is None:
+        yield ConfigProblem(f"{key}.tokenizer", "is missing: with counting = 'TOKENIZER' the gateway counts")
+    else:
+        yield from _tokenizer_problems(f"{key}.tokenizer", model.tokenizer, folder)
 
 
 def _tokenizer_problems(key: str, tokenizer: TokenizerFile, folder: Path) -> Iterator[ConfigProblem]:

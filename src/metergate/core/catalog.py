@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from metergate.core.errors import ModelNotFound, PriceUnavailable
 from metergate.core.rating import RateCard, current_card
+from metergate.core.text_bounds import PromptBound
 from metergate.core.usage import CountingSource
 
 
@@ -20,6 +21,7 @@ class Model:
     backend_ids: tuple[str, ...]  # at least one
     rate_cards: tuple[RateCard, ...]  # in order of effect
     usage_tolerance_tokens: int  # counted and reported may differ by this much of completion without being flagged
+    prompt_bound: PromptBound | None = None  # of a model that its backend counts (BACKEND); None: the gateway counts
     backend_weights: Mapping[str, int] = field(default_factory=dict)  # by backend id; absent: 1; 0: it stands by
 
     def weights(self) -> dict[str, int]:

@@ -136,6 +136,7 @@ class Delta:
     reasoning_content: str = ""
     content: str = ""
     tool_calls: Sequence[ToolCallDelta] = ()
+    usage: Usage | None = None  # what the backend had counted when it sent the end of this: cumulative; None: not said
 
     def is_empty(self) -> bool:
         """Whether there is nothing to deliver."""

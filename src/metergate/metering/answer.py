@@ -5,8 +5,10 @@ Reasoning counts as REASONING; content and tool calls (name and arguments, each 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum, auto
+from typing import TypeVar
 
 from metergate.core.inference import Delta
+from metergate.metering.bounded_answer import BoundedAnswer
 from metergate.metering.deltas import length, split
 from metergate.ports import CompletionCounter, Tokenizer
 
@@ -87,9 +89,10 @@ class AnswerCounter:
         return characters
 
 
-def longest_fit(
-    before: AnswerCounter, delta: Delta, fits: Callable[[AnswerCounter], bool]
-) -> tuple[Delta, AnswerCounter]:
+Counter = TypeVar("Counter", AnswerCounter, BoundedAnswer)
+
+
+def longest_fit(before: Counter, delta: Delta, fits: Callable[[Counter], bool]) -> tuple[Delta, Counter]:
     """Return the longest prefix of ``delta``, in whole characters, after which the answer still fits, and its counter.
 
     Counts of a growing text are not quite monotone, so a longer prefix may fit where bisection found none; what is

@@ -30,7 +30,7 @@ def join(deltas: list[Delta]) -> Delta:
     if len(deltas) == 1:
         return deltas[0]
     if not any(delta.tool_calls or delta.reasoning_content for delta in deltas):
-        return Delta(content="".join([delta.content for delta in deltas]))
+        return Delta(content="".join([delta.content for delta in deltas]), usage=deltas[-1].usage)
     calls: list[ToolCallDelta] = []
     for call in (call for delta in deltas for call in delta.tool_calls):
         if calls and calls[-1].index == call.index and not call.name and not call.tool_call_id:
@@ -41,11 +41,24 @@ def join(deltas: list[Delta]) -> Delta:
         reasoning_content="".join(delta.reasoning_content for delta in deltas),
         content="".join(delta.content for delta in deltas),
         tool_calls=tuple(calls),
+        usage=deltas[-1].usage,
     )
 
 
 def split(delta: Delta, characters: int) -> tuple[Delta, Delta]:
-    """Return the first ``characters`` of a delta and the rest. A tool call's id and name are not cut."""
+    """Return the first ``characters`` of a delta and the rest. A tool call's id and name are not cut.
+
+    What the backend counted goes with the delta's end.
+    """
+    first, rest = _split_texts(delta, characters)
+    if delta.usage is None:
+        return first, rest
+    if rest.is_empty():
+        return replace(first, usage=delta.usage), rest
+    return first, replace(rest, usage=delta.usage)
+
+
+def _split_texts(delta: Delta, characters: int) -> tuple[Delta, Delta]:
     reasoning = delta.reasoning_content
     if characters < len(reasoning):
         return Delta(reasoning_content=reasoning[:characters]), replace(delta, reasoning_content=reasoning[characters:])

@@ -12,7 +12,7 @@ class Offering:
     """Models, how each is counted, what runs them, and how many calls depend on it."""
 
     def __init__(self, *, catalog: Catalog, tokenizers: Mapping[str, Tokenizer], pool: Pool) -> None:
-        """``tokenizers`` are by model id; they and the pool's backends are all that the catalog names."""
+        """``tokenizers`` are by model id, of those that the gateway counts; they and the pool's backends are all that the catalog names."""
         self.catalog = catalog
         self.tokenizers = tokenizers
         self.pool = pool

@@ -3,8 +3,8 @@
 A model that repeats itself writes runs without end: one letter, one ideograph, spaces, a rule of dashes. Two kinds of
 places in them are safe for whatever follows:
 
-- the end of a piece of the pre-tokenizer between two ASCII characters that are no blanks: no pre-tokenizer looks further
-  ahead from there than for a contraction;
+- the end of a piece of the pre-tokenizer between two ASCII characters that are no blanks: no pre-tokenizer looks on
+  from there further than for a contraction;
 - within one long piece of one class of characters, a token's end that every future encoding has too. Byte pairs are
   merged alike in any text whose neighbouring tokens are not merged with each other, so the beginning of an encoding is
   the encoding of that beginning. Whatever follows, its encoding has a token's end among the last bytes of the run, as
