@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from fakes import FakeClock, MemoryLedgerStore
 
-from metergate.core.catalog import Catalog, Model
+from metergate.core.catalog import Catalog, Model, ReasoningForm
 from metergate.core.inference import (
     BackendEvent,
     BackendRequest,
@@ -25,7 +25,7 @@ from metergate.core.usage import CountingSource, TokenClass, Usage
 from metergate.metering.limits import Limits
 from metergate.metering.offering import Offering
 from metergate.metering.use_case import NO_TRACE, Metering
-from metergate.ports import Backend, ChargeFilter, Observer
+from metergate.ports import Backend, ChargeFilter, Observer, TokenCodec
 from metergate.telemetry.fan_out import FanOut
 
 STOP = Finish(reason=FinishReason.STOP)
@@ -133,6 +133,7 @@ class RecordingSink:
     receipts: list[Receipt] = field(default_factory=list)
     stall: asyncio.Event | None = None  # held back by it before a delivery returns
     delivered: asyncio.Event = field(default_factory=asyncio.Event)
+    counts_token_ids: bool = False
 
     async def admit(self, admission: Admission) -> None:
         self.admissions.append(admission)
@@ -156,7 +157,14 @@ class RecordingSink:
     def check_debited(self) -> None:
         admission = self.admissions[0]
         captured = self.ledger.books.reservations.rows[admission.reservation_id].captured_microcredits
-        assert rate_ceil(usage(admission.prompt_tokens, self.text()), CARD) <= captured
+        assert rate_ceil(self.usage_delivered(), CARD) <= captured
+
+    def usage_delivered(self) -> Usage:
+        prompt_tokens = self.admissions[0].prompt_tokens
+        if not self.counts_token_ids:
+            return usage(prompt_tokens, self.text())
+        tokens = sum(len(delta.token_starts) for delta in self.deltas)
+        return Usage.of({TokenClass.PROMPT: prompt_tokens, TokenClass.COMPLETION: tokens})
 
 
 def usage(prompt_tokens: int, text: str) -> Usage:
@@ -183,7 +191,10 @@ class World:
         limits: Limits | None = None,
         backends: Sequence[Backend] | None = None,
         observers: Sequence[Observer] = (),
+        codec: TokenCodec | None = None,
+        reasoning: ReasoningForm = ReasoningForm.NONE,
     ) -> None:
+        """``codec``: the model is counted by its token ids; else by WordTokenizer."""
         self.clock = FakeClock()
         self.ledger = MemoryLedgerStore(clock=self.clock)
         self.backend = ScriptedBackend(script)
@@ -193,10 +204,11 @@ class World:
             display_name="Model 1",
             provider_id="provider-1",
             context_tokens=500,
-            counting_source=CountingSource.TOKENIZER,
+            counting_source=CountingSource.TOKENIZER if codec is None else CountingSource.TOKEN_IDS,
             backend_ids=tuple(backend.backend_id for backend in pool),
             rate_cards=(CARD,),
             usage_tolerance_tokens=1,
+            reasoning=reasoning,
         )
         self._ids = 0
         self.caller = Authorization(
@@ -215,7 +227,8 @@ class World:
             ledger=self.ledger,
             offering=Offering(
                 catalog=Catalog({"model-1": model}),
-                tokenizers={"model-1": WordTokenizer()},
+                tokenizers={"model-1": codec or WordTokenizer()},
+                codecs={} if codec is None else {"model-1": codec},
                 backends={backend.backend_id: backend for backend in pool},
             ),
             clock=self.clock,
@@ -224,7 +237,7 @@ class World:
             limits=limits or Limits(slice_tokens=4),
             observer=FanOut(observers),
         )
-        self.sink = RecordingSink(self.ledger)
+        self.sink = RecordingSink(self.ledger, counts_token_ids=codec is not None)
 
     def new_id(self) -> str:
         self._ids += 1

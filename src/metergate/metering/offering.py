@@ -2,20 +2,33 @@
 
 import asyncio
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from metergate.core.catalog import Catalog
-from metergate.ports import Backend, Tokenizer
+from metergate.ports import Backend, TokenCodec, Tokenizer
+
+# Every model is counted by its texts.
+NO_CODECS: Mapping[str, TokenCodec] = MappingProxyType({})
 
 
 class Offering:
     """Models, how each is counted, what runs them, and how many calls depend on it."""
 
     def __init__(
-        self, *, catalog: Catalog, tokenizers: Mapping[str, Tokenizer], backends: Mapping[str, Backend]
+        self,
+        *,
+        catalog: Catalog,
+        tokenizers: Mapping[str, Tokenizer],
+        backends: Mapping[str, Backend],
+        codecs: Mapping[str, TokenCodec] = NO_CODECS,
     ) -> None:
-        """``tokenizers`` are by model id, ``backends`` by backend id: all that the catalog names."""
+        """``tokenizers`` are by model id, ``backends`` by backend id: all that the catalog names.
+
+        ``codecs`` are by model id: of all that are counted by their token ids.
+        """
         self.catalog = catalog
         self.tokenizers = tokenizers
+        self.codecs = codecs
         self.backends = backends
         self._calls = 0
         self._idle = asyncio.Event()

@@ -1,16 +1,17 @@
 """Pulls a backend's answer into the buffer: within time limits, and from the next backend while nothing came yet."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 
 from metergate.core.changes import changed
 from metergate.core.errors import BackendRejected, BackendUnavailable, MetergateError
-from metergate.core.inference import BackendEvent, BackendRequest, Delta, Finish
+from metergate.core.inference import BackendEvent, BackendRequest, Delta, Finish, UsageReport
 from metergate.core.reservation import CloseCause
 from metergate.core.rows import Attempt, FinishReason
 from metergate.core.usage import Usage
 from metergate.metering.buffer import DeltaBuffer, End
+from metergate.metering.detokenizer import Detokenizer, detokenized
 from metergate.metering.limits import Limits
 from metergate.metering.patience import Patience
 from metergate.ports import Backend, CallObserver
@@ -30,12 +31,15 @@ class Reader:
         buffer: DeltaBuffer,
         limits: Limits,
         observer: CallObserver,
+        detokenizer: Callable[[], Detokenizer] | None = None,
     ) -> None:
+        """``detokenizer`` makes texts of the token ids of an answer; None: backends send texts."""
         self._request = request
         self._backends = backends
         self._buffer = buffer
         self._limits = limits
         self._observer = observer
+        self._detokenizer = detokenizer
         self._began = False
         self._finish_reason: FinishReason | None = None
         self.attempts: list[Attempt] = []
@@ -79,7 +83,10 @@ class Reader:
         self.usage_reported = None
         self._finish_reason = None
         try:
-            await self._read_events(backend.generate(changed(self._request, trace_context=trace_context)))
+            answer = backend.generate(changed(self._request, trace_context=trace_context))
+            if self._detokenizer is not None:
+                answer = detokenized(answer, self._detokenizer())
+            await self._read_events(answer)
         except (TimeoutError, BackendUnavailable):
             # The answer was whole; only what may follow it, the usage, is missing.
             if self._finish_reason is None:
@@ -110,8 +117,10 @@ class Reader:
                 elif isinstance(event, Finish):
                     self._finish_reason = event.reason
                     patience.limit(USAGE_SECONDS_MAX)
-                else:
+                elif isinstance(event, UsageReport):
                     self.usage_reported = event.usage
+                else:
+                    raise self._unavailable("it sent token ids of a model that is not counted by them")
 
     def _unavailable(self, problem: str) -> BackendUnavailable:
         return BackendUnavailable(model_id=self._request.model_id, problem=problem)
