@@ -152,6 +152,15 @@ class GrpcBackendTable(_BackendTable):
     ca_path: Text | None = None  # PEM file of the authorities it must prove it to; None: the public ones
 
 
+class EngineBackendTable(_BackendTable):
+    """An engine that takes and gives token ids over gRPC: vLLM's or SGLang's own protocol. It runs one model."""
+
+    kind: Literal["vllm", "sglang"]
+    address: Address
+    tls: bool = False  # True: the backend must prove that it is the host of its address
+    ca_path: Text | None = None  # PEM file of the authorities it must prove it to; None: the public ones
+
+
 class TokenizerFile(Table):
     """The counting rule of a model."""
 
@@ -171,8 +180,11 @@ class ModelTable(Table):
     context_tokens: int = Field(ge=2, le=CONTEXT_TOKENS_MAX)  # prompt and completion together
     backends: list[Id] = Field(min_length=1, max_length=64)  # in order of preference
     backend_models: dict[Id, Text] = {}  # what a backend itself calls the model; absent: its id here
-    counting: Literal["TOKENIZER"]
+    counting: Literal["TOKENIZER", "TOKEN_IDS"]
     tokenizer: TokenizerFile
+    # How the raw text of a model that is counted by its token ids tells reasoning: "think", where it may begin with
+    # <think>...</think>; "think_open", where its chat template ends with <think>; None: all of it is content.
+    reasoning: Literal["think", "think_open"] | None = None
     # How far the reported completion may be from the counted one without a flag: many count an end-of-turn token.
     usage_tolerance_tokens: int = Field(default=1, ge=0, le=1_000)
 
@@ -216,7 +228,7 @@ class RateCardTable(Table):
         )
 
 
-BackendTable = Annotated[OpenAIBackendTable | GrpcBackendTable, Field(discriminator="kind")]
+BackendTable = Annotated[OpenAIBackendTable | GrpcBackendTable | EngineBackendTable, Field(discriminator="kind")]
 
 
 class ConfigFile(Table):
