@@ -191,18 +191,20 @@ class EngineBackend:
         checks = AnswerChecks(backend_id=self.backend_id, model_id=request.model_id)
         answer = self._protocol.answer(checks)
         call = self._protocol.generate(message, (*self._metadata, *request.trace_context.items()))
-        has_ended = False
+        is_over = False  # on the engine's side; gRPC calls it done, too, when it was left on ours
         try:
-            while (piece := await self._read(call, request.model_id)) is not aio.EOF:
+            while (piece := await call.read()) is not aio.EOF:
                 for event in answer.read(piece):
                     yield event
-            has_ended = True
+            is_over = True
             checks.end()
-        except BackendUnavailable:
-            self._info = None
-            raise
+        except aio.AioRpcError as exc:
+            is_over = True
+            self._info = None  # perhaps another engine answers next
+            # Not chained: the status's details would be printed with it.
+            raise failure(exc, request.model_id) from None
         finally:
-            if not has_ended and not call.done():
+            if not is_over:
                 call.cancel()
                 self._abort(engine_request_id)
 
@@ -221,13 +223,6 @@ class EngineBackend:
             self._info = None
             raise BackendUnavailable(model_id=model_id, problem=problem)
         return info
-
-    async def _read(self, call: Any, model_id: str) -> Any:  # noqa: ANN401 - each protocol's own
-        try:
-            return await call.read()
-        except aio.AioRpcError as exc:
-            # Not chained: the status's details would be printed with it.
-            raise failure(exc, model_id) from None
 
     def _abort(self, engine_request_id: str) -> None:
         """Abort in a task of its own, which no cancellation of the request reaches."""
