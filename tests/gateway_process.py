@@ -64,7 +64,7 @@ provider = "huggingface"
 context_tokens = 2048
 backends = ["only"]
 backend_models = {{ only = "smollm2-135m" }}
-counting = "TOKENIZER"
+counting = "{counting}"
 tokenizer = {{ kind = "gguf", path = "{tokenizer}" }}
 
 [[rate_cards]]
@@ -99,12 +99,13 @@ def openai_backend(url: str) -> str:
     return f'kind = "openai"\nurl = "{url}"'
 
 
-def write_config(folder: Path, backend: str, **limits: float) -> Path:
+def write_config(folder: Path, backend: str, *, counting: str = "TOKENIZER", **limits: float) -> Path:
     """Write a configuration with one model and one backend; ``limits`` are those that are not the default."""
     path = folder / "metergate.toml"
     path.write_text(
         CONFIG.format(
             backend=backend,
+            counting=counting,
             limits="\n".join(f"{name} = {value}" for name, value in limits.items()),
             tokenizer=smollm2_path(),
             prompt_price=PROMPT_PRICE,

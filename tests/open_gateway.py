@@ -17,12 +17,19 @@ SUBSCRIBER = "alice"
 
 @asynccontextmanager
 async def open_gateway(
-    folder: Path, backend: str, *, microcredits: int = 10_000_000, limits: Mapping[str, float] | None = None
+    folder: Path,
+    backend: str,
+    *,
+    microcredits: int = 10_000_000,
+    limits: Mapping[str, float] | None = None,
+    counting: str = "TOKENIZER",
 ) -> AsyncIterator[tuple[App, Books]]:
     """An app of a subscriber with so much credit, and the books; afterwards nothing is open and nothing differs."""
     books = Books(folder / "ledger.db")
     keys = await open_wallets(books.store, {SUBSCRIBER: microcredits})
-    async with await Gateway.open(load_config(write_config(folder, backend, **(limits or {})))) as gateway:
+    async with await Gateway.open(
+        load_config(write_config(folder, backend, counting=counting, **(limits or {})))
+    ) as gateway:
         async with App(gateway.port, keys[SUBSCRIBER]) as app:
             yield app, books
         await gateway.drain()
