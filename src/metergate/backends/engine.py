@@ -46,6 +46,7 @@ class EngineBackendOptions:
     connect_timeout_seconds: float  # >= 0.1; also of each look at its health and model
     tls: bool = False  # True: the backend must prove that it is the host of its address
     ca_pem: bytes | None = None  # the authorities it must prove it to; None: the public ones
+    own_pem: tuple[bytes, bytes] | None = field(default=None, repr=False)  # key and certificate that are shown to it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

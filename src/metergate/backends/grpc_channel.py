@@ -45,6 +45,11 @@ class ChannelOptions(Protocol):
         """The authorities it must prove it to; None: the public ones."""
         ...
 
+    @property
+    def own_pem(self) -> tuple[bytes, bytes] | None:
+        """The key and certificate that are shown to it; None: none are."""
+        ...
+
 
 def open_channel(options: ChannelOptions) -> aio.Channel:
     """Open a channel, within the event loop that uses it; to be closed."""
@@ -64,7 +69,10 @@ def open_channel(options: ChannelOptions) -> aio.Channel:
     )
     if not options.tls:
         return aio.insecure_channel(options.address, options=arguments)
-    credentials = grpc.ssl_channel_credentials(root_certificates=options.ca_pem)
+    key_pem, certificate_pem = options.own_pem or (None, None)
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=options.ca_pem, private_key=key_pem, certificate_chain=certificate_pem
+    )
     return aio.secure_channel(options.address, credentials, options=arguments)
 
 

@@ -64,6 +64,7 @@ def catalog_of(config: Config) -> Catalog:
                 rate_cards=check_schedule([card for card in config.rate_cards if card.model_id == model_id]),
                 usage_tolerance_tokens=table.usage_tolerance_tokens,
                 reasoning=ReasoningForm.NONE if table.reasoning is None else ReasoningForm(table.reasoning.upper()),
+                backend_weights=table.backend_weights,
             )
             for model_id, table in config.models.items()
         }

@@ -19,6 +19,6 @@ class AnswerCount(Protocol):
         """Append a delta."""
         ...
 
-    async def add_off_loop(self, delta: Delta, counted_in_loop_characters_max: int) -> None:
-        """Append a delta; in a thread if that takes long."""
+    def encoded_characters(self, delta: Delta) -> int:
+        """How much text ``add`` encodes for a delta; much of it belongs in a thread."""
         ...

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from metergate.core.catalog import Catalog
-from metergate.ports import Backend, TokenCodec, Tokenizer
+from metergate.metering.pool import Pool
+from metergate.ports import TokenCodec, Tokenizer
 
 # Every model is counted by its texts.
 NO_CODECS: Mapping[str, TokenCodec] = MappingProxyType({})
@@ -19,17 +20,17 @@ class Offering:
         *,
         catalog: Catalog,
         tokenizers: Mapping[str, Tokenizer],
-        backends: Mapping[str, Backend],
+        pool: Pool,
         codecs: Mapping[str, TokenCodec] = NO_CODECS,
     ) -> None:
-        """``tokenizers`` are by model id, ``backends`` by backend id: all that the catalog names.
+        """``tokenizers`` are by model id; they and the pool's backends are all that the catalog names.
 
         ``codecs`` are by model id: of all that are counted by their token ids.
         """
         self.catalog = catalog
         self.tokenizers = tokenizers
         self.codecs = codecs
-        self.backends = backends
+        self.pool = pool
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()

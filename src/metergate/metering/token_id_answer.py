@@ -31,6 +31,6 @@ class TokenIdAnswerCounter:
         self.reasoning_tokens += reasoning_tokens
         self.completion_tokens += len(starts) - reasoning_tokens
 
-    async def add_off_loop(self, delta: Delta, counted_in_loop_characters_max: int) -> None:
-        """Append a delta; that is quick for any."""
-        self.add(delta)
+    def encoded_characters(self, delta: Delta) -> int:
+        """How much text ``add`` encodes for a delta: none."""
+        return 0
