@@ -7,17 +7,16 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from metergate.config.schema import (
-    GrpcBackendTable,
+    BackendTable,
     Limits,
     Listener,
     Logs,
     Metrics,
     ModelTable,
-    OpenAIBackendTable,
     PromptBoundTable,
     Traces,
 )
-from metergate.core.catalog import Catalog, Model
+from metergate.core.catalog import Catalog, Model, ReasoningForm
 from metergate.core.errors import ConfigProblem
 from metergate.core.rating import RateCard, check_schedule
 from metergate.core.text_bounds import PromptBound
@@ -35,7 +34,7 @@ class Config:
     metrics: Metrics
     logs: Logs
     traces: Traces
-    backends: Mapping[str, OpenAIBackendTable | GrpcBackendTable]
+    backends: Mapping[str, BackendTable]
     models: Mapping[str, ModelTable]
     rate_cards: tuple[RateCard, ...]
     api_keys: Mapping[str, str] = field(repr=False)  # by backend id; absent: the backend takes none
@@ -67,6 +66,7 @@ def catalog_of(config: Config) -> Catalog:
                 rate_cards=check_schedule([card for card in config.rate_cards if card.model_id == model_id]),
                 usage_tolerance_tokens=table.usage_tolerance_tokens,
                 prompt_bound=_prompt_bound(table),
+                reasoning=ReasoningForm.NONE if table.reasoning is None else ReasoningForm(table.reasoning.upper()),
                 backend_weights=table.backend_weights,
             )
             for model_id, table in config.models.items()

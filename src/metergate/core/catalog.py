@@ -2,11 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from metergate.core.errors import ModelNotFound, PriceUnavailable
 from metergate.core.rating import RateCard, current_card
 from metergate.core.text_bounds import PromptBound
 from metergate.core.usage import CountingSource
+
+
+class ReasoningForm(StrEnum):
+    """How a model's raw text tells its reasoning from its answer."""
+
+    NONE = "NONE"  # it does not: all of it is content
+    THINK = "THINK"  # it may begin with <think>reasoning</think>
+    THINK_OPEN = "THINK_OPEN"  # the prompt ends with <think>, so it begins with reasoning</think>
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +30,7 @@ class Model:
     backend_ids: tuple[str, ...]  # at least one
     rate_cards: tuple[RateCard, ...]  # in order of effect
     usage_tolerance_tokens: int  # counted and reported may differ by this much of completion without being flagged
+    reasoning: ReasoningForm = ReasoningForm.NONE  # of a model that is counted by its token ids
     prompt_bound: PromptBound | None = None  # of a model that its backend counts (BACKEND); None: the gateway counts
     backend_weights: Mapping[str, int] = field(default_factory=dict)  # by backend id; absent: 1; 0: it stands by
 

@@ -8,7 +8,7 @@ from enum import IntEnum, auto
 from typing import TypeVar
 
 from metergate.core.inference import Delta
-from metergate.metering.bounded_answer import BoundedAnswer
+from metergate.metering.answer_count import AnswerCount
 from metergate.metering.deltas import length, split
 from metergate.ports import CompletionCounter, Tokenizer
 
@@ -89,10 +89,10 @@ class AnswerCounter:
         return characters
 
 
-Counter = TypeVar("Counter", AnswerCounter, BoundedAnswer)
+Count = TypeVar("Count", bound=AnswerCount)
 
 
-def longest_fit(before: Counter, delta: Delta, fits: Callable[[Counter], bool]) -> tuple[Delta, Counter]:
+def longest_fit(before: Count, delta: Delta, fits: Callable[[Count], bool]) -> tuple[Delta, Count]:
     """Return the longest prefix of ``delta``, in whole characters, after which the answer still fits, and its counter.
 
     Counts of a growing text are not quite monotone, so a longer prefix may fit where bisection found none; what is

@@ -1,5 +1,6 @@
 """What is known of a request before it runs: who pays, how its prompt counts, what it may cost at most."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from metergate.core.catalog import Model
@@ -20,6 +21,7 @@ class PricedPrompt:
         "_reasoning_price",
         "completion_tokens_max",
         "model",
+        "prompt_token_ids",
         "prompt_tokens",
         "prompt_tokens_estimated",
         "rate_card",
@@ -32,10 +34,13 @@ class PricedPrompt:
         rate_card: RateCard,
         prompt_tokens: int,
         completion_tokens_max: int,
+        prompt_token_ids: Sequence[int] = (),
         prompt_tokens_estimated: int | None = None,
     ) -> None:
         """``completion_tokens_max`` bounds answer and reasoning together.
 
+        ``prompt_token_ids`` are what was counted, of a model that is counted by its token ids. They are sent as they
+        are: a template that renders otherwise a second later cannot make them differ.
         ``prompt_tokens_estimated``: what they probably are, if ``prompt_tokens`` is the most they can be; None: it is
         their count.
         """
@@ -43,6 +48,7 @@ class PricedPrompt:
         self.model = model
         self.rate_card = rate_card
         self.prompt_tokens = prompt_tokens
+        self.prompt_token_ids = prompt_token_ids
         self.completion_tokens_max = completion_tokens_max
         # Looked up once: a cost is taken at every delivery.
         self._prompt_exact = prompt_tokens * rate_card.price(TokenClass.PROMPT)

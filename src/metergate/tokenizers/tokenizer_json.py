@@ -12,6 +12,7 @@ from metergate.core.errors import TokenizerInvalid
 from metergate.tokenizers import pre_tokenizers as known
 from metergate.tokenizers.byte_pairs import letters_characters_max, piece_encoder, token_counter
 from metergate.tokenizers.long_runs import LongRuns
+from metergate.tokenizers.token_bytes import ids_of
 from metergate.tokenizers.vocabulary import Vocabulary
 
 
@@ -48,6 +49,7 @@ def load_tokenizer_json(path: Path) -> Vocabulary:
         else None,
         runs=_runs(reference, rules) if splits_as_known else None,
         characters_per_token_max=_characters_max(reference, rules) if splits_as_known else None,
+        ids=ids_of(reference, rules),
     )
 
 

@@ -43,7 +43,7 @@ _CLOSED = f"{_EXTENDED}, state = ?, close_cause = ?, close_time_us = ?"
 _IF_ACTIVE = "WHERE reservation_id = ? AND state = 'ACTIVE'"
 CAPTURE_RESERVATION = f"{_CAPTURED} {_IF_ACTIVE}"
 # A statement of its own: nearly no reservation has one.
-UPDATE_ESTIMATE = f"UPDATE reservations SET estimate = ? {_IF_ACTIVE}"
+UPDATE_ESTIMATE = f"UPDATE reservations SET estimate = ? {_IF_ACTIVE}"  # noqa: S608 - of constants
 EXTEND_RESERVATION = f"{_EXTENDED} {_IF_ACTIVE}"
 CLOSE_RESERVATION = f"{_CLOSED} {_IF_ACTIVE}"
 
