@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from metergate.core.accounts import DAY_US, AccountBalance, RollUp
 from metergate.core.audit import SubscriberLedger
 from metergate.core.books import Books, request_key
 from metergate.core.errors import IdConflict, RequestInvalid, ResourceNotFound, StoreUnavailable, Violation
@@ -29,8 +30,10 @@ from metergate.core.reservation import Owner, Reservation, ReservationState
 from metergate.core.rows import ApiKey, Authorization, Charge, Grant, Transfer, Wallet
 from metergate.core.set_up import check_key
 from metergate.ports import (
+    ALL_DAYS,
     Balance,
     ChargeFilter,
+    Days,
     Grantee,
     Page,
     TransferFilter,
@@ -247,16 +250,27 @@ class MemoryLedgerStore:
     async def count_subscribers(self) -> int:
         return len(self.books.wallets.rows)
 
-    async def audit(self) -> AsyncIterator[SubscriberLedger]:
-        for wallet in tuple(self.books.wallets.rows.values()):
-            mine = wallet.subscriber_id
+    async def account_balances(self, days: Days = ALL_DAYS) -> Mapping[str, AccountBalance]:
+        rolled_up = RollUp()
+        for transfer in self._transfers:
+            if days.first <= transfer.create_time_us // DAY_US <= days.last:
+                rolled_up.add(transfer)
+        return rolled_up.balances()
+
+    async def audit(self, *, after: str | None = None) -> AsyncIterator[SubscriberLedger]:
+        balances = await self.account_balances()
+        for mine, wallet in sorted(self.books.wallets.rows.items()):
+            if after is not None and mine <= after:
+                continue
             charges = [row for row in self.books.charges.rows.values() if row.subscriber_id == mine]
             reservations = [row for row in self.books.reservations.rows.values() if row.subscriber_id == mine]
             settled = {row.reservation_id for row in reservations if row.state is ReservationState.SETTLED}
             charged = {row.reservation_id for row in charges}
             yield SubscriberLedger(
                 wallet=wallet,
+                is_erased=False,
                 rate_cards=self._cards,
+                account_balances=balances,
                 grants=tuple(self.books.grants_of(mine)),
                 authorizations=tuple(r for r in self.books.authorizations.rows.values() if r.subscriber_id == mine),
                 open_reservations=tuple(row for row in reservations if row.state is ReservationState.ACTIVE),

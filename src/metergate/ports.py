@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
+from metergate.core.accounts import DAY_US, AccountBalance
 from metergate.core.audit import SubscriberLedger
 from metergate.core.inference import BackendEvent, BackendRequest, Delta, Prompt
 from metergate.core.operations import (
@@ -22,6 +23,7 @@ from metergate.core.rating import RateCard
 from metergate.core.receipts import Admission, Receipt
 from metergate.core.reservation import Owner, Reservation
 from metergate.core.rows import ApiKey, Authorization, Charge, Grant, Transfer, Wallet
+from metergate.core.times import TIME_US_MAX
 
 Row = TypeVar("Row")
 
@@ -243,6 +245,17 @@ class TransferFilter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Days:
+    """A range of days since the epoch, UTC, both ends included."""
+
+    first: int = 0
+    last: int = TIME_US_MAX // DAY_US
+
+
+ALL_DAYS = Days()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Page(Generic[Row]):
     """Some rows and where the next ones begin."""
 
@@ -354,12 +367,16 @@ class LedgerStore(Protocol):
         """Transfers, newest first."""
         ...
 
+    async def account_balances(self, days: Days = ALL_DAYS) -> Mapping[str, AccountBalance]:
+        """What moved in and out of each account on these days, by account; GRANTS_ACCOUNT is all grants together."""
+        ...
+
     # --- audit ------------------------------------------------------------------------------------------------------
 
     async def count_subscribers(self) -> int:
         """How many wallets there are."""
         ...
 
-    def audit(self) -> AsyncIterator[SubscriberLedger]:
-        """Every subscriber's books, in one consistent view of the store."""
+    def audit(self, *, after: str | None = None) -> AsyncIterator[SubscriberLedger]:
+        """The books of every subscriber, or of all after one, by id, in one consistent view of the store."""
         ...

@@ -395,6 +395,7 @@ def _charge(closed: Reservation, settlement: Settlement) -> Charge:
     """The record of a reservation that was just closed."""
     assert closed.close_cause is not None
     assert closed.close_time_us is not None
+    is_crash = closed.close_cause is CloseCause.CRASH
     return Charge(
         charge_id=settlement.charge_id,
         reservation_id=closed.reservation_id,
@@ -414,6 +415,7 @@ def _charge(closed: Reservation, settlement: Settlement) -> Charge:
         rate_card_id=closed.rate_card_id,
         captured_microcredits=closed.captured_microcredits,
         charged_microcredits=settlement.charged_microcredits,
+        delivered_microcredits=closed.delivered_microcredits if is_crash else settlement.charged_microcredits,
         finish_reason=settlement.finish_reason,
         close_cause=closed.close_cause,
         create_time_us=closed.create_time_us,

@@ -168,6 +168,9 @@ class Charge:
     rate_card_id: str
     captured_microcredits: int  # >= charged_microcredits
     charged_microcredits: int
+    # What is known to have been delivered: as much as was charged; after a CRASH, what the last capture before it knew.
+    # The rest of the charge is what an app may claim back.
+    delivered_microcredits: int
     finish_reason: FinishReason
     close_cause: CloseCause
     create_time_us: int  # of the reservation

@@ -45,7 +45,8 @@ RESERVATION = (
 CHARGE = (
     "charge_id, reservation_id, subscriber_id, authorization_id, app_id, channel, request_id, content_hash, model_id, "
     "provider_id, attempts, counting_source, usage_counted, usage_reported, usage_mismatch, rate_card_id, "
-    "captured_microcredits, charged_microcredits, finish_reason, close_cause, create_time_us, settle_time_us"
+    "captured_microcredits, charged_microcredits, delivered_microcredits, finish_reason, close_cause, create_time_us, "
+    "settle_time_us"
 )
 TRANSFER = (
     "subscriber_id, sequence, kind, debit_account, credit_account, amount_microcredits, grant_id, charge_id, "
@@ -191,6 +192,7 @@ def charge_columns(row: Charge) -> Columns:
         row.rate_card_id,
         row.captured_microcredits,
         row.charged_microcredits,
+        row.delivered_microcredits,
         row.finish_reason,
         row.close_cause,
         row.create_time_us,
@@ -335,10 +337,11 @@ def charge(columns: Columns) -> Charge:
         rate_card_id=columns[15],
         captured_microcredits=columns[16],
         charged_microcredits=columns[17],
-        finish_reason=FinishReason(columns[18]),
-        close_cause=CloseCause(columns[19]),
-        create_time_us=columns[20],
-        settle_time_us=columns[21],
+        delivered_microcredits=columns[18],
+        finish_reason=FinishReason(columns[19]),
+        close_cause=CloseCause(columns[20]),
+        create_time_us=columns[21],
+        settle_time_us=columns[22],
     )
 
 

@@ -3,17 +3,18 @@
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from metergate.core.accounts import AccountBalance
 from metergate.core.audit import SubscriberLedger
 from metergate.core.errors import StoreRefused, StoreUnavailable
 from metergate.core.rating import RateCard
 from metergate.core.rows import Charge, Grant, Transfer
-from metergate.ports import Balance, ChargeFilter, Grantee, Page, TransferFilter
+from metergate.ports import ALL_DAYS, Balance, ChargeFilter, Days, Grantee, Page, TransferFilter
 from metergate.stores.sqlite.auditing import read_ledgers
 from metergate.stores.sqlite.connection import Inode, check_path, inode_of, open_for_reading
 from metergate.stores.sqlite.queries import Query
@@ -97,14 +98,18 @@ class SqliteLedgerReader:
         """IdConflict if one is recorded with other content."""
         await self._read(lambda query: new_rate_cards(query.connection, cards))
 
+    async def account_balances(self, days: Days = ALL_DAYS) -> Mapping[str, AccountBalance]:
+        """What moved in and out of each account on these days, by account."""
+        return await self._read(lambda query: query.account_balances(days))
+
     # --- LedgerStore: audit -----------------------------------------------------------------------------------------
 
     async def count_subscribers(self) -> int:
         """How many wallets there are."""
         return await self._read(lambda query: query.count_subscribers())
 
-    async def audit(self) -> AsyncIterator[SubscriberLedger]:
-        """Every subscriber's books, in one consistent view: a long read of its own, beside all others."""
+    async def audit(self, *, after: str | None = None) -> AsyncIterator[SubscriberLedger]:
+        """The books of every subscriber after one, by id, in one consistent view: a read of its own beside others."""
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, thread_name_prefix="ledger-audit") as thread:
 
@@ -116,7 +121,7 @@ class SqliteLedgerReader:
 
             connection = await run(self._connect)
             try:
-                async with aclosing(read_ledgers(connection, run)) as ledgers:
+                async with aclosing(read_ledgers(connection, run, after)) as ledgers:
                     async for ledger in ledgers:
                         yield ledger
             finally:
