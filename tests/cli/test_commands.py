@@ -62,6 +62,7 @@ def test_every_command_explains_itself_with_an_example(run: Run) -> None:
         ("key", "list"),
         ("wallet", "show"),
         ("ledger", "verify"),
+        ("ledger", "accounts"),
         ("serve",),
     ):
         code, out, _ = run(*command, "--help")
