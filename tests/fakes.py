@@ -1,14 +1,21 @@
 """Stand-ins that keep every promise of the ports they implement, in memory."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from metergate.core.accounts import DAY_US, AccountBalance, RollUp
 from metergate.core.audit import SubscriberLedger
 from metergate.core.books import Books, request_key
-from metergate.core.errors import IdConflict, RequestInvalid, ResourceNotFound, StoreUnavailable, Violation
+from metergate.core.errors import (
+    IdConflict,
+    LedgerInvariantBroken,
+    RequestInvalid,
+    ResourceNotFound,
+    StoreUnavailable,
+    Violation,
+)
 from metergate.core.grants import available
 from metergate.core.ledger import Ledger, Operation, Outcome
 from metergate.core.operations import (
@@ -36,6 +43,7 @@ from metergate.ports import (
     Days,
     Grantee,
     Page,
+    Recovery,
     TransferFilter,
 )
 
@@ -79,6 +87,7 @@ class MemoryLedgerStore:
         self._is_finished = False  # an operation failed: the next one opens the store again
         self._fails_after_commit = False
         self._recoveries = 0
+        self._pruned_before_us = 0
 
     # --- faults -----------------------------------------------------------------------------------------------------
 
@@ -146,6 +155,36 @@ class MemoryLedgerStore:
         outcome = await self._run(operation)
         assert isinstance(outcome, Grant)
         return outcome
+
+    async def recover_abandoned(self, is_running: Callable[[str], bool]) -> Recovery:
+        abandoned = [row for row in self.open_reservations() if not is_running(row.reservation_id)]
+        stuck = 0
+        for row in abandoned:
+            self._recoveries += 1
+            operation = Recover(
+                reservation_id=row.reservation_id,
+                subscriber_id=row.subscriber_id,
+                charge_id=f"recovered-{self._recoveries}",
+                survivor=None,
+                now_us=self.clock.now_us(),
+            )
+            try:
+                await self._run(operation)
+            except LedgerInvariantBroken:
+                stuck += 1
+        return Recovery(settled=len(abandoned) - stuck, stuck=stuck)
+
+    async def prune_reservations(self, closed_before_us: int, *, count_max: int) -> int:
+        old = [
+            row.reservation_id
+            for row in self.books.reservations.rows.values()
+            if row.close_time_us is not None and row.close_time_us < closed_before_us
+        ][:count_max]
+        for reservation_id in old:
+            del self.books.reservations.rows[reservation_id]
+        if old:
+            self._pruned_before_us = max(self._pruned_before_us, closed_before_us)
+        return len(old)
 
     async def add_subscriber(self, operation: AddSubscriber) -> Wallet:
         outcome = await self._run(operation)
@@ -257,7 +296,7 @@ class MemoryLedgerStore:
                 rolled_up.add(transfer)
         return rolled_up.balances()
 
-    async def audit(self, *, after: str | None = None) -> AsyncIterator[SubscriberLedger]:
+    async def audit(self, *, after: str | None = None) -> AsyncGenerator[SubscriberLedger, None]:
         balances = await self.account_balances()
         for mine, wallet in sorted(self.books.wallets.rows.items()):
             if after is not None and mine <= after:
@@ -276,7 +315,13 @@ class MemoryLedgerStore:
                 open_reservations=tuple(row for row in reservations if row.state is ReservationState.ACTIVE),
                 settled_reservation_ids_without_charge=tuple(sorted(settled - charged)),
                 charge_ids_without_settled_reservation=tuple(
-                    row.charge_id for row in charges if row.reservation_id not in settled
+                    row.charge_id
+                    for row in charges
+                    if row.reservation_id not in settled
+                    and (
+                        row.settle_time_us >= self._pruned_before_us
+                        or row.reservation_id in self.books.reservations.rows
+                    )
                 ),
                 charges=_aiter(charges),
                 transfers=_aiter([row for row in self._transfers if row.subscriber_id == mine]),

@@ -1,6 +1,6 @@
 """What the use cases need of the outside, in the domain's words: never SQL, HTTP or gRPC."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -263,6 +263,14 @@ class Page(Generic[Row]):
     next_cursor: str | None  # None: these were the last
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """What a look for abandoned reservations came to."""
+
+    settled: int
+    stuck: int  # that could not be settled
+
+
 class LedgerStore(Protocol):
     """The ledger on durable storage. Every writing verb is one atomic transaction, acknowledged after its commit.
 
@@ -305,6 +313,21 @@ class LedgerStore(Protocol):
 
     async def add_grant(self, operation: AddGrant) -> Grant:
         """Add credits to a wallet."""
+        ...
+
+    async def recover_abandoned(self, is_running: Callable[[str], bool]) -> Recovery:
+        """Settle, at what was captured, every open reservation that nobody runs any more (L5).
+
+        Of this owner these are the ones that ``is_running`` does not know, by id; of others, those whose owner's lease
+        is over (``core.leases``). One that cannot be settled is logged and left for the next time.
+        """
+        ...
+
+    async def prune_reservations(self, closed_before_us: int, *, count_max: int) -> int:
+        """Remove the oldest closed reservations, at most so many, that were closed before a time; how many.
+
+        Their charges stay, and with them the ids that answer a repeated request (L4).
+        """
         ...
 
     # --- setting up -------------------------------------------------------------------------------------------------
@@ -377,6 +400,6 @@ class LedgerStore(Protocol):
         """How many wallets there are."""
         ...
 
-    def audit(self, *, after: str | None = None) -> AsyncIterator[SubscriberLedger]:
+    def audit(self, *, after: str | None = None) -> AsyncGenerator[SubscriberLedger, None]:
         """The books of every subscriber, or of all after one, by id, in one consistent view of the store."""
         ...

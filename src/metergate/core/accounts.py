@@ -65,8 +65,8 @@ class RollUp:
 
     def merge(self, other: "RollUp") -> None:
         """Count what another one has counted."""
-        for account, (debited, credited) in other._moved.items():
-            self._move(account, debited, credited)
+        for account, balance in other.balances().items():
+            self._move(account, balance.debited_microcredits, balance.credited_microcredits)
 
     def balances(self) -> dict[str, AccountBalance]:
         """By account."""

@@ -97,6 +97,17 @@ class SubscriberLedger:
     unreadable_rows: list[UnreadableRow] = field(default_factory=list)  # grows while charges and transfers are read
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRound:
+    """What a look at some subscribers found."""
+
+    subscribers: int  # that were audited
+    different: int  # of these, those whose books differ
+    differences: tuple[Difference, ...]
+    account_balances: Mapping[str, AccountBalance]
+    seconds: float
+
+
 class Audit:
     """The audit of a whole ledger: ``check`` each subscriber, then ``check_totals``."""
 

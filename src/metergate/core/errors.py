@@ -208,6 +208,13 @@ class Overloaded(MetergateError):
 
 
 @dataclass(kw_only=True, eq=False)
+class LedgerDiffers(MetergateError):
+    """The ledger's books differ: this gateway admits nothing until somebody has looked into it and restarted it."""
+
+    reason: ClassVar[str] = "LEDGER_DIFFERS"
+
+
+@dataclass(kw_only=True, eq=False)
 class ShuttingDown(MetergateError):
     """The gateway is shutting down."""
 

@@ -304,7 +304,7 @@ class Ledger:
         return self._close(reservation, operation.close_cause, operation.settlement, operation.now_us)
 
     def recover(self, operation: Recover) -> Settled | Reserved:
-        """Close what a dead owner left open, at what it had captured; Reserved if its owner is the survivor."""
+        """Close what nobody runs any more, at what it had captured; Reserved if its owner is the survivor."""
         reservation = find_reservation(self._books, operation.reservation_id, operation.subscriber_id)
         if reservation.state is not ReservationState.ACTIVE:
             return self._settled(reservation, operation.now_us)

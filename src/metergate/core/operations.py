@@ -129,12 +129,12 @@ class Settle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recover:
-    """Settle an ACTIVE reservation of an owner that died at what was captured; release it if that is nothing (L5)."""
+    """Settle an ACTIVE reservation that nobody runs any more at what was captured; if nothing was, release it (L5)."""
 
     reservation_id: str
     subscriber_id: str
     charge_id: str
-    survivor: Owner  # a reservation of this owner is alive and is left alone
+    survivor: Owner | None  # a reservation of this owner is alive and is left alone; None: nobody runs it
     now_us: int
 
 

@@ -30,6 +30,7 @@ class Report:
 
     ledger_problem: str = "it was not looked at yet"  # "" if it takes writes
     backends_up: Mapping[str, bool] = field(default_factory=dict)  # by backend id
+    do_books_differ: bool = False  # the audit found it, and admissions were to stop then
     is_draining: bool = False
 
     @property
@@ -40,7 +41,8 @@ class Report:
     @property
     def is_ready(self) -> bool:
         """Whether requests should be sent here."""
-        return self.is_ledger_writable and any(self.backends_up.values()) and not self.is_draining
+        can_serve = self.is_ledger_writable and any(self.backends_up.values())
+        return can_serve and not self.do_books_differ and not self.is_draining
 
     def as_json(self) -> dict[str, object]:
         """The same for people and programs."""
@@ -48,6 +50,7 @@ class Report:
             "ready": self.is_ready,
             "checks": {
                 "ledger": self.ledger_problem or "ok",
+                "audit": "the books differ" if self.do_books_differ else "ok",
                 "backends": {backend_id: "up" if up else "down" for backend_id, up in self.backends_up.items()},
                 "draining": self.is_draining,
             },
@@ -90,6 +93,11 @@ class Readiness:
         while True:
             await asyncio.sleep(seconds)
             await tell(await self.look())
+
+    def stop(self) -> Report:
+        """Be ready for no requests any more: the ledger's books differ."""
+        self.report = replace(self.report, do_books_differ=True)
+        return self.report
 
     def drain(self) -> Report:
         """Be ready for nothing any more."""

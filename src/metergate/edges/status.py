@@ -32,6 +32,7 @@ STATUS_CODES: dict[type[errors.MetergateError], grpc.StatusCode] = {
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.BackendUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.LedgerDiffers: grpc.StatusCode.UNAVAILABLE,
     errors.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     # Not RESOURCE_EXHAUSTED: that is a limit of the caller's own, and clients do not try another gateway for it.
     errors.Overloaded: grpc.StatusCode.UNAVAILABLE,

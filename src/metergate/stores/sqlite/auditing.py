@@ -147,9 +147,7 @@ def _ledger_of(
     # An erasure removes closed reservations too.
     pruned_before_us = whole.pruned_before_us if erasure is None else max(whole.pruned_before_us, erasure[0] + 1)
 
-    def rows(
-        table: str, sql: str, decode: Callable[[codec.Columns], Row], *values: object
-    ) -> tuple[Row, ...]:
+    def rows(table: str, sql: str, decode: Callable[[codec.Columns], Row], *values: object) -> tuple[Row, ...]:
         return tuple(_decoded(table, connection.execute(sql, (subscriber_id, *values)), decode, unreadable))
 
     def pages(table: str, sql: str, decode: Callable[[codec.Columns], Row]) -> AsyncIterator[Row]:

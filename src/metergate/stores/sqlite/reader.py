@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
@@ -108,7 +108,7 @@ class SqliteLedgerReader:
         """How many wallets there are."""
         return await self._read(lambda query: query.count_subscribers())
 
-    async def audit(self, *, after: str | None = None) -> AsyncIterator[SubscriberLedger]:
+    async def audit(self, *, after: str | None = None) -> AsyncGenerator[SubscriberLedger, None]:
         """The books of every subscriber after one, by id, in one consistent view: a read of its own beside others."""
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, thread_name_prefix="ledger-audit") as thread:

@@ -1,16 +1,22 @@
 """LedgerStore on SQLite."""
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, cast
+from uuid import uuid4
 
+from metergate.core.errors import MetergateError
+from metergate.core.leases import Leases
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
     AddSubscriber,
     Capture,
     Captured,
+    Recover,
     Replayed,
     Reserve,
     Reserved,
@@ -20,19 +26,26 @@ from metergate.core.operations import (
 from metergate.core.rating import RateCard
 from metergate.core.reservation import Owner
 from metergate.core.rows import ApiKey, Authorization, Grant, Wallet
-from metergate.ports import Clock, Commit
+from metergate.ports import Clock, Commit, Recovery
 from metergate.stores.group_commit import GroupCommit
 from metergate.stores.sqlite import setting_up
 from metergate.stores.sqlite.connection import FileLock, check_path
 from metergate.stores.sqlite.reader import SqliteLedgerReader
+from metergate.stores.sqlite.sweeping import OpenReservation, heartbeats, open_reservations, prune
 from metergate.stores.sqlite.writer import SetUp, SqliteWriter, WriteOperation
+
+logger = logging.getLogger(__name__)
 
 
 class SqliteLedgerStore(SqliteLedgerReader):
     """The whole LedgerStore: the only process that writes the file, and a reader beside its writer."""
 
-    def __init__(self, path: Path, lock: FileLock, writer: SqliteWriter, observe: Callable[[Commit], None]) -> None:
+    def __init__(
+        self, path: Path, lock: FileLock, writer: SqliteWriter, clock: Clock, observe: Callable[[Commit], None]
+    ) -> None:
         super().__init__(path)
+        self._clock = clock
+        self._leases = Leases()
         self._lock = lock
         self._writer = writer
         self._commits: GroupCommit[WriteOperation] = GroupCommit(
@@ -75,7 +88,7 @@ class SqliteLedgerStore(SqliteLedgerReader):
     ) -> Self:
         writer = SqliteWriter(path, clock=clock, owner_id=owner_id)
         lock = await asyncio.to_thread(_lock_and_open, path, writer, create)
-        store = cls(path, lock, writer, observe)
+        store = cls(path, lock, writer, clock, observe)
         try:
             await store._in_thread(store._current_query)
         except BaseException:
@@ -132,6 +145,43 @@ class SqliteLedgerStore(SqliteLedgerReader):
     async def add_grant(self, operation: AddGrant) -> Grant:
         """Add credits to a wallet."""
         return cast(Grant, await self._commits.submit(operation, is_new_work=True))
+
+    async def recover_abandoned(self, is_running: Callable[[str], bool]) -> Recovery:
+        """Settle every open reservation that nobody runs any more."""
+        # What is read is committed; what was committed before, a request that still runs it has been known since.
+        rows, heartbeats_us = await self._read(
+            lambda query: (tuple(open_reservations(query.connection)), heartbeats(query.connection))
+        )
+        heartbeats_us.pop(self.owner, None)
+        dead = self._leases.dead(heartbeats_us, time.monotonic())
+        abandoned = [
+            row for row in rows if (row.owner == self.owner and not is_running(row.reservation_id)) or row.owner in dead
+        ]
+        results = await asyncio.gather(*(self._recover(row) for row in abandoned), return_exceptions=True)
+        settled = sum(isinstance(result, Settled) for result in results)
+        return Recovery(settled=settled, stuck=len(results) - settled)
+
+    async def _recover(self, row: OpenReservation) -> Settled:
+        operation = Recover(
+            reservation_id=row.reservation_id,
+            subscriber_id=row.subscriber_id,
+            charge_id=uuid4().hex,
+            survivor=None,
+            now_us=self._clock.now_us(),
+        )
+        try:
+            settled = cast(Settled, await self._commits.submit(operation, is_new_work=False))
+        except MetergateError as exc:
+            logger.error(
+                "reservation %r that nobody runs cannot be settled and stays open: %s", row.reservation_id, exc
+            )
+            raise
+        logger.warning("reservation %r, which nobody ran any more, is settled", row.reservation_id)
+        return settled
+
+    async def prune_reservations(self, closed_before_us: int, *, count_max: int) -> int:
+        """Remove the oldest closed reservations, at most so many, that were closed before a time."""
+        return cast(int, await self._set_up(SetUp(lambda connection: prune(connection, closed_before_us, count_max))))
 
     # --- setting up -------------------------------------------------------------------------------------------------
 
