@@ -36,8 +36,8 @@ def add_grant(books: Books, operation: AddGrant) -> Grant:
         credit_account=grant_account(grant.grant_id),
         amount_microcredits=grant.amount_microcredits,
         grant_id=grant.grant_id,
-        charge_id="",
         now_us=grant.create_time_us,
+        grant_expire_time_us=grant.expire_time_us,
     )
     return grant
 

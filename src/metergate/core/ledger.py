@@ -348,7 +348,7 @@ class Ledger:
         expire(self._books, subscriber_id, now_us)
         consumed, returned = give_back(reservation.allocations, reservation.reserved_microcredits - charged)
         if settlement is not None:
-            self._books.add_charge(_charge(closed, settlement))
+            self._books.add_charge(_charge(closed, settlement, consumed))
             for part in consumed:
                 post_from_grant(self._books, subscriber_id, TransferKind.CHARGE, part, settlement.charge_id, now_us)
         for part in returned:
@@ -391,7 +391,7 @@ def _captured(status: CaptureStatus, reservation: Reservation, refusal: CloseCau
     )
 
 
-def _charge(closed: Reservation, settlement: Settlement) -> Charge:
+def _charge(closed: Reservation, settlement: Settlement, consumed: tuple[Allocation, ...]) -> Charge:
     """The record of a reservation that was just closed."""
     assert closed.close_cause is not None
     assert closed.close_time_us is not None
@@ -416,6 +416,7 @@ def _charge(closed: Reservation, settlement: Settlement) -> Charge:
         captured_microcredits=closed.captured_microcredits,
         charged_microcredits=settlement.charged_microcredits,
         delivered_microcredits=closed.delivered_microcredits if is_crash else settlement.charged_microcredits,
+        allocations=consumed,
         finish_reason=settlement.finish_reason,
         close_cause=closed.close_cause,
         create_time_us=closed.create_time_us,

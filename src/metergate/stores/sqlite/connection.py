@@ -133,7 +133,7 @@ def open_for_writing(path: Path, *, create: bool) -> sqlite3.Connection:
         try:
             _require_ours(connection, path, allow_empty=create)
             _set_up(connection, path)
-            _migrate(connection)
+            _migrate(connection, path)
         except BaseException:
             connection.close()
             raise
@@ -243,9 +243,20 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
         raise StoreRefused(path=str(path), problem="its file system cannot do WAL with synchronous=FULL")
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Apply what is missing, each version in a transaction of its own."""
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Apply what is missing, each version in a transaction of its own; StoreRefused, unchanged, if one cannot be."""
     scripts = migrations()
-    for version in range(_pragma(connection, "user_version") + 1, len(scripts) + 1):
+    missing = range(_pragma(connection, "user_version") + 1, len(scripts) + 1)
+    if not missing:
+        return
+    connection.execute("PRAGMA foreign_keys = OFF")  # dropping a table that is made anew must touch no other
+    for version in missing:
         marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version};"
-        connection.executescript(f"BEGIN IMMEDIATE; {scripts[version - 1]}; {marks} COMMIT;")
+        connection.executescript(f"BEGIN IMMEDIATE; {scripts[version - 1]}; {marks}")
+        dangling = connection.execute("PRAGMA foreign_key_check").fetchone()
+        if dangling is not None:
+            connection.execute("ROLLBACK")
+            problem = f"a row of its table {dangling[0]} refers to one of {dangling[2]} that is not there"
+            raise StoreRefused(path=str(path), problem=problem)
+        connection.execute("COMMIT")
+    connection.execute("PRAGMA foreign_keys = ON")

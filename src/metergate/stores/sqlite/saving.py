@@ -27,6 +27,7 @@ INSERT_AUTHORIZATION = _insert("authorizations", codec.AUTHORIZATION)
 INSERT_RESERVATION = _insert("reservations", codec.RESERVATION)
 INSERT_CHARGE = _insert("charges", codec.CHARGE)
 INSERT_TRANSFER = _insert("transfers", codec.TRANSFER)
+INSERT_CORRECTION = _insert("corrections", codec.CORRECTION)
 
 # Whole credits carry what the rests beyond them add up to.
 ADD_TO_ACCOUNT_DAY = """
@@ -40,8 +41,11 @@ ADD_TO_ACCOUNT_DAY = """
             + (days.credited_rest + excluded.credited_rest) / 1000000,
         credited_rest = (days.credited_rest + excluded.credited_rest) % 1000000
 """
-UPDATE_WALLET = "UPDATE wallets SET sequence = ? WHERE subscriber_id = ?"
-UPDATE_GRANT = "UPDATE grants SET remaining_microcredits = ? WHERE subscriber_id = ? AND grant_id = ?"
+UPDATE_WALLET = "UPDATE wallets SET sequence = ?, state = ? WHERE subscriber_id = ?"
+UPDATE_GRANT = """
+    UPDATE grants SET remaining_microcredits = ?, amount_microcredits = ?, reverse_time_us = ?
+    WHERE subscriber_id = ? AND grant_id = ?
+"""
 UPDATE_AUTHORIZATION = """
     UPDATE authorizations SET charged_microcredits = ?, reserved_microcredits = ? WHERE authorization_id = ?
 """
@@ -79,6 +83,7 @@ def save(connection: sqlite3.Connection, books: Books, loaded: Mapping[str, Rese
     write(INSERT_CHARGE, map(codec.charge_columns, books.charges.added.values()))
     write(INSERT_TRANSFER, map(codec.transfer_columns, books.transfers))
     write(ADD_TO_ACCOUNT_DAY, map(_account_day, roll_up(books.transfers).items()))
+    write(INSERT_CORRECTION, map(codec.correction_columns, books.corrections.added.values()))
 
 
 def _save_changed_reservations(
@@ -107,11 +112,17 @@ def _save_changed_reservations(
 
 
 def _wallet_change(row: Wallet) -> Columns:
-    return (row.sequence, row.subscriber_id)
+    return (row.sequence, row.state, row.subscriber_id)
 
 
 def _grant_change(row: Grant) -> Columns:
-    return (row.remaining_microcredits, row.subscriber_id, row.grant_id)
+    return (
+        row.remaining_microcredits,
+        row.amount_microcredits,
+        row.reverse_time_us,
+        row.subscriber_id,
+        row.grant_id,
+    )
 
 
 def _authorization_change(row: Authorization) -> Columns:
