@@ -31,7 +31,7 @@ from metergate.stores.group_commit import GroupCommit
 from metergate.stores.sqlite import setting_up
 from metergate.stores.sqlite.connection import FileLock, check_path
 from metergate.stores.sqlite.reader import SqliteLedgerReader
-from metergate.stores.sqlite.sweeping import OpenReservation, heartbeats, open_reservations, prune
+from metergate.stores.sqlite.upkeep import OpenReservation, heartbeats, open_reservations, prune
 from metergate.stores.sqlite.writer import SetUp, SqliteWriter, WriteOperation
 
 logger = logging.getLogger(__name__)
