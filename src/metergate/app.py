@@ -35,6 +35,7 @@ from metergate.edges.readiness import Readiness, Report, tell_health
 from metergate.edges.server import ServerHandle, ServerLimits, start_server
 from metergate.edges.tls import Certificates, TlsFiles
 from metergate.metering.auditor import Auditor
+from metergate.metering.expiry import ExpirySweep
 from metergate.metering.limits import Limits
 from metergate.metering.upkeep import Upkeep
 from metergate.metering.use_case import Metering
@@ -123,9 +124,10 @@ class Gateway:
         async with AsyncExitStack() as opened:
             clock = SystemClock()
             certificates = _open_certificates(config, clock)
-            offerings = Offerings(await asyncio.to_thread(Parts.of, config))
+            parts = await asyncio.to_thread(Parts.of, config)
+            metrics = Metrics(parts.catalog, time.monotonic)
+            offerings = Offerings(parts, metrics)
             opened.push_async_callback(offerings.close)
-            metrics = Metrics(offerings.current.catalog, time.monotonic)
             observer = FanOut([metrics, *_open_observers(config, opened)])
             ledger = await SqliteLedgerStore.open(
                 config.store_path,
@@ -145,7 +147,7 @@ class Gateway:
                 limits=_limits(config),
                 observer=observer,
             )
-            readiness = Readiness(ledger, lambda: metering.offering.backends)
+            readiness = Readiness(ledger, lambda: metering.offering.pool)
             await readiness.look()
             pages = None
             if config.metrics.address is not None:
@@ -177,7 +179,14 @@ class Gateway:
                 swept=metrics.swept,
                 pruned=metrics.pruned.inc,
             )
-            work = [readiness.watch(gateway._tell), sample_lag(metrics.loop_lag_seconds), uses.run(), upkeep.run()]
+            sweep = ExpirySweep(ledger, clock, config.limits.expiry_sweep_seconds)
+            work = [
+                readiness.watch(gateway._tell),
+                sample_lag(metrics.loop_lag_seconds),
+                uses.run(),
+                upkeep.run(),
+                sweep.run(),
+            ]
             if config.audit.sample_subscribers:
                 work.append(gateway._auditor().run())
             for forever in work:
@@ -247,7 +256,7 @@ class Gateway:
 
     async def _tell(self, report: Report) -> None:
         """Tell metrics and gRPC health what a look found."""
-        self._metrics.checked(is_ready=report.is_ready, backends_up=report.backends_up)
+        self._metrics.checked(is_ready=report.is_ready, backend_ids=report.backends)
         await tell_health(self._server.health, report)
 
 

@@ -26,7 +26,7 @@ async def serving() -> AsyncIterator[tuple[HttpServer, World, Readiness]]:
     """The port in front of a metering world that was looked at once."""
     metrics = Metrics(Catalog({}), time.monotonic)
     world = await World([*content("one"), STOP], observers=[metrics]).fund(10_000)
-    readiness = Readiness(world.ledger, lambda: {"backend-1": world.backend})
+    readiness = Readiness(world.ledger, lambda: world.pool)
     await readiness.look()
     server = await HttpServer.start("127.0.0.1:0", operators_pages(metrics, world.metering, readiness, lambda: 3))
     try:
@@ -101,7 +101,7 @@ async def test_a_gateway_that_is_up_is_alive_and_one_that_can_serve_is_ready() -
         assert await fetch(server, "/livez") == (200, "text/plain; charset=utf-8", "ok\n")
         status, content_type, body = await fetch(server, "/readyz")
         assert (status, content_type) == (200, "application/json")
-        checks = {"ledger": "ok", "backends": {"backend-1": "up"}, "draining": False}
+        checks = {"ledger": "ok", "audit": "ok", "backends": {"backend-1": "up"}, "draining": False}
         assert json.loads(body) == {"ready": True, "checks": checks}
 
 

@@ -68,6 +68,7 @@ def catalog_of(config: Config) -> Catalog:
                 backend_ids=tuple(table.backends),
                 rate_cards=check_schedule([card for card in config.rate_cards if card.model_id == model_id]),
                 usage_tolerance_tokens=table.usage_tolerance_tokens,
+                backend_weights=table.backend_weights,
             )
             for model_id, table in config.models.items()
         }

@@ -133,6 +133,17 @@ class Books:
         self.grants.change(key, after)
         return after
 
+    def grow_grant(self, subscriber_id: str, grant_id: str, by_microcredits: int) -> None:
+        """Add to a grant after it was made: amount and remaining."""
+        key = (subscriber_id, grant_id)
+        grant = self.grants.rows[key]
+        after = changed(
+            grant,
+            amount_microcredits=grant.amount_microcredits + by_microcredits,
+            remaining_microcredits=grant.remaining_microcredits + by_microcredits,
+        )
+        self.grants.change(key, after)
+
     def add_reservation(self, reservation: Reservation) -> None:
         """A new reservation."""
         self.reservations.add(reservation.reservation_id, reservation)

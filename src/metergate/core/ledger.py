@@ -1,7 +1,8 @@
 """The ledger: decides one operation at a time over loaded rows, and refuses without having changed anything.
 
 Stores load the rows, hand over a batch in ``in_order`` and write what changed; nothing here waits or reads a clock.
-Grants whose time is over become breakage whenever an operation changes their wallet: lazily, once, never below zero.
+Grants whose time is over roll over or become breakage whenever an operation changes their wallet: lazily, once, never
+below zero.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ from typing import Any
 
 from metergate.core.books import Books, request_key
 from metergate.core.changes import changed
+from metergate.core.correcting import adjust, refund, reverse, set_wallet_state
 from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
 from metergate.core.errors import (
     AuthorizationRevoked,
@@ -22,24 +24,38 @@ from metergate.core.errors import (
     WalletSuspended,
 )
 from metergate.core.granting import add_grant
-from metergate.core.grants import allocate, available, give_back, merge
-from metergate.core.ids import check_ids, check_own_ids
+from metergate.core.grants import OWN_MARK, allocate, give_back, merge
+from metergate.core.ids import check_ids, check_no_mark, check_own_ids
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
     AddSubscriber,
+    Adjust,
     Capture,
     Captured,
     CaptureStatus,
+    Expire,
     Recover,
+    Refund,
     Replayed,
     Reserve,
     Reserved,
+    Reverse,
     Settle,
     Settled,
     Settlement,
+    SetWalletState,
 )
-from metergate.core.postings import cap_left, expire, find_reservation, move_counters, payer, post_from_grant, spendable
+from metergate.core.postings import (
+    available,
+    cap_left,
+    expire,
+    find_reservation,
+    move_counters,
+    payer,
+    post_from_grant,
+    spendable,
+)
 from metergate.core.reservation import (
     Allocation,
     CloseCause,
@@ -52,17 +68,31 @@ from metergate.core.rows import (
     Authorization,
     Channel,
     Charge,
+    Correction,
     FinishReason,
     Grant,
     TransferKind,
     Wallet,
     WalletState,
 )
-from metergate.core.set_up import add_authorization, add_subscriber
+from metergate.core.set_up import add_authorization, add_subscriber, expire_wallet
 from metergate.core.usage import CountingSource
 
-Operation = Capture | Settle | Recover | Reserve | AddGrant | AddSubscriber | AddAuthorization
-Outcome = Captured | Settled | Reserved | Replayed | Grant | Wallet | Authorization
+Operation = (
+    Capture
+    | Settle
+    | Recover
+    | Reserve
+    | AddGrant
+    | AddSubscriber
+    | AddAuthorization
+    | Refund
+    | Adjust
+    | Reverse
+    | SetWalletState
+    | Expire
+)
+Outcome = Captured | Settled | Reserved | Replayed | Grant | Wallet | Authorization | Correction
 
 # What a capture of a reservation that is not there is answered with.
 _UNKNOWN = Captured(status=CaptureStatus.CLOSED, captured_microcredits=0, reserved_microcredits=0, refusal=None)
@@ -96,6 +126,9 @@ def check_ids_of(operation: Operation) -> None:
             check_own_ids(charge_id=charge_id)
         case AddGrant(grant=grant):
             check_ids(subscriber_id=grant.subscriber_id, grant_id=grant.grant_id)
+            check_no_mark(OWN_MARK, grant_id=grant.grant_id)
+        case Refund() | Adjust() | Reverse() | SetWalletState():
+            check_ids(correction_id=operation.correction_id, reason=operation.reason, actor=operation.actor)
         case AddSubscriber(wallet=wallet):
             check_ids(subscriber_id=wallet.subscriber_id)
         case AddAuthorization(authorization=authorization):
@@ -121,6 +154,11 @@ class Ledger:
             AddGrant: partial(add_grant, books),
             AddSubscriber: partial(add_subscriber, books),
             AddAuthorization: partial(add_authorization, books),
+            Refund: partial(refund, books),
+            Adjust: partial(adjust, books),
+            Reverse: partial(reverse, books),
+            SetWalletState: partial(set_wallet_state, books),
+            Expire: partial(expire_wallet, books),
         }
 
     def decide(self, operation: Operation) -> Outcome:
@@ -207,7 +245,7 @@ class Ledger:
         in_cap = cap_left(authorization)
         if in_cap < minimum:
             raise CapReached(cap="authorization's cap", remaining_microcredits=in_cap, required_microcredits=minimum)
-        credit = available(self._books.grants_of(operation.subscriber_id), operation.now_us)
+        credit = available(self._books, operation.subscriber_id, operation.now_us)
         if credit < minimum:
             raise InsufficientCredit(available_microcredits=credit, required_microcredits=minimum)
         return min(operation.wanted_microcredits, limit, in_cap, credit)
@@ -270,7 +308,7 @@ class Ledger:
         missing = wanted - reservation.reserved_microcredits
         in_cap = 0 if authorization.revoke_time_us is not None else cap_left(authorization)
         is_suspended = wallet.state is WalletState.SUSPENDED
-        credit = 0 if is_suspended else available(self._books.grants_of(reservation.subscriber_id), now_us)
+        credit = 0 if is_suspended else available(self._books, reservation.subscriber_id, now_us)
         limit_left = min(reservation.limit_microcredits, AMOUNT_MICROCREDITS_MAX) - reservation.reserved_microcredits
         bounds = (
             (limit_left, CloseCause.CREDIT_LIMIT_REACHED),
@@ -379,7 +417,7 @@ class Ledger:
         )
 
     def _spendable(self, wallet: Wallet, authorization: Authorization, now_us: int) -> int:
-        return spendable(wallet, authorization, available(self._books.grants_of(wallet.subscriber_id), now_us))
+        return spendable(wallet, authorization, available(self._books, wallet.subscriber_id, now_us))
 
 
 def _captured(status: CaptureStatus, reservation: Reservation, refusal: CloseCause | None = None) -> Captured:

@@ -158,10 +158,12 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One dispatch of a request to one backend."""
+    """One dispatch of a request to one backend, and what it may have cost the operator there."""
 
     backend_id: str
     problem: str  # "" if it served the request
+    prompt_tokens: int = 0  # sent to it, as the gateway counts them; 0 if it was not reached
+    milliseconds: int = 0  # from the dispatch until the backend was left: what its time cost, where time is paid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +196,16 @@ class Charge:
     close_cause: CloseCause
     create_time_us: int  # of the reservation
     settle_time_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erasure:
+    """The record that a subscriber was forgotten."""
+
+    subscriber_id: str  # the pseudonym
+    reason: str
+    actor: str  # who did it, as they said
+    erase_time_us: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,7 +62,7 @@ CORRECTION = (
 _encoder = msgspec.json.Encoder()
 # A ValueError for anything else.
 _amounts = msgspec.json.Decoder(list[tuple[str, int]])
-_texts = msgspec.json.Decoder(list[tuple[str, str]])
+_attempts = msgspec.json.Decoder(list[list[str | int]])
 _ids = msgspec.json.Decoder(tuple[str, ...])
 
 
@@ -74,6 +74,11 @@ def qualified(table: str, columns: str) -> str:
 def to_json(value: object) -> str:
     """Compact JSON text."""
     return _encoder.encode(value).decode()
+
+
+def amounts(text: str) -> list[tuple[str, int]]:
+    """Names with amounts, of allocations or usage as JSON text."""
+    return _amounts.decode(text)
 
 
 def usage_columns(usage: Usage) -> str:
@@ -199,7 +204,12 @@ def charge_columns(row: Charge) -> Columns:
         row.content_hash,
         row.model_id,
         row.provider_id,
-        to_json([(attempt.backend_id, attempt.problem) for attempt in row.attempts]),
+        to_json(
+            [
+                (attempt.backend_id, attempt.problem, attempt.prompt_tokens, attempt.milliseconds)
+                for attempt in row.attempts
+            ]
+        ),
         row.counting_source,
         usage_columns(row.usage_counted),
         None if row.usage_reported is None else usage_columns(row.usage_reported),
@@ -349,6 +359,19 @@ def reservation(columns: Columns) -> Reservation:
     )
 
 
+def _attempt(backend_id: str | int, problem: str | int, *cost: str | int) -> Attempt:
+    """One of a charge's attempts; charges of earlier versions tell nothing of its cost."""
+    prompt_tokens, milliseconds = cost or (0, 0)
+    if (
+        isinstance(backend_id, str)
+        and isinstance(problem, str)
+        and isinstance(prompt_tokens, int)
+        and isinstance(milliseconds, int)
+    ):
+        return Attempt(backend_id=backend_id, problem=problem, prompt_tokens=prompt_tokens, milliseconds=milliseconds)
+    raise ValueError("an attempt is [backend id, problem, prompt tokens, milliseconds]")
+
+
 def charge(columns: Columns) -> Charge:
     """A row of ``CHARGE``."""
     return Charge(
@@ -362,9 +385,7 @@ def charge(columns: Columns) -> Charge:
         content_hash=columns[7],
         model_id=columns[8],
         provider_id=columns[9],
-        attempts=tuple(
-            Attempt(backend_id=backend_id, problem=problem) for backend_id, problem in _texts.decode(columns[10])
-        ),
+        attempts=tuple(_attempt(*columns) for columns in _attempts.decode(columns[10])),
         counting_source=CountingSource(columns[11]),
         usage_counted=_usage(columns[12]),
         usage_reported=None if columns[13] is None else _usage(columns[13]),

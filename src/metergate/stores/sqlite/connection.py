@@ -28,6 +28,13 @@ BUSY_TIMEOUT_S = 2.0
 # After a checkpoint the WAL is cut back to this: a long audit lets it grow, and the space should come back.
 WAL_BYTES_AFTER_CHECKPOINT = 64 * 1024 * 1024
 
+# A checkpoint copies every page that changed since the last one, once, and waits for the disk twice. Every 32 MB, and
+# not 4 MB as by itself, copies a busy page an eighth as often; reading a WAL of that size after a crash took 0.02 s.
+CHECKPOINT_PAGES = 8_192
+
+# The inner pages of every index of a ledger of ten million charges, which each reservation and settlement goes through.
+CACHE_KIBIBYTES = 64 * 1024
+
 
 class FileLock:
     """Keeps a second process from writing the same ledger; the operating system frees it when the process dies."""
@@ -237,7 +244,10 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = ON")  # what was erased or pruned is not left in free space
     connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_AFTER_CHECKPOINT}")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KIBIBYTES}")
     full = 2
     if mode != "wal" or _pragma(connection, "synchronous") != full:
         raise StoreRefused(path=str(path), problem="its file system cannot do WAL with synchronous=FULL")

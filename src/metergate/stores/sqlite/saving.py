@@ -41,7 +41,8 @@ ADD_TO_ACCOUNT_DAY = """
             + (days.credited_rest + excluded.credited_rest) / 1000000,
         credited_rest = (days.credited_rest + excluded.credited_rest) % 1000000
 """
-UPDATE_WALLET = "UPDATE wallets SET sequence = ?, state = ? WHERE subscriber_id = ?"
+UPDATE_WALLET = "UPDATE wallets SET sequence = ? WHERE subscriber_id = ?"
+UPDATE_WALLET_STATE = "UPDATE wallets SET state = ? WHERE subscriber_id = ?"
 UPDATE_GRANT = """
     UPDATE grants SET remaining_microcredits = ?, amount_microcredits = ?, reverse_time_us = ?
     WHERE subscriber_id = ? AND grant_id = ?
@@ -74,6 +75,9 @@ def save(connection: sqlite3.Connection, books: Books, loaded: Mapping[str, Rese
 
     write(INSERT_WALLET, map(codec.wallet_columns, books.wallets.added.values()))
     write(UPDATE_WALLET, map(_wallet_change, books.wallets.changed.values()))
+    corrected = {correction.subscriber_id for correction in books.corrections.added.values()}
+    wallets = (books.wallets.rows[subscriber_id] for subscriber_id in corrected)
+    write(UPDATE_WALLET_STATE, [(wallet.state, wallet.subscriber_id) for wallet in wallets])  # by nothing else
     write(INSERT_GRANT, map(codec.grant_columns, books.grants.added.values()))
     write(UPDATE_GRANT, map(_grant_change, books.grants.changed.values()))
     write(INSERT_AUTHORIZATION, map(codec.authorization_columns, books.authorizations.added.values()))
@@ -112,7 +116,7 @@ def _save_changed_reservations(
 
 
 def _wallet_change(row: Wallet) -> Columns:
-    return (row.sequence, row.state, row.subscriber_id)
+    return (row.sequence, row.subscriber_id)
 
 
 def _grant_change(row: Grant) -> Columns:

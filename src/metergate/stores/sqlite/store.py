@@ -8,28 +8,35 @@ from pathlib import Path
 from typing import Self, cast
 from uuid import uuid4
 
-from metergate.core.errors import MetergateError
+from metergate.core.errors import MetergateError, Overloaded, StoreUnavailable
 from metergate.core.leases import Leases
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
     AddSubscriber,
+    Adjust,
     Capture,
     Captured,
+    EraseSubscriber,
+    Expire,
     Recover,
+    Refund,
     Replayed,
     Reserve,
     Reserved,
+    Reverse,
     Settle,
     Settled,
+    SetWalletState,
 )
 from metergate.core.rating import RateCard
 from metergate.core.reservation import Owner
-from metergate.core.rows import ApiKey, Authorization, Grant, Wallet
+from metergate.core.rows import ApiKey, Authorization, Correction, Erasure, Grant, Wallet
 from metergate.ports import Clock, Commit, Recovery
 from metergate.stores.group_commit import GroupCommit
-from metergate.stores.sqlite import setting_up
+from metergate.stores.sqlite import expiring, setting_up
 from metergate.stores.sqlite.connection import FileLock, check_path
+from metergate.stores.sqlite.erasing import erase_subscriber
 from metergate.stores.sqlite.reader import SqliteLedgerReader
 from metergate.stores.sqlite.upkeep import OpenReservation, heartbeats, open_reservations, prune
 from metergate.stores.sqlite.writer import SetUp, SqliteWriter, WriteOperation
@@ -136,7 +143,8 @@ class SqliteLedgerStore(SqliteLedgerReader):
 
     async def capture(self, operation: Capture) -> Captured:
         """Debit a reservation before a delivery."""
-        return cast(Captured, await self._commits.submit(operation, is_new_work=False))
+        is_first = operation.delivered_microcredits == 0  # somebody waits for the first token
+        return cast(Captured, await self._commits.submit(operation, is_new_work=False, is_urgent=is_first))
 
     async def settle(self, operation: Settle) -> Settled:
         """Close a reservation."""
@@ -183,11 +191,55 @@ class SqliteLedgerStore(SqliteLedgerReader):
         """Remove the oldest closed reservations, at most so many, that were closed before a time."""
         return cast(int, await self._set_up(SetUp(lambda connection: prune(connection, closed_before_us, count_max))))
 
+    async def expire_grants(self, now_us: int, limit: int) -> int:
+        """Move on what remains of grants whose time is over; how many grants that were, at most ``limit``."""
+        grants = await self._read(lambda query: expiring.expired_grants(query.connection, now_us, limit))
+        if not grants:
+            return 0
+        subscriber_ids = dict.fromkeys(grant.subscriber_id for grant in grants)
+        operations = [Expire(subscriber_id=subscriber_id, now_us=now_us) for subscriber_id in subscriber_ids]
+        outcomes = await asyncio.gather(
+            *(self._commits.submit(operation, is_new_work=True) for operation in operations), return_exceptions=True
+        )
+        for operation, outcome in zip(operations, outcomes, strict=True):
+            if isinstance(outcome, StoreUnavailable | Overloaded):
+                raise outcome
+            if isinstance(outcome, BaseException):  # books that cannot be read: they must not keep all others from it
+                logger.error("grants of %r cannot expire: %s", operation.subscriber_id, outcome)
+        await self._set_up(SetUp(lambda connection: expiring.mark_swept(connection, grants)))
+        return len(grants)
+
+    # --- corrections ------------------------------------------------------------------------------------------------
+
+    async def refund(self, operation: Refund) -> Correction:
+        """Give back part of a charge."""
+        return await self._correct(operation)
+
+    async def adjust(self, operation: Adjust) -> Correction:
+        """Give credit, or take what is available."""
+        return await self._correct(operation)
+
+    async def reverse(self, operation: Reverse) -> Correction:
+        """Take back a grant whose payment was taken back."""
+        return await self._correct(operation)
+
+    async def set_wallet_state(self, operation: SetWalletState) -> Correction:
+        """Stop a wallet, or let it be spent from again."""
+        return await self._correct(operation)
+
+    async def _correct(self, operation: Refund | Adjust | Reverse | SetWalletState) -> Correction:
+        return cast(Correction, await self._commits.submit(operation, is_new_work=True))
+
     # --- setting up -------------------------------------------------------------------------------------------------
 
     async def add_subscriber(self, operation: AddSubscriber) -> Wallet:
         """Open a wallet."""
         return cast(Wallet, await self._commits.submit(operation, is_new_work=True))
+
+    async def erase_subscriber(self, operation: EraseSubscriber) -> Erasure:
+        """Forget a subscriber, in the WAL and in free space too."""
+        erasure = await self._set_up(SetUp(lambda connection: erase_subscriber(connection, operation), cleans_wal=True))
+        return cast(Erasure, erasure)
 
     async def add_authorization(self, operation: AddAuthorization) -> Authorization:
         """Record a subscriber's consent."""

@@ -59,3 +59,41 @@ CREATE TABLE erasures (
     actor TEXT NOT NULL,
     erase_time_us INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+-- The table of reservations is made anew without its references to authorizations, which can be erased, and to owners,
+-- which are forgotten with the last reservation: to check them, removing one would read every reservation.
+CREATE TABLE reservations_anew (
+    reservation_id TEXT PRIMARY KEY NOT NULL,
+    subscriber_id TEXT NOT NULL REFERENCES wallets,
+    authorization_id TEXT NOT NULL,
+    app_id TEXT NOT NULL,
+    channel TEXT NOT NULL,
+    request_id TEXT NOT NULL,
+    content_hash BLOB NOT NULL,
+    owner_id TEXT NOT NULL,
+    owner_epoch INTEGER NOT NULL,
+    model_id TEXT NOT NULL,
+    provider_id TEXT NOT NULL,
+    counting_source TEXT NOT NULL,
+    rate_card_id TEXT NOT NULL,
+    limit_microcredits INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('ACTIVE', 'SETTLED', 'RELEASED')),
+    close_cause TEXT CHECK ((close_cause IS NULL) = (state = 'ACTIVE')),
+    reserved_microcredits INTEGER NOT NULL CHECK (reserved_microcredits <= limit_microcredits),
+    captured_microcredits INTEGER NOT NULL CHECK (captured_microcredits <= reserved_microcredits),
+    captured_usage TEXT NOT NULL, -- JSON array of [token class, tokens]
+    delivered_microcredits INTEGER NOT NULL
+        CHECK (delivered_microcredits >= 0 AND delivered_microcredits <= captured_microcredits),
+    allocations TEXT NOT NULL, -- JSON array of [grant_id, microcredits] in burn order
+    create_time_us INTEGER NOT NULL,
+    close_time_us INTEGER CHECK ((close_time_us IS NULL) = (state = 'ACTIVE'))
+) STRICT;
+
+INSERT INTO reservations_anew SELECT * FROM reservations ORDER BY rowid;
+DROP TABLE reservations;
+ALTER TABLE reservations_anew RENAME TO reservations;
+
+-- A request runs at most once at a time; also how recovery and the audit find what is open.
+CREATE UNIQUE INDEX reservations_active ON reservations (subscriber_id, authorization_id, request_id)
+    WHERE state = 'ACTIVE';
+CREATE INDEX reservations_by_subscriber ON reservations (subscriber_id);
