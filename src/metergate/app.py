@@ -157,7 +157,13 @@ class Gateway:
             uses = KeyUses(ledger, clock)
             opened.push_async_callback(uses.write)
             authenticator = Authenticator(ledger, time.monotonic, clock, uses.note)
-            await _start_admin(config.store_path, AdminServicer(ledger, clock, authenticator.forget), opened)
+
+            def forget_subscriber(subscriber_id: str) -> None:
+                authenticator.forget_subscriber(subscriber_id)
+                metering.forget_texts()
+
+            admin = AdminServicer(ledger, clock, authenticator.forget, forget_subscriber)
+            await _start_admin(config.store_path, admin, opened)
             server = await _start_server(config, ledger, metering, authenticator, clock, certificates, metrics)
             opened.push_async_callback(server.server.stop, LAST_WORDS_SECONDS)
             gateway = cls(

@@ -7,6 +7,9 @@ from metergate.core.grants import OWN_MARK
 from metergate.core.ids import check_ids
 from metergate.core.operations import EraseSubscriber
 
+# As many as no two subscribers ever share.
+PSEUDONYM_BYTES = 16
+
 # A reason of a correction may name whom it was about.
 ERASED_REASON = "(erased)"
 
@@ -20,6 +23,11 @@ def check_erasure(operation: EraseSubscriber) -> None:
     if named:
         problem = "must not have the id that is to be forgotten: it is kept"
         raise RequestInvalid(*(Violation(name, problem) for name in named))
+
+
+def subscriber_pseudonym(random: bytes) -> str:
+    """What a subscriber that is forgotten is called from then on."""
+    return f"erased-{random.hex()}"
 
 
 def pseudonym(number: int) -> str:

@@ -185,6 +185,10 @@ class Metering:
             patience.reschedule(self._patience_end())
         await self.settled()
 
+    def forget_texts(self) -> None:
+        """Keep no answer for replays any more: somebody whose answer may be among them is to be forgotten."""
+        self._services.replays.clear()
+
     def stop_admissions(self) -> None:
         """Admit nothing more, for good, because the ledger's books differ; what runs ends by itself."""
         self._admits = False
