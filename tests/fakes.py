@@ -62,6 +62,7 @@ from metergate.ports import (
     Grantee,
     Page,
     Recovery,
+    Times,
     TransferFilter,
 )
 
@@ -414,6 +415,15 @@ class MemoryLedgerStore:
         return _page([row for row in transfers if self._transfer_matches(row, where)], cursor, size)
 
     # --- LedgerStore: audit -----------------------------------------------------------------------------------------
+
+    async def read_charges(self, times: Times) -> AsyncGenerator[Sequence[Charge], None]:
+        yield [row for row in self.books.charges.rows.values() if times.first_us <= row.settle_time_us < times.end_us]
+
+    async def read_transfers(self, times: Times) -> AsyncGenerator[Sequence[Transfer], None]:
+        yield sorted(
+            (row for row in self._transfers if times.first_us <= row.create_time_us < times.end_us),
+            key=lambda row: (row.subscriber_id, row.sequence),
+        )
 
     async def count_subscribers(self) -> int:
         return len(self.books.wallets.rows)

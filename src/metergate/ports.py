@@ -262,6 +262,14 @@ class TransferFilter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """A range of time, in microseconds since the epoch."""
+
+    first_us: int  # inclusive
+    end_us: int  # exclusive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Days:
     """A range of days since the epoch, UTC, both ends included."""
 
@@ -447,6 +455,14 @@ class LedgerStore(Protocol):
         ...
 
     # --- audit ------------------------------------------------------------------------------------------------------
+
+    def read_charges(self, times: Times) -> AsyncGenerator[Sequence[Charge], None]:
+        """Every charge that was settled in a range of time, in pages, in one consistent view of the store."""
+        ...
+
+    def read_transfers(self, times: Times) -> AsyncGenerator[Sequence[Transfer], None]:
+        """Every transfer that was posted in a range of time, in pages, in one consistent view of the store."""
+        ...
 
     async def count_subscribers(self) -> int:
         """How many wallets there are."""

@@ -311,6 +311,24 @@ class StoreRefused(MetergateError):
     problem: str
 
 
+@dataclass(kw_only=True, eq=False)
+class BackupRefused(MetergateError):
+    """The backup {path} cannot be restored: {problem}."""
+
+    reason: ClassVar[str] = "BACKUP_REFUSED"
+    path: str
+    problem: str
+
+
+@dataclass(kw_only=True, eq=False)
+class FileRefused(MetergateError):
+    """The file {path} cannot be written: {problem}."""
+
+    reason: ClassVar[str] = "FILE_REFUSED"
+    path: str
+    problem: str
+
+
 @dataclass(frozen=True, slots=True)
 class ConfigProblem:
     """What is wrong with one key of the configuration."""
