@@ -68,6 +68,10 @@ def test_every_command_explains_itself_with_an_example(run: Run) -> None:
         ("wallet", "resume"),
         ("ledger", "verify"),
         ("ledger", "accounts"),
+        ("ledger", "backup"),
+        ("ledger", "restore"),
+        ("ledger", "export"),
+        ("subscriber", "erase"),
         ("serve",),
     ):
         code, out, _ = run(*command, "--help")
@@ -303,7 +307,7 @@ def test_a_defect_is_one_line_with_exit_code_3(alice: Run, monkeypatch: pytest.M
     def fail(_path: Path) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr(ledger, "_verify", fail)
+    monkeypatch.setattr(ledger, "audit_store", fail)
     assert alice("ledger", "verify", *STORE) == (3, "", "error: unexpected RuntimeError: two lines\n")
 
 
