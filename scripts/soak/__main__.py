@@ -11,12 +11,14 @@ from rich.table import Table
 
 from soak.crash import crash
 from soak.parts import Figures, Step
+from soak.power import power
 from soak.simulation import simulation
 
 # Each tells of every step it took, and returns what it found; a law that does not hold is an AssertionError.
 PARTS: Mapping[str, tuple[Callable[[int, Step], Figures], int]] = {
     "simulation": (simulation, 10_000),
     "crash": (crash, 200),
+    "power": (power, 1_000),
 }
 
 
