@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from metergate.core.books import Books, request_key
+from metergate.core.capturing import answer, debited
 from metergate.core.changes import changed
 from metergate.core.correcting import adjust, refund, reverse, set_wallet_state
 from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
@@ -272,32 +273,20 @@ class Ledger:
         if before is None or before.subscriber_id != operation.subscriber_id:
             return _UNKNOWN
         if before.state is not ReservationState.ACTIVE:
-            return _captured(CaptureStatus.CLOSED, before)
+            return answer(CaptureStatus.CLOSED, before)
         if before.owner != operation.owner:
-            return _captured(CaptureStatus.NOT_OWNER, before)
+            return answer(CaptureStatus.NOT_OWNER, before)
         target = operation.target_microcredits
         wanted = max(operation.wanted_microcredits, target)
         reserved, refusal = before.reserved_microcredits, None
         if wanted > reserved:
             more, refusal = self._extension(before, wanted, operation.now_us)
             reserved += more
-        captures = before.captured_microcredits <= target <= reserved
-        captured = target if captures else before.captured_microcredits
-        delivered = max(before.delivered_microcredits, operation.delivered_microcredits)
-        if delivered > captured:
-            raise LedgerInvariantBroken(problem=f"{delivered} microcredits delivered, only {captured} captured")
-        after = changed(
-            before,
-            reserved_microcredits=reserved,
-            captured_microcredits=captured,
-            captured_usage=operation.target_usage if captures else before.captured_usage,
-            delivered_microcredits=delivered,
-            allocations=before.allocations,
-        )
+        after = debited(before, operation, reserved)
         if reserved > before.reserved_microcredits:
             after = self._extend(after, reserved - before.reserved_microcredits, operation.now_us)
         self._books.reservations.change(after.reservation_id, after)
-        return _captured(CaptureStatus.OPEN, after, refusal)
+        return answer(CaptureStatus.OPEN, after, refusal)
 
     def _extension(self, reservation: Reservation, wanted: int, now_us: int) -> tuple[int, CloseCause | None]:
         """By how much a reservation can grow towards ``wanted``, and what keeps it from all of it.
@@ -418,15 +407,6 @@ class Ledger:
 
     def _spendable(self, wallet: Wallet, authorization: Authorization, now_us: int) -> int:
         return spendable(wallet, authorization, available(self._books, wallet.subscriber_id, now_us))
-
-
-def _captured(status: CaptureStatus, reservation: Reservation, refusal: CloseCause | None = None) -> Captured:
-    return Captured(
-        status=status,
-        captured_microcredits=reservation.captured_microcredits,
-        reserved_microcredits=reservation.reserved_microcredits,
-        refusal=refusal,
-    )
 
 
 def _charge(closed: Reservation, settlement: Settlement, consumed: tuple[Allocation, ...]) -> Charge:

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from metergate.core.accounts import AccountDayKey, roll_up
 from metergate.core.books import Books
@@ -64,15 +65,7 @@ def save(connection: sqlite3.Connection, books: Books, loaded: Mapping[str, Rese
 
     RowsMissing if a count of rows is not what it must be; the caller then gives up the whole transaction.
     """
-
-    def write(sql: str, rows: Iterable[Columns]) -> None:
-        columns = list(rows)
-        if not columns:
-            return
-        count = connection.executemany(sql, columns).rowcount
-        if count != len(columns):
-            raise RowsMissing(f"{count} rows written of {len(columns)}: {sql}")
-
+    write = partial(_write, connection)
     write(INSERT_WALLET, map(codec.wallet_columns, books.wallets.added.values()))
     write(UPDATE_WALLET, map(_wallet_change, books.wallets.changed.values()))
     corrected = {correction.subscriber_id for correction in books.corrections.added.values()}
@@ -90,6 +83,20 @@ def save(connection: sqlite3.Connection, books: Books, loaded: Mapping[str, Rese
     write(INSERT_CORRECTION, map(codec.correction_columns, books.corrections.added.values()))
 
 
+def save_captured(connection: sqlite3.Connection, reservations: Iterable[Reservation]) -> None:
+    """Write what captures changed that no reservation was extended for; RowsMissing as ``save``."""
+    _write(connection, CAPTURE_RESERVATION, ((*_watermark(row), row.reservation_id) for row in reservations))
+
+
+def _write(connection: sqlite3.Connection, sql: str, rows: Iterable[Columns]) -> None:
+    columns = list(rows)
+    if not columns:
+        return
+    count = connection.executemany(sql, columns).rowcount
+    if count != len(columns):
+        raise RowsMissing(f"{count} rows written of {len(columns)}: {sql}")
+
+
 def _save_changed_reservations(
     write: Callable[[str, Iterable[Columns]], None],
     changed: Mapping[str, Reservation],
@@ -100,7 +107,7 @@ def _save_changed_reservations(
     extended: list[Columns] = []
     closed: list[Columns] = []
     for row in changed.values():
-        watermark = (row.captured_microcredits, codec.usage_columns(row.captured_usage), row.delivered_microcredits)
+        watermark = _watermark(row)
         if row.state is ReservationState.ACTIVE and row.allocations is loaded[row.reservation_id].allocations:
             captured.append((*watermark, row.reservation_id))
             continue
@@ -113,6 +120,10 @@ def _save_changed_reservations(
     write(CAPTURE_RESERVATION, captured)
     write(EXTEND_RESERVATION, extended)
     write(CLOSE_RESERVATION, closed)
+
+
+def _watermark(row: Reservation) -> Columns:
+    return (row.captured_microcredits, codec.usage_columns(row.captured_usage), row.delivered_microcredits)
 
 
 def _wallet_change(row: Wallet) -> Columns:
