@@ -4,15 +4,18 @@ import hashlib
 import json
 import re
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from test_commands import STORE, Run, run  # noqa: F401 - a fixture
+
+Run = Callable[..., tuple[int, str, str]]
+STORE = ("--store", "ledger.db")
 
 
 @pytest.fixture
-def alice(run: Run) -> Run:  # noqa: F811
+def alice(run: Run) -> Run:
     """A store in which alice has 5 credits."""
     assert run("subscriber", "create", "alice", *STORE)[0] == 0
     assert run("grant", "add", "alice", "--credits", "5", "--id", "alices-june", *STORE)[0] == 0
