@@ -7,12 +7,14 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from metergate.config.schema import (
+    Audit,
     BackendTable,
     Limits,
     Listener,
     Logs,
     Metrics,
     ModelTable,
+    Retention,
     Traces,
 )
 from metergate.core.catalog import Catalog, Model, ReasoningForm
@@ -29,6 +31,8 @@ class Config:
     listener: Listener
     store_path: Path
     limits: Limits
+    retention: Retention
+    audit: Audit
     metrics: Metrics
     logs: Logs
     traces: Traces
