@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from fakes import FakeClock, MemoryLedgerStore
 
 from metergate.core.catalog import Catalog, Model
+from metergate.core.embedding import EmbeddingBackendRequest, Embeddings
 from metergate.core.inference import (
     BackendEvent,
     BackendRequest,
@@ -83,11 +85,14 @@ class WordTokenizer:
     def count_prompt(self, prompt: Prompt) -> int:
         return sum(3 + count_words(message.text()) for message in prompt.messages)
 
+    def count_input(self, text: str) -> int:
+        return 2 + count_words(text)
+
     def completion_counter(self) -> WordCounter:
         return WordCounter()
 
 
-ScriptItem = BackendEvent | Exception | asyncio.Event
+ScriptItem = BackendEvent | Embeddings | Exception | asyncio.Event
 
 
 class ScriptedBackend:
@@ -97,6 +102,7 @@ class ScriptedBackend:
         self.backend_id = backend_id
         self.script = list(script)
         self.requests: list[BackendRequest] = []
+        self.embedding_requests: list[EmbeddingBackendRequest] = []
         self.open_generations = 0
         self.played = asyncio.Event()  # it came to an event of its script and waits for it
 
@@ -112,7 +118,25 @@ class ScriptedBackend:
                     self.played.set()
                     await item.wait()
                 else:
+                    assert not isinstance(item, Embeddings)
                     yield item
+        finally:
+            self.open_generations -= 1
+
+    async def embed(self, request: EmbeddingBackendRequest) -> Embeddings:
+        self.embedding_requests.append(request)
+        self.open_generations += 1
+        try:
+            for item in self.script:
+                await asyncio.sleep(0)
+                if isinstance(item, Exception):
+                    raise item
+                if isinstance(item, asyncio.Event):
+                    self.played.set()
+                    await item.wait()
+                if isinstance(item, Embeddings):
+                    return item
+            raise AssertionError("the script has no vectors")
         finally:
             self.open_generations -= 1
 
@@ -183,6 +207,7 @@ class World:
         limits: Limits | None = None,
         backends: Sequence[Backend] | None = None,
         observers: Sequence[Observer] = (),
+        **of_the_model: Any,
     ) -> None:
         self.clock = FakeClock()
         self.ledger = MemoryLedgerStore(clock=self.clock)
@@ -198,6 +223,7 @@ class World:
             rate_cards=(CARD,),
             usage_tolerance_tokens=1,
         )
+        model = replace(model, **of_the_model)
         self._ids = 0
         self.caller = Authorization(
             authorization_id="authorization-1",

@@ -6,15 +6,17 @@ last request that came in under it is settled.
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Self
 
+from metergate.backends import grpc, openai_wire
 from metergate.backends.grpc import GrpcBackend, GrpcBackendOptions
 from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
 from metergate.config import Config, GrpcBackendTable, ModelTable, OpenAIBackendTable, catalog_of
 from metergate.core.catalog import Catalog
 from metergate.core.errors import CertificateInvalid, MetergateError, TokenizerInvalid
+from metergate.core.parameters import Parameter
 from metergate.edges.tls import read_authorities
 from metergate.metering.offering import Offering
 from metergate.ports import Backend, Tokenizer
@@ -35,7 +37,7 @@ class Parts:
     def of(cls, config: Config) -> Self:
         """Read all that it needs, in seconds; TokenizerInvalid or CertificateInvalid if that cannot be used."""
         return cls(
-            catalog=catalog_of(config),
+            catalog=_catalog(config),
             tokenizers=_open_tokenizers(config),
             backends={backend_id: _backend_options(config, backend_id) for backend_id in config.backends},
         )
@@ -87,6 +89,28 @@ def _offering(parts: Parts, backends: Mapping[str, Backend]) -> Offering:
     return Offering(catalog=parts.catalog, tokenizers=parts.tokenizers, backends=backends)
 
 
+def _catalog(config: Config) -> Catalog:
+    """The models on sale, each with what all of its backends take: a request may come to any of them."""
+    catalog = catalog_of(config)
+    taken = {backend_id: _parameters(table) for backend_id, table in config.backends.items()}
+    return Catalog(
+        {
+            model_id: replace(
+                model, parameters=frozenset.intersection(*(taken[backend_id] for backend_id in model.backend_ids))
+            )
+            for model_id, model in catalog.models.items()
+        }
+    )
+
+
+def _parameters(table: OpenAIBackendTable | GrpcBackendTable) -> frozenset[Parameter]:
+    """What a backend takes: never what its protocol cannot say."""
+    is_grpc = isinstance(table, GrpcBackendTable)
+    if table.parameters is None:
+        return grpc.PARAMETERS if is_grpc else openai_wire.DOCUMENTED_PARAMETERS
+    return frozenset(table.parameters) & (grpc.PARAMETERS if is_grpc else openai_wire.PARAMETERS)
+
+
 def _open_tokenizers(config: Config) -> Mapping[str, Tokenizer]:
     """Every model's tokenizer, by model id; models that count alike share one. TokenizerInvalid if one is unusable."""
     opened: dict[TokenizerSpec, Tokenizer] = {}
@@ -119,7 +143,7 @@ def _tokenizer_spec(config: Config, model: ModelTable) -> TokenizerSpec:
         kind=file.kind,
         path=config.resolve(file.path),
         pattern=file.pattern,
-        prompt_rule=file.prompt_rule,
+        prompt_rule="none" if model.task == "embedding" else file.prompt_rule,
         chat_template_path=None if file.chat_template_path is None else config.resolve(file.chat_template_path),
     )
 
@@ -139,6 +163,7 @@ def _backend_options(config: Config, backend_id: str) -> BackendOptions:
             model_names=model_names,
             api_key=api_key,
             connect_timeout_seconds=table.connect_timeout_seconds,
+            embeds=any(config.models[model_id].task == "embedding" for model_id in model_names),
             tls=table.tls,
             ca_pem=_ca_pem(config, backend_id, table),
         )
@@ -164,5 +189,6 @@ def _openai_options(
         stream=table.stream,
         include_usage=table.include_usage,
         max_tokens_field=table.max_tokens_field,
+        vector_encoding=table.vector_encoding,
         connections_max=table.connections_max,
     )

@@ -2,9 +2,10 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
 
 from metergate.core.audit import SubscriberLedger
+from metergate.core.embedding import EmbeddingBackendRequest, Embeddings
 from metergate.core.inference import BackendEvent, BackendRequest, Delta, Prompt
 from metergate.core.operations import (
     AddAuthorization,
@@ -81,6 +82,13 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def count_input(self, text: str) -> int:
+        """Tokens of a text that is embedded: no template, but the special tokens that the model's file adds around it.
+
+        RequestInvalid, whatever field it names, if it cannot be counted.
+        """
+        ...
+
     def completion_counter(self) -> CompletionCounter:
         """A new counter for one growing text."""
         ...
@@ -111,6 +119,19 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class EmbeddingBackend(Protocol):
+    """A backend that turns texts into vectors too."""
+
+    async def embed(self, request: EmbeddingBackendRequest) -> Embeddings:
+        """Return a vector for each input; cancelling the call gives it up.
+
+        Raises BackendUnavailable or BackendRejected as ``Backend.generate`` does; vectors that are not as many, as long
+        or as finite as they must be are an answer that is nonsense.
+        """
+        ...
+
+
 class Sink(Protocol):
     """The app's end of a stream. A write counts as delivered from the moment it begins, whether it ends or not.
 
@@ -134,7 +155,7 @@ class Sink(Protocol):
 class CallStart:
     """A call that came in, as its observers see it."""
 
-    verb: str  # "StreamComplete", "Complete" or "CountTokens"
+    verb: str  # "StreamComplete", "Complete", "Embed" or "CountTokens"
     caller: Authorization
     model_id: str  # as the app wrote it: perhaps no model at all
     request_id: str  # "" for CountTokens

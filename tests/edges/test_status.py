@@ -79,9 +79,10 @@ def test_what_may_work_again_says_when_to_retry(error: errors.MetergateError) ->
 @pytest.mark.parametrize(
     ("error", "field"),
     [
-        (errors.PromptTooLong(model_id="m", prompt_tokens=9, prompt_tokens_max=8), "inference.messages"),
+        (errors.PromptTooLong(model_id="m", prompt_tokens=9, prompt_tokens_max=8), "messages"),
         (errors.MessageTooLarge(bytes=9, bytes_max=8), "request"),
-        (errors.BackendRejected(model_id="m", problem="p"), "inference"),
+        (errors.BackendRejected(model_id="m", problem="p"), "request"),
+        (errors.ModelTaskWrong(model_id="m", task="CHAT"), "model"),
         (errors.RequestInvalid(errors.Violation("inference.model", "is wrong")), "inference.model"),
     ],
 )

@@ -16,7 +16,7 @@ from metergate.config.schema import (
     OpenAIBackendTable,
     Traces,
 )
-from metergate.core.catalog import Catalog, Model
+from metergate.core.catalog import Catalog, Model, ModelTask
 from metergate.core.errors import ConfigProblem
 from metergate.core.rating import RateCard, check_schedule
 from metergate.core.usage import CountingSource
@@ -64,6 +64,9 @@ def catalog_of(config: Config) -> Catalog:
                 backend_ids=tuple(table.backends),
                 rate_cards=check_schedule([card for card in config.rate_cards if card.model_id == model_id]),
                 usage_tolerance_tokens=table.usage_tolerance_tokens,
+                task=ModelTask(table.task.upper()),
+                dimensions=table.dimensions,
+                dimensions_selectable=table.dimensions_selectable,
             )
             for model_id, table in config.models.items()
         }

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from metergate.core.addresses import check_address, check_listen_address, check_url
+from metergate.core.embedding import NUMBERS_MAX
+from metergate.core.parameters import Parameter
 from metergate.core.rating import RateCard
 from metergate.core.times import time_us_of
 from metergate.core.usage import TokenClass
@@ -125,6 +127,9 @@ class Traces(Table):
 
 class _BackendTable(Table):
     api_key_env: Text | None = None  # name of the environment variable that holds its key; None: it takes none
+    # What it takes of what a request may set, by paths in an Inference. A request is refused what one of its model's
+    # backends does not take. None: what its kind's protocol documents.
+    parameters: list[Annotated[Parameter, Field(strict=False)]] | None = None
     # Within a data centre a connection takes milliseconds; beyond this the next backend is tried.
     connect_timeout_seconds: float = Field(default=5.0, ge=0.1, le=60.0, allow_inf_nan=False)
 
@@ -139,6 +144,8 @@ class OpenAIBackendTable(_BackendTable):
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = (
         "max_tokens"  # newer OpenAI models take the latter
     )
+    # How embeddings are asked for: their bytes, or numbers as text for servers that refuse base64.
+    vector_encoding: Literal["base64", "float"] = "base64"
     # Each carries one answer: as many as one gateway process streams at once.
     connections_max: int = Field(default=1_024, ge=1, le=65_536)
 
@@ -159,7 +166,8 @@ class TokenizerFile(Table):
     path: Text  # relative to the configuration file
     pattern: Text | None = None  # how a tiktoken vocabulary splits text: o200k_base, cl100k_base, qwen or qwen3.5
     prompt_rule: Literal["template", "openai"] = "template"  # the model's chat template, or OpenAI's published rule
-    # A Jinja file, or a tokenizer_config.json. None: the one in the vocabulary's own file, or beside it.
+    # Like the rule, only of models that chat. A Jinja file, or a tokenizer_config.json. None: the one in the
+    # vocabulary's own file, or beside it.
     chat_template_path: Text | None = None
 
 
@@ -168,7 +176,13 @@ class ModelTable(Table):
 
     display_name: Text | None = None  # None: its id
     provider: Id  # its developer, who is paid
-    context_tokens: int = Field(ge=2, le=CONTEXT_TOKENS_MAX)  # prompt and completion together
+    task: Literal["chat", "embedding"] = "chat"
+    dimensions: int | None = Field(
+        default=None, ge=1, le=NUMBERS_MAX
+    )  # numbers of a vector; only of an embedding model
+    dimensions_selectable: bool = False  # True: a request may ask its backends for fewer
+    # Prompt and completion together; of an embedding model: one input, special tokens included.
+    context_tokens: int = Field(ge=2, le=CONTEXT_TOKENS_MAX)
     backends: list[Id] = Field(min_length=1, max_length=64)  # in order of preference
     backend_models: dict[Id, Text] = {}  # what a backend itself calls the model; absent: its id here
     counting: Literal["TOKENIZER"]
@@ -181,19 +195,19 @@ class Prices(Table):
     """Microcredits per 1,000,000 tokens, by class."""
 
     prompt: Price
-    completion: Price
+    completion: Price | None = None  # of every model that chats, and of no other
     cached_prompt: Price | None = None  # None: as prompt
     reasoning: Price | None = None  # None: as completion
 
     def by_class(self) -> tuple[tuple[TokenClass, int], ...]:
-        """Every class with its price."""
+        """Every class that the model uses with its price."""
         prices = {
             TokenClass.PROMPT: self.prompt,
             TokenClass.CACHED_PROMPT: self.prompt if self.cached_prompt is None else self.cached_prompt,
             TokenClass.COMPLETION: self.completion,
             TokenClass.REASONING: self.completion if self.reasoning is None else self.reasoning,
         }
-        return tuple((token_class, prices[token_class]) for token_class in TokenClass)
+        return tuple((token_class, price) for token_class, price in prices.items() if price is not None)
 
 
 class RateCardTable(Table):

@@ -2,10 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
-from metergate.core.errors import ModelNotFound, PriceUnavailable
+from metergate.core.errors import ModelNotFound, ModelTaskWrong, PriceUnavailable
+from metergate.core.parameters import ALL_PARAMETERS, Parameter
 from metergate.core.rating import RateCard, current_card
 from metergate.core.usage import CountingSource
+
+
+class ModelTask(StrEnum):
+    """What a model does."""
+
+    CHAT = "CHAT"  # it answers a conversation
+    EMBEDDING = "EMBEDDING"  # it turns texts into vectors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,11 +24,20 @@ class Model:
     model_id: str
     display_name: str
     provider_id: str  # its developer, who is paid
-    context_tokens: int  # prompt and completion together
+    context_tokens: int  # prompt and completion together; of an EMBEDDING model: one input
     counting_source: CountingSource
     backend_ids: tuple[str, ...]  # in order of preference, at least one
     rate_cards: tuple[RateCard, ...]  # in order of effect
     usage_tolerance_tokens: int  # counted and reported may differ by this much of completion without being flagged
+    task: ModelTask = ModelTask.CHAT
+    dimensions: int | None = None  # numbers of a vector; set if and only if the task is EMBEDDING
+    dimensions_selectable: bool = False  # whether a request may ask for fewer
+    parameters: frozenset[Parameter] = ALL_PARAMETERS  # what each of its backends takes
+
+    def must_be_for(self, task: ModelTask) -> None:
+        """ModelTaskWrong for a request of another task."""
+        if self.task is not task:
+            raise ModelTaskWrong(model_id=self.model_id, task=self.task)
 
     def rate_card(self, now_us: int) -> RateCard:
         """The card in effect; PriceUnavailable if there is none (L8)."""

@@ -14,11 +14,11 @@ class MetergateError(Exception):
     reason: ClassVar[str] = "INTERNAL"
 
     def metadata(self) -> dict[str, str]:
-        """The error's fields as text, by name; None is left out."""
+        """The error's fields as text, by name; None is left out, and so is the place in a request."""
         if not is_dataclass(self):
             return {}
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: str(value) for name, value in values.items() if value is not None}
+        return {name: str(value) for name, value in values.items() if value is not None and name != "field"}
 
     def __str__(self) -> str:
         first_line = inspect.cleandoc(self.__doc__ or "").splitlines()[0]
@@ -128,6 +128,16 @@ class RequestInvalid(MetergateError):
 
 
 @dataclass(kw_only=True, eq=False)
+class ModelTaskWrong(MetergateError):
+    """The model {model_id} is for {task} requests only."""
+
+    reason: ClassVar[str] = "MODEL_TASK_WRONG"
+    model_id: str
+    task: str  # CHAT or EMBEDDING
+    field: str = "model"  # path in the request
+
+
+@dataclass(kw_only=True, eq=False)
 class PromptTooLong(MetergateError):
     """The prompt has {prompt_tokens} tokens or more; {model_id} takes at most {prompt_tokens_max}."""
 
@@ -135,6 +145,7 @@ class PromptTooLong(MetergateError):
     model_id: str
     prompt_tokens: int
     prompt_tokens_max: int
+    field: str = "messages"  # path in the request
 
 
 @dataclass(kw_only=True, eq=False)
@@ -190,6 +201,7 @@ class BackendRejected(MetergateError):
     reason: ClassVar[str] = "BACKEND_REJECTED"
     model_id: str
     problem: str
+    field: str = "request"  # path in the request; "request": all of it
 
 
 @dataclass(kw_only=True, eq=False)

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 from metergate.core.changes import changed
+from metergate.core.embedding import EmbeddingBackendRequest, Embeddings
 from metergate.core.errors import BackendRejected, BackendUnavailable, MetergateError
 from metergate.core.inference import BackendEvent, BackendRequest, Delta, Finish
 from metergate.core.reservation import CloseCause
@@ -13,7 +14,7 @@ from metergate.core.usage import Usage
 from metergate.metering.buffer import DeltaBuffer, End
 from metergate.metering.limits import Limits
 from metergate.metering.patience import Patience
-from metergate.ports import Backend, CallObserver
+from metergate.ports import Backend, CallObserver, EmbeddingBackend
 
 # After its finish reason, a backend has only its usage left to report; that comes at once or not at all.
 USAGE_SECONDS_MAX = 1.0
@@ -25,7 +26,7 @@ class Reader:
     def __init__(
         self,
         *,
-        request: BackendRequest,
+        request: BackendRequest | EmbeddingBackendRequest,
         backends: Sequence[Backend],
         buffer: DeltaBuffer,
         limits: Limits,
@@ -40,6 +41,7 @@ class Reader:
         self._finish_reason: FinishReason | None = None
         self.attempts: list[Attempt] = []
         self.usage_reported: Usage | None = None
+        self.embeddings: Embeddings | None = None  # the whole answer to an embedding request
 
     async def run(self) -> None:
         """Read one answer to its end, and end the buffer whatever happens."""
@@ -78,8 +80,11 @@ class Reader:
         self._began = False
         self.usage_reported = None
         self._finish_reason = None
+        request = changed(self._request, trace_context=trace_context)
+        if isinstance(request, EmbeddingBackendRequest):
+            return await self._embed(backend, request)
         try:
-            await self._read_events(backend.generate(changed(self._request, trace_context=trace_context)))
+            await self._read_events(backend.generate(request))
         except (TimeoutError, BackendUnavailable):
             # The answer was whole; only what may follow it, the usage, is missing.
             if self._finish_reason is None:
@@ -87,6 +92,15 @@ class Reader:
         if self._finish_reason is None:
             raise self._unavailable("it ended without a finish reason")
         return self._finish_reason
+
+    async def _embed(self, backend: Backend, request: EmbeddingBackendRequest) -> FinishReason:
+        """Keep the answer, which comes as a whole."""
+        if not isinstance(backend, EmbeddingBackend):
+            raise self._unavailable("it makes no vectors")
+        async with asyncio.timeout(self._limits.first_token_seconds_max):
+            self.embeddings = await backend.embed(request)
+        self.usage_reported = self.embeddings.usage_reported
+        return FinishReason.STOP
 
     async def _read_events(self, answer: AsyncGenerator[BackendEvent, None]) -> None:
         async with (

@@ -19,7 +19,7 @@ from metergate.core.errors import (
     ShuttingDown,
     StoreUnavailable,
 )
-from metergate.core.inference import BackendRequest, Delta
+from metergate.core.inference import Delta
 from metergate.core.operations import Capture, CaptureStatus
 from metergate.core.receipts import Receipt
 from metergate.core.reservation import CloseCause, Reservation
@@ -37,6 +37,7 @@ from metergate.metering.closing import (
 from metergate.metering.deltas import length
 from metergate.metering.plan import Plan
 from metergate.metering.reader import Reader
+from metergate.metering.replays import Answer
 from metergate.metering.services import Services
 from metergate.metering.transcript import Transcript
 from metergate.ports import Backend, CallObserver, Delivery, Tokenizer
@@ -76,7 +77,7 @@ class Run(ABC):
         )
         self._observer = parts["observer"]
         self._reader = Reader(
-            request=_backend_request(plan),
+            request=plan.backend_request,
             backends=parts["backends"],
             buffer=self._buffer,
             limits=services.limits,
@@ -290,8 +291,12 @@ class Run(ABC):
         if settled.charge is None:
             return receipt_of_release(self._reservation, self._priced, settled.spendable_microcredits, end.cause)
         if self._was_delivered(end):
-            self._services.replays.put(settled.charge.charge_id, self.transcript.deltas())
+            self._services.replays.put(settled.charge.charge_id, self._answer_to_keep())
         return receipt_of_charge(settled.charge, settled.spendable_microcredits, replayed=False)
+
+    def _answer_to_keep(self) -> Answer:
+        """Return what a replay of the request is answered with."""
+        return self.transcript.deltas()
 
     def _usage_to_charge(self, end: End) -> Usage | None:
         if self._was_delivered(end):
@@ -320,16 +325,6 @@ class Run(ABC):
     @abstractmethod
     async def _send_receipt(self, receipt: Receipt) -> None:
         """Tell the app what it was charged."""
-
-
-def _backend_request(plan: Plan) -> BackendRequest:
-    return BackendRequest(
-        model_id=plan.priced.model.model_id,
-        prompt=plan.request.prompt,
-        sampling=plan.request.sampling,
-        response_format=plan.request.response_format,
-        max_completion_tokens=plan.priced.completion_tokens_max,
-    )
 
 
 def _ended(end: End, receipt: Receipt | None) -> Receipt:

@@ -104,6 +104,7 @@ def _load(metadata: dict[str, Any]) -> GgufVocabulary:
             count_prompt_text=count_text,
             boundary=known.boundary(special),
             characters_per_token_max=letters_characters_max(tokens, composes=False),
+            added_tokens=bool(before) + bool(after),
         ),
         template=TemplateSource(text=template, bos_token=bos, eos_token=eos) if template else None,
     )
