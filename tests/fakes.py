@@ -8,25 +8,30 @@ from typing import TypeVar
 from metergate.core.audit import SubscriberLedger
 from metergate.core.books import Books, request_key
 from metergate.core.errors import IdConflict, RequestInvalid, ResourceNotFound, StoreUnavailable, Violation
-from metergate.core.grants import available
+from metergate.core.grants import is_expired
 from metergate.core.ledger import Ledger, Operation, Outcome
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
     AddSubscriber,
+    Adjust,
     Capture,
     Captured,
+    Expire,
     Recover,
+    Refund,
     Replayed,
     Reserve,
     Reserved,
+    Reverse,
     Settle,
     Settled,
+    SetWalletState,
 )
-from metergate.core.postings import spendable
+from metergate.core.postings import available, spendable
 from metergate.core.rating import RateCard
 from metergate.core.reservation import Owner, Reservation, ReservationState
-from metergate.core.rows import ApiKey, Authorization, Charge, Grant, Transfer, Wallet
+from metergate.core.rows import ApiKey, Authorization, Charge, Correction, Grant, Transfer, Wallet
 from metergate.core.set_up import check_key
 from metergate.ports import (
     Balance,
@@ -76,6 +81,7 @@ class MemoryLedgerStore:
         self._is_finished = False  # an operation failed: the next one opens the store again
         self._fails_after_commit = False
         self._recoveries = 0
+        self._swept: set[tuple[str, str]] = set()  # grants
 
     # --- faults -----------------------------------------------------------------------------------------------------
 
@@ -144,6 +150,32 @@ class MemoryLedgerStore:
         assert isinstance(outcome, Grant)
         return outcome
 
+    async def expire_grants(self, now_us: int, limit: int) -> int:
+        rows = self.books.grants.rows
+        over = [key for key, grant in rows.items() if is_expired(grant, now_us) and key not in self._swept]
+        over = sorted(over, key=lambda key: rows[key].expire_time_us or 0)[:limit]
+        for subscriber_id in dict.fromkeys(subscriber_id for subscriber_id, _ in over):
+            await self._run(Expire(subscriber_id=subscriber_id, now_us=now_us))
+        self._swept.update(over)
+        return len(over)
+
+    async def refund(self, operation: Refund) -> Correction:
+        return await self._correct(operation)
+
+    async def adjust(self, operation: Adjust) -> Correction:
+        return await self._correct(operation)
+
+    async def reverse(self, operation: Reverse) -> Correction:
+        return await self._correct(operation)
+
+    async def set_wallet_state(self, operation: SetWalletState) -> Correction:
+        return await self._correct(operation)
+
+    async def _correct(self, operation: Refund | Adjust | Reverse | SetWalletState) -> Correction:
+        outcome = await self._run(operation)
+        assert isinstance(outcome, Correction)
+        return outcome
+
     async def add_subscriber(self, operation: AddSubscriber) -> Wallet:
         outcome = await self._run(operation)
         assert isinstance(outcome, Wallet)
@@ -209,7 +241,7 @@ class MemoryLedgerStore:
         wallet = self.books.wallets.get(subscriber_id)
         if wallet is None:
             raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}")
-        credit = available(self.books.grants_of(subscriber_id), now_us)
+        credit = available(self.books, subscriber_id, now_us)
         authorization = self.books.authorizations.get(authorization_id) if authorization_id is not None else None
         if authorization_id is not None and (authorization is None or authorization.subscriber_id != subscriber_id):
             raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}/authorizations/{authorization_id}")
@@ -223,6 +255,10 @@ class MemoryLedgerStore:
 
     async def list_grants(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grant]:
         return _page(self.books.grants_of(subscriber_id), cursor, size)
+
+    async def list_corrections(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Correction]:
+        corrections = [row for row in self.books.corrections.rows.values() if row.subscriber_id == subscriber_id]
+        return _page(corrections, cursor, size)
 
     async def list_charges(
         self, subscriber_id: str, where: ChargeFilter, *, cursor: str | None, size: int
@@ -261,10 +297,22 @@ class MemoryLedgerStore:
                 authorizations=tuple(r for r in self.books.authorizations.rows.values() if r.subscriber_id == mine),
                 open_reservations=tuple(row for row in reservations if row.state is ReservationState.ACTIVE),
                 settled_reservation_ids_without_charge=tuple(sorted(settled - charged)),
+                closed_reservation_ids_with_allocations=tuple(
+                    row.reservation_id
+                    for row in reservations
+                    if row.state is not ReservationState.ACTIVE and row.allocations
+                ),
                 charge_ids_without_settled_reservation=tuple(
                     row.charge_id for row in charges if row.reservation_id not in settled
                 ),
+                charge_ids_refunded_too_much=tuple(
+                    row.charge_id
+                    for row in charges
+                    if self.books.refunded_microcredits(row.charge_id) > row.charged_microcredits
+                ),
+                refunded_microcredits=_refunded(charges, self.books),
                 charges=_aiter(charges),
+                corrections=_aiter([row for row in self.books.corrections.rows.values() if row.subscriber_id == mine]),
                 transfers=_aiter([row for row in self._transfers if row.subscriber_id == mine]),
             )
 
@@ -312,6 +360,15 @@ def _charge_matches(charge: Charge, where: ChargeFilter) -> bool:
         and (where.settle_time_us_min is None or charge.settle_time_us >= where.settle_time_us_min)
         and (where.settle_time_us_max is None or charge.settle_time_us < where.settle_time_us_max)
     )
+
+
+def _refunded(charges: Iterable[Charge], books: Books) -> dict[str, int]:
+    """Refunded microcredits by authorization."""
+    refunded: dict[str, int] = {}
+    for charge in charges:
+        amount = books.refunded_microcredits(charge.charge_id)
+        refunded[charge.authorization_id] = refunded.get(charge.authorization_id, 0) + amount
+    return refunded
 
 
 def _page(oldest_first: Sequence[Row], cursor: str | None, size: int) -> Page[Row]:

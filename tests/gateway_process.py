@@ -1,5 +1,6 @@
 """A gateway as an operator runs it: a configuration file, a store set up beforehand, and ``metergate serve``."""
 
+import json
 import os
 import re
 import signal
@@ -7,10 +8,11 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from real_vocabularies import smollm2_path
@@ -42,6 +44,8 @@ CARD = RateCard(
     expire_time_us=None,
     prices=((TokenClass.PROMPT, PROMPT_PRICE), (TokenClass.COMPLETION, COMPLETION_PRICE)),
 )
+
+NO_OTHERS: Mapping[str, str] = MappingProxyType({})
 
 CONFIG = """
 [listener]
@@ -137,11 +141,17 @@ def openai_backend(url: str) -> str:
     return f'kind = "openai"\nurl = "{url}"'
 
 
-def write_config(folder: Path, backend: str, **limits: float) -> Path:
-    """Write a configuration with one model and one backend; ``limits`` are those that are not the default."""
+def write_config(folder: Path, backend: str, *, others: Mapping[str, str] = NO_OTHERS, **limits: float) -> Path:
+    """Write a configuration with one model; ``limits`` are those that are not the default.
+
+    The model runs on the backend ``only``, and on ``others``, by id.
+    """
     path = folder / "metergate.toml"
+    tables = "".join(f"\n[backends.{backend_id}]\n{table}\n" for backend_id, table in others.items())
+    names = ", ".join(f'"{backend_id}"' for backend_id in ("only", *others))
     path.write_text(
-        CONFIG.format(
+        tables
+        + CONFIG.replace('["only"]', f"[{names}]").format(
             backend=backend,
             limits="\n".join(f"{name} = {value}" for name, value in limits.items()),
             tokenizer=smollm2_path(),
@@ -231,6 +241,11 @@ class Books:
         """What each request was charged, and its close cause."""
         rows = self._rows("SELECT request_id, charged_microcredits, close_cause FROM charges")
         return {str(row[0]): (int(row[1]), str(row[2])) for row in rows}
+
+    def attempts(self, request_id: str) -> list[str]:
+        """The backends that a charged request was sent to."""
+        [(attempts,)] = self._rows("SELECT attempts FROM charges WHERE request_id = ?", request_id)
+        return [str(attempt[0]) for attempt in json.loads(attempts)]
 
     def open_reservations(self) -> int:
         """How many reservations are not closed."""

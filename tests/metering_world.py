@@ -1,7 +1,8 @@
 """The metering use case over an in-memory ledger, with a scripted backend and a recorder at the app's end."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+import random
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,8 +27,9 @@ from metergate.core.rows import Authorization, Channel, Charge, FinishReason, Gr
 from metergate.core.usage import CountingSource, TokenClass, Usage
 from metergate.metering.limits import Limits
 from metergate.metering.offering import Offering
+from metergate.metering.pool import Member, Pool, PoolLimits
 from metergate.metering.use_case import NO_TRACE, Metering
-from metergate.ports import Backend, ChargeFilter, Observer
+from metergate.ports import Backend, ChargeFilter, Observer, PoolObserver
 from metergate.telemetry.fan_out import FanOut
 
 STOP = Finish(reason=FinishReason.STOP)
@@ -197,6 +199,35 @@ def content(*pieces: str) -> list[Delta]:
     return [Delta(content=piece) for piece in pieces]
 
 
+class SilentPoolObserver:
+    """Sees nothing."""
+
+    def waited(self, model_id: str, seconds: float, *, has_place: bool) -> None:
+        return None
+
+    def ejected(self, backend_id: str, model_id: str) -> None:
+        return None
+
+
+ROOMY = PoolLimits(requests_max=1_000, queue_max=1_000, queue_seconds_max=10.0)
+
+
+def pool_of(
+    backends: Iterable[Backend],
+    *,
+    limits: PoolLimits = ROOMY,
+    chance: Callable[[], float] = random.random,
+    observer: PoolObserver | None = None,
+) -> Pool:
+    """A pool of these backends."""
+    return Pool(
+        {backend.backend_id: Member(backend, limits) for backend in backends},
+        monotonic=asyncio.get_running_loop().time,
+        chance=chance,
+        observer=observer or SilentPoolObserver(),
+    )
+
+
 class World:
     """One subscriber with one authorization, one model, and backends that play scripts."""
 
@@ -212,14 +243,14 @@ class World:
         self.clock = FakeClock()
         self.ledger = MemoryLedgerStore(clock=self.clock)
         self.backend = ScriptedBackend(script)
-        pool = list(backends) if backends is not None else [self.backend]
+        members = list(backends) if backends is not None else [self.backend]
         model = Model(
             model_id="model-1",
             display_name="Model 1",
             provider_id="provider-1",
             context_tokens=500,
             counting_source=CountingSource.TOKENIZER,
-            backend_ids=tuple(backend.backend_id for backend in pool),
+            backend_ids=tuple(backend.backend_id for backend in members),
             rate_cards=(CARD,),
             usage_tolerance_tokens=1,
         )
@@ -237,13 +268,12 @@ class World:
             create_time_us=0,
             revoke_time_us=None,
         )
+        # Of equals, the first is taken.
+        self.pool = pool_of(members, chance=lambda: 0.0)
+        self._model = model
         self.metering = Metering(
             ledger=self.ledger,
-            offering=Offering(
-                catalog=Catalog({"model-1": model}),
-                tokenizers={"model-1": WordTokenizer()},
-                backends={backend.backend_id: backend for backend in pool},
-            ),
+            offering=self.offering(self.pool),
             clock=self.clock,
             new_id=self.new_id,
             monotonic=asyncio.get_running_loop().time,
@@ -251,6 +281,10 @@ class World:
             observer=FanOut(observers),
         )
         self.sink = RecordingSink(self.ledger)
+
+    def offering(self, pool: Pool) -> Offering:
+        """The model, served by the backends of the pool."""
+        return Offering(catalog=Catalog({"model-1": self._model}), tokenizers={"model-1": WordTokenizer()}, pool=pool)
 
     def new_id(self) -> str:
         self._ids += 1

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from app_client import App
-from gateway_process import Books, open_wallets, write_config
+from gateway_process import NO_OTHERS, Books, open_wallets, write_config
 from ledger_rows import differences
 
 from metergate.app import Gateway
@@ -17,12 +17,22 @@ SUBSCRIBER = "alice"
 
 @asynccontextmanager
 async def open_gateway(
-    folder: Path, backend: str, *, microcredits: int = 10_000_000, limits: Mapping[str, float] | None = None
+    folder: Path,
+    backend: str,
+    *,
+    others: Mapping[str, str] = NO_OTHERS,
+    microcredits: int = 10_000_000,
+    limits: Mapping[str, float] | None = None,
 ) -> AsyncIterator[tuple[App, Books]]:
-    """An app of a subscriber with so much credit, and the books; afterwards nothing is open and nothing differs."""
+    """An app of a subscriber with so much credit, and the books; afterwards nothing is open and nothing differs.
+
+    ``others``: tables of further backends of the model, by id.
+    """
     books = Books(folder / "ledger.db")
     keys = await open_wallets(books.store, {SUBSCRIBER: microcredits})
-    async with await Gateway.open(load_config(write_config(folder, backend, **(limits or {})))) as gateway:
+    async with await Gateway.open(
+        load_config(write_config(folder, backend, others=others, **(limits or {})))
+    ) as gateway:
         async with App(gateway.port, keys[SUBSCRIBER]) as app:
             yield app, books
         await gateway.drain()

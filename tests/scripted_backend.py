@@ -4,14 +4,25 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import cycle
 
 # Steps of a script: bytes are sent; WAIT waits for ``go_on``; CLOSE ends the connection, RESET breaks it; HANG sends
-# nothing more until the peer is gone; a function makes bytes without end until the peer is gone.
+# nothing more until the peer is gone; a function makes bytes without end until the peer is gone; a Drip is slow.
 WAIT = "WAIT"
 CLOSE = "CLOSE"
 RESET = "RESET"
 HANG = "HANG"
-Step = bytes | str | Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Drip:
+    """Bytes that are sent one by one, over and over, until the peer is gone."""
+
+    data: bytes
+    interval_seconds: float
+
+
+Step = bytes | str | Drip | Callable[[], bytes]
 
 
 def head(content_type: str = "text/event-stream", status: str = "200 OK", *, extra: str = "") -> bytes:
@@ -102,6 +113,11 @@ class ScriptedServer:
         elif step == HANG:
             await reader.read(1)
             raise ConnectionResetError
+        elif isinstance(step, Drip):
+            for byte in cycle(step.data):
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(step.interval_seconds)
         elif callable(step):
             while True:
                 data = step()

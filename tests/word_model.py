@@ -31,6 +31,8 @@ class WordModel:
     requests: int = 0
     sent: int = 0  # words of all requests
     port: int = 0
+    _serving: "asyncio.Server | None" = None
+    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _moved: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -56,8 +58,16 @@ class WordModel:
                 self._moved.clear()
                 await self._moved.wait()
 
+    def kill(self) -> None:
+        """Break every connection and listen no more, as the death of a process does."""
+        assert self._serving is not None
+        self._serving.close()
+        for writer in self._writers:
+            writer.transport.abort()
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request."""
+        self._writers.add(writer)
         try:
             if not await _read_request(reader):
                 writer.write(LOOKED_AT)
@@ -68,6 +78,7 @@ class WordModel:
         except (OSError, asyncio.IncompleteReadError):
             self.left.set()
         finally:
+            self._writers.discard(writer)
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()
@@ -136,7 +147,7 @@ async def speaking(model: WordModel, port: int = 0) -> AsyncIterator[WordModel]:
         await model.serve(reader, writer)
 
     server = await asyncio.start_server(connected, "127.0.0.1", port)
-    model.port = server.sockets[0].getsockname()[1]
+    model.port, model._serving = server.sockets[0].getsockname()[1], server
     try:
         yield model
     finally:

@@ -33,6 +33,7 @@ from metergate.edges.pages import PageTokens
 from metergate.edges.readiness import Readiness, Report, tell_health
 from metergate.edges.server import ServerHandle, ServerLimits, start_server
 from metergate.edges.tls import Certificates, TlsFiles
+from metergate.metering.expiry import ExpirySweep
 from metergate.metering.limits import Limits
 from metergate.metering.use_case import Metering
 from metergate.offerings import Offerings, Parts, parts_problems
@@ -120,9 +121,10 @@ class Gateway:
         async with AsyncExitStack() as opened:
             clock = SystemClock()
             certificates = _open_certificates(config, clock)
-            offerings = Offerings(await asyncio.to_thread(Parts.of, config))
+            parts = await asyncio.to_thread(Parts.of, config)
+            metrics = Metrics(parts.catalog, time.monotonic)
+            offerings = Offerings(parts, metrics)
             opened.push_async_callback(offerings.close)
-            metrics = Metrics(offerings.current.catalog, time.monotonic)
             observer = FanOut([metrics, *_open_observers(config, opened)])
             ledger = await SqliteLedgerStore.open(
                 config.store_path,
@@ -142,7 +144,7 @@ class Gateway:
                 limits=_limits(config),
                 observer=observer,
             )
-            readiness = Readiness(ledger, lambda: metering.offering.backends)
+            readiness = Readiness(ledger, lambda: metering.offering.pool)
             await readiness.look()
             pages = None
             if config.metrics.address is not None:
@@ -166,7 +168,9 @@ class Gateway:
                 pages=pages,
             )
             await gateway._tell(readiness.report)
-            for work in (readiness.watch(gateway._tell), sample_lag(metrics.loop_lag_seconds), uses.run()):
+            sweep = ExpirySweep(ledger, clock, config.limits.expiry_sweep_seconds)
+            forever = (readiness.watch(gateway._tell), sample_lag(metrics.loop_lag_seconds), uses.run(), sweep.run())
+            for work in forever:
                 opened.push_async_callback(_cancel, asyncio.create_task(work))
             gateway._closing = opened.pop_all()
             return gateway
@@ -216,7 +220,7 @@ class Gateway:
 
     async def _tell(self, report: Report) -> None:
         """Tell metrics and gRPC health what a look found."""
-        self._metrics.checked(is_ready=report.is_ready, backends_up=report.backends_up)
+        self._metrics.checked(is_ready=report.is_ready, backend_ids=report.backends)
         await tell_health(self._server.health, report)
 
 

@@ -1,10 +1,11 @@
 """Opens what the configuration puts on sale, and replaces it while requests run.
 
-Whatever is used again is kept: a backend that did not change keeps its connections. What is not, is closed when the
-last request that came in under it is settled.
+Whatever is used again is kept: a backend that did not change keeps its connections, the count of what it works on, and
+how it has served of late. What is not, is closed when the last request that came in under it is settled.
 """
 
 import asyncio
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,9 +18,10 @@ from metergate.config import Config, GrpcBackendTable, ModelTable, OpenAIBackend
 from metergate.core.catalog import Catalog
 from metergate.core.errors import CertificateInvalid, MetergateError, TokenizerInvalid
 from metergate.core.parameters import Parameter
-from metergate.edges.tls import read_authorities
+from metergate.edges.tls import read_authorities, read_own_certificate
 from metergate.metering.offering import Offering
-from metergate.ports import Backend, Tokenizer
+from metergate.metering.pool import Member, Pool, PoolLimits
+from metergate.ports import Backend, PoolObserver, Tokenizer
 from metergate.tokenizers.open import TokenizerSpec, open_tokenizer
 
 BackendOptions = OpenAIBackendOptions | GrpcBackendOptions
@@ -31,7 +33,7 @@ class Parts:
 
     catalog: Catalog
     tokenizers: Mapping[str, Tokenizer]  # by model id
-    backends: Mapping[str, BackendOptions]  # by backend id
+    backends: Mapping[str, "BackendParts"]  # by backend id
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -39,30 +41,39 @@ class Parts:
         return cls(
             catalog=_catalog(config),
             tokenizers=_open_tokenizers(config),
-            backends={backend_id: _backend_options(config, backend_id) for backend_id in config.backends},
+            backends={backend_id: _backend_parts(config, backend_id) for backend_id in config.backends},
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendParts:
+    """A backend before it is opened."""
+
+    options: BackendOptions
+    limits: PoolLimits
 
 
 class Offerings:
     """The offering of now, and those that requests still run under."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, observer: PoolObserver) -> None:
         """Open the backends; to be closed."""
         self._parts = parts
+        self._observer = observer
         self._leaving: dict[asyncio.Task[None], Offering] = {}
-        backends = {backend_id: _open_backend(options) for backend_id, options in parts.backends.items()}
-        self.current = _offering(parts, backends)
+        members = {backend_id: _member(backend) for backend_id, backend in parts.backends.items()}
+        self.current = self._offering(parts, members)
 
     def replace(self, parts: Parts) -> Offering:
         """Make another offering the one of now, and let the old one go when its last request is settled."""
         before = self.current
-        backends = {
-            backend_id: before.backends[backend_id]
-            if options == self._parts.backends.get(backend_id)
-            else _open_backend(options)
-            for backend_id, options in parts.backends.items()
+        members = {
+            backend_id: before.pool.members[backend_id]
+            if backend == self._parts.backends.get(backend_id)
+            else _member(backend)
+            for backend_id, backend in parts.backends.items()
         }
-        self._parts, self.current = parts, _offering(parts, backends)
+        self._parts, self.current = parts, self._offering(parts, members)
         leaving = asyncio.create_task(self._let_go(before))
         self._leaving[leaving] = before
         leaving.add_done_callback(self._leaving.pop)
@@ -73,20 +84,29 @@ class Offerings:
         offerings = [self.current, *self._leaving.values()]
         for leaving in self._leaving:
             leaving.cancel()
-        for backend in {backend for offering in offerings for backend in offering.backends.values()}:
-            await backend.close()
+        for member in {member for offering in offerings for member in offering.pool.members.values()}:
+            await member.backend.close()
 
     async def _let_go(self, offering: Offering) -> None:
         await offering.idle()
         others = [self.current, *(other for other in self._leaving.values() if other is not offering)]
-        in_use = {backend for other in others for backend in other.backends.values()}
-        for backend in offering.backends.values():
-            if backend not in in_use:
-                await backend.close()
+        in_use = {member for other in others for member in other.pool.members.values()}
+        for member in offering.pool.members.values():
+            if member not in in_use:
+                await member.backend.close()
+
+    def _offering(self, parts: Parts, members: Mapping[str, Member]) -> Offering:
+        pool = Pool(
+            members,
+            monotonic=asyncio.get_running_loop().time,
+            chance=random.random,
+            observer=self._observer,
+        )
+        return Offering(catalog=parts.catalog, tokenizers=parts.tokenizers, pool=pool)
 
 
-def _offering(parts: Parts, backends: Mapping[str, Backend]) -> Offering:
-    return Offering(catalog=parts.catalog, tokenizers=parts.tokenizers, backends=backends)
+def _member(parts: BackendParts) -> Member:
+    return Member(_open_backend(parts.options), parts.limits)
 
 
 def _catalog(config: Config) -> Catalog:
@@ -152,6 +172,14 @@ def _open_backend(options: BackendOptions) -> Backend:
     return GrpcBackend(options) if isinstance(options, GrpcBackendOptions) else OpenAIBackend(options)
 
 
+def _backend_parts(config: Config, backend_id: str) -> BackendParts:
+    table = config.backends[backend_id]
+    limits = PoolLimits(
+        requests_max=table.requests_max, queue_max=table.queue_max, queue_seconds_max=table.queue_seconds_max
+    )
+    return BackendParts(options=_backend_options(config, backend_id), limits=limits)
+
+
 def _backend_options(config: Config, backend_id: str) -> BackendOptions:
     table = config.backends[backend_id]
     model_names = config.model_names(backend_id)
@@ -166,19 +194,36 @@ def _backend_options(config: Config, backend_id: str) -> BackendOptions:
             embeds=any(config.models[model_id].task == "embedding" for model_id in model_names),
             tls=table.tls,
             ca_pem=_ca_pem(config, backend_id, table),
+            own_pem=_own_pem(config, backend_id, table),
         )
-    return _openai_options(backend_id, table, model_names, api_key)
+    return _openai_options(backend_id, table, model_names, api_key, _ca_pem(config, backend_id, table))
 
 
-def _ca_pem(config: Config, backend_id: str, table: GrpcBackendTable) -> bytes | None:
+def _ca_pem(config: Config, backend_id: str, table: GrpcBackendTable | OpenAIBackendTable) -> bytes | None:
     """CertificateInvalid if the file of its authorities cannot be used; None: it proves itself to the public ones."""
     if table.ca_path is None:
         return None
     return read_authorities(f"backends.{backend_id}.ca_path", config.resolve(table.ca_path), datetime.now(UTC))
 
 
+def _own_pem(config: Config, backend_id: str, table: GrpcBackendTable) -> tuple[bytes, bytes] | None:
+    """The key and certificate that it is shown; CertificateInvalid if they cannot be used; None: it is shown none."""
+    if table.certificate_path is None or table.key_path is None:
+        return None
+    return read_own_certificate(
+        f"backends.{backend_id}",
+        certificate_path=config.resolve(table.certificate_path),
+        key_path=config.resolve(table.key_path),
+        now=datetime.now(UTC),
+    )
+
+
 def _openai_options(
-    backend_id: str, table: OpenAIBackendTable, model_names: Mapping[str, str], api_key: str | None
+    backend_id: str,
+    table: OpenAIBackendTable,
+    model_names: Mapping[str, str],
+    api_key: str | None,
+    ca_pem: bytes | None,
 ) -> OpenAIBackendOptions:
     return OpenAIBackendOptions(
         backend_id=backend_id,
@@ -190,5 +235,7 @@ def _openai_options(
         include_usage=table.include_usage,
         max_tokens_field=table.max_tokens_field,
         vector_encoding=table.vector_encoding,
-        connections_max=table.connections_max,
+        connections_max=table.requests_max,
+        ca_pem=None if ca_pem is None else ca_pem.decode("ascii", "replace"),
+        health_path=table.health_path,
     )

@@ -11,18 +11,22 @@ from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
     AddSubscriber,
+    Adjust,
     Capture,
     Captured,
+    Refund,
     Replayed,
     Reserve,
     Reserved,
+    Reverse,
     Settle,
     Settled,
+    SetWalletState,
 )
 from metergate.core.rating import RateCard
 from metergate.core.receipts import Admission, Receipt
 from metergate.core.reservation import Owner, Reservation
-from metergate.core.rows import ApiKey, Authorization, Charge, Grant, Transfer, Wallet
+from metergate.core.rows import ApiKey, Authorization, Charge, Correction, Grant, Transfer, Wallet
 
 Row = TypeVar("Row")
 
@@ -224,6 +228,18 @@ class Observer(Protocol):
         ...
 
 
+class PoolObserver(Protocol):
+    """Watches the backends' pool. No method waits or raises."""
+
+    def waited(self, model_id: str, seconds: float, *, has_place: bool) -> None:
+        """A request waited for a backend, and got one or not."""
+        ...
+
+    def ejected(self, backend_id: str, model_id: str) -> None:
+        """A backend is left out for a while, for one model."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grantee:
     """What a bearer key stands for."""
@@ -315,6 +331,31 @@ class LedgerStore(Protocol):
         """Add credits to a wallet."""
         ...
 
+    async def expire_grants(self, now_us: int, limit: int) -> int:
+        """Move on what remains of grants whose time is over, as the next change of their wallets would.
+
+        Each grant is dealt with once. Returns how many were; fewer than ``limit`` if these were all.
+        """
+        ...
+
+    # --- corrections ------------------------------------------------------------------------------------------------
+
+    async def refund(self, operation: Refund) -> Correction:
+        """Give back part of a charge."""
+        ...
+
+    async def adjust(self, operation: Adjust) -> Correction:
+        """Give credit, or take what is available."""
+        ...
+
+    async def reverse(self, operation: Reverse) -> Correction:
+        """Take back a grant whose payment was taken back."""
+        ...
+
+    async def set_wallet_state(self, operation: SetWalletState) -> Correction:
+        """Stop a wallet, or let it be spent from again."""
+        ...
+
     # --- setting up -------------------------------------------------------------------------------------------------
 
     async def add_subscriber(self, operation: AddSubscriber) -> Wallet:
@@ -357,6 +398,10 @@ class LedgerStore(Protocol):
 
     async def list_grants(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grant]:
         """Grants, newest first."""
+        ...
+
+    async def list_corrections(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Correction]:
+        """Corrections, newest first."""
         ...
 
     async def list_charges(

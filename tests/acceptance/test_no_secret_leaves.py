@@ -139,6 +139,9 @@ async def keep_busy(busy: Busy) -> None:
         busy.server.script = script
         await busy.answered(busy.app.stream(asked(f"stream-{number}")))
         await busy.completed(asked(f"whole-{number}"))
+        # One whole answer between the failures: five of those in a row, and the backend would be left out.
+        busy.server.script = SCRIPTS[0]
+        await busy.completed(asked(f"good-{number}"))
     await busy.completed(asked("stream-0", max_completion_tokens=3))  # charged, with other content
     for request in bad_requests():
         await busy.completed(request)

@@ -160,9 +160,7 @@ async def test_reloads_in_a_row_lose_no_stream(tmp_path: Path) -> None:
                     streams.append(app.stream(inference(f"stream-{index}")))
                     await streams[-1].until_characters(1)
                     # Another limit makes it another backend, with connections of its own.
-                    file.write_text(
-                        first.replace("[backends.only]", f"[backends.only]\nconnections_max = {10 + index}")
-                    )
+                    file.write_text(first.replace("[backends.only]", f"[backends.only]\nrequests_max = {10 + index}"))
                     await reload(gateway, "reloaded: serving smollm2")
                 for stream in streams:
                     await stream.ended()

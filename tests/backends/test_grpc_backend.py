@@ -63,7 +63,7 @@ class Servicer(backend_pb2_grpc.BackendServiceServicer):
         try:
             async for response in self.script(context):
                 yield response
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # the latter if gRPC was cancelled while it wrote a response
             self.is_cancelled.set()
             raise
 

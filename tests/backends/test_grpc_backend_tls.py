@@ -39,11 +39,21 @@ class Servicer(backend_pb2_grpc.BackendServiceServicer):
 
 
 @asynccontextmanager
-async def serving(authority: Authority, **options: Any) -> AsyncIterator[tuple[Servicer, GrpcBackend]]:
-    """A backend whose certificate is by this authority, and the adapter connected to it with a key."""
+async def serving(
+    authority: Authority, *, clients: Authority | None = None, **options: Any
+) -> AsyncIterator[tuple[Servicer, GrpcBackend]]:
+    """A backend whose certificate is by this authority, and the adapter connected to it with a key.
+
+    ``clients``: the backend only talks to those that this authority vouches for.
+    """
     issued, servicer, server = authority.issue(), Servicer(), aio.server()
     backend_pb2_grpc.add_BackendServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call, unused-ignore]
-    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(issued.key, issued.certificate)]))
+    credentials = grpc.ssl_server_credentials(
+        [(issued.key, issued.certificate)],
+        root_certificates=None if clients is None else clients.pem,
+        require_client_auth=clients is not None,
+    )
+    port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()
     backend = GrpcBackend(
         GrpcBackendOptions(
@@ -85,3 +95,40 @@ async def test_a_backend_that_nobody_trusted_vouches_for_gets_nothing(options: d
         with pytest.raises(BackendUnavailable):
             [event async for event in backend.generate(request())]
         assert servicer.keys == []
+
+
+def own(authority: Authority) -> tuple[bytes, bytes]:
+    """A key and its certificate, by this authority."""
+    issued = authority.issue()
+    return issued.key, issued.certificate
+
+
+async def test_a_backend_that_asks_for_a_certificate_is_shown_one() -> None:
+    authority, clients = Authority(), Authority("of gateways")
+    async with serving(authority, clients=clients, tls=True, ca_pem=authority.pem, own_pem=own(clients)) as (
+        servicer,
+        backend,
+    ):
+        assert await backend.is_up()
+        assert any(isinstance(event, Finish) for event in [event async for event in backend.generate(request())])
+        assert servicer.keys == ["Bearer sk-secret"]
+
+
+@pytest.mark.parametrize("own_pem", [None, own(Authority("of nobody"))])
+async def test_a_backend_that_asks_for_a_certificate_serves_nobody_without_a_right_one(
+    own_pem: tuple[bytes, bytes] | None,
+) -> None:
+    authority = Authority()
+    async with serving(
+        authority, clients=Authority("of gateways"), tls=True, ca_pem=authority.pem, own_pem=own_pem
+    ) as (servicer, backend):
+        with pytest.raises(BackendUnavailable):
+            [event async for event in backend.generate(request())]
+        assert servicer.keys == []
+
+
+def test_the_key_is_not_shown_with_the_options() -> None:
+    options = GrpcBackendOptions(
+        backend_id="b", address="a:1", model_names={}, connect_timeout_seconds=1.0, own_pem=(b"secret", b"certificate")
+    )
+    assert "secret" not in repr(options)

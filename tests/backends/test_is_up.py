@@ -4,11 +4,14 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
 from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from metergate.backends import grpc as grpc_adapter
 from metergate.backends import openai
 from metergate.backends.grpc import GrpcBackend, GrpcBackendOptions
 from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
@@ -35,10 +38,14 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-async def openai_is_up(port: int) -> bool:
+async def openai_is_up(port: int, health_path: str | None = None) -> bool:
     backend = OpenAIBackend(
         OpenAIBackendOptions(
-            backend_id="b", url=f"http://127.0.0.1:{port}/v1", model_names={}, connect_timeout_seconds=2.0
+            backend_id="b",
+            url=f"http://127.0.0.1:{port}/v1",
+            model_names={},
+            connect_timeout_seconds=2.0,
+            health_path=health_path,
         )
     )
     try:
@@ -84,3 +91,59 @@ async def test_a_grpc_backend_is_up_while_it_can_be_connected_to() -> None:
                 await backend._channel.wait_for_state_change(grpc.ChannelConnectivity.READY)  # until it has heard of it
     finally:
         await backend.close()
+
+
+@pytest.mark.parametrize(
+    ("health_path", "asked"), [(None, "/v1/models"), ("/health", "/health"), ("/a/b?c=d", "/a/b?c=d")]
+)
+async def test_an_http_backend_is_asked_at_the_path_it_was_set_up_with(health_path: str | None, asked: str) -> None:
+    paths: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        paths.append((await reader.readuntil(b"\r\n\r\n")).decode().split(" ")[1])
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        assert await openai_is_up(server.sockets[0].getsockname()[1], health_path)
+    assert paths == [asked]
+
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class SlowHealth(health_pb2_grpc.HealthServicer):
+    """Takes its time."""
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: object) -> health_pb2.HealthCheckResponse:  # noqa: N802
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+@pytest.mark.parametrize(("status", "is_up"), [(SERVING, True), (NOT_SERVING, False), (None, True)])
+async def test_a_grpc_backend_that_says_that_it_does_not_serve_is_down(
+    status: Any,  # None: it does not answer
+    is_up: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that is slow to say so is busy."""
+    monkeypatch.setattr(grpc_adapter, "_LOOK_SECONDS", 0.1)
+    server = aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    if status is None:
+        health_pb2_grpc.add_HealthServicer_to_server(SlowHealth(), server)
+    else:
+        servicer = health.aio.HealthServicer()
+        await servicer.set("", status)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    backend = GrpcBackend(
+        GrpcBackendOptions(backend_id="b", address=f"127.0.0.1:{port}", model_names={}, connect_timeout_seconds=2.0)
+    )
+    await server.start()
+    try:
+        assert await backend.is_up() is is_up
+    finally:
+        await backend.close()
+        await server.stop(None)

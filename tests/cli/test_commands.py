@@ -60,7 +60,12 @@ def test_every_command_explains_itself_with_an_example(run: Run) -> None:
         ("key", "issue"),
         ("key", "revoke"),
         ("key", "list"),
+        ("grant", "reverse"),
+        ("charge", "refund"),
         ("wallet", "show"),
+        ("wallet", "adjust"),
+        ("wallet", "suspend"),
+        ("wallet", "resume"),
         ("ledger", "verify"),
         ("serve",),
     ):
@@ -129,6 +134,10 @@ def test_the_same_grant_id_with_other_content_is_refused(alice: Run, other: tupl
         (("--credits", "5", "--expire-time", "2099-01-01T00:00:00Z", "--expires-in", "1d"), "either"),
         (("--credits", "5", "--source", "LOTTERY"), "LOTTERY"),
         (("--credits", "5", "--id", "a/b"), "must be 1 to 128 letters"),
+        (("--credits", "5", "--rollover-max-credits", "2"), "give both"),
+        (("--credits", "5", "--rollover-for", "31d"), "give both"),
+        (("--credits", "5", "--rollover-max-credits", "2", "--rollover-for", "31d"), "expire_time"),
+        (("--credits", "5", "--expires-in", "1d", "--rollover-max-credits=-2", "--rollover-for", "31d"), "rollover"),
         ((), "credits"),
     ],
 )
@@ -186,6 +195,9 @@ def test_revoking_an_unknown_key_is_refused(alice: Run) -> None:
     "command",
     [
         ("grant", "add", "alice", "--credits", "5"),
+        ("grant", "reverse", "alice", "june", "--reason", "r"),
+        ("charge", "refund", "alice", "c1", "--credits", "1", "--reason", "r"),
+        ("wallet", "suspend", "alice", "--reason", "r"),
         ("key", "issue", "alice"),
         ("key", "revoke", "k"),
         ("wallet", "show", "alice"),

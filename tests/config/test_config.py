@@ -328,6 +328,7 @@ def test_plaintext_on_this_machine_needs_no_asking(tmp_path: Path, address: str)
         ('address = "127.0.0.1:1"\nca_path = "ca.crt"', "backends.far.ca_path"),
         ('address = "far.example:1"\napi_key_env = "FAR_KEY"\ntls = true', None),
         ('address = "127.0.0.1:1"\napi_key_env = "FAR_KEY"', None),
+        ('address = "far.example:1"\napi_key_env = "FAR_KEY"\nplaintext_beyond_loopback = true', None),
         ('address = "far.example:1"', None),
     ],
 )
@@ -340,6 +341,79 @@ def test_a_backends_key_crosses_the_network_over_tls_only(
         assert "far" in load(tmp_path, text).backends
     else:
         assert set(problems(tmp_path, text)) == {key}
+
+
+@pytest.mark.parametrize(
+    ("url", "more", "key"),
+    [
+        ("http://far.example/v1", "", "api_key_env"),
+        ("http://10.0.0.7:8080/v1", "", "api_key_env"),
+        ("http://[2001:db8::1]:8080/v1", "", "api_key_env"),
+        ("http://far.example/v1", "plaintext_beyond_loopback = true", None),
+        ("https://far.example/v1", "", None),
+        ("http://127.0.0.1:8080/v1", "", None),
+        ("http://localhost/v1", "", None),
+        ("http://[::1]/v1", "", None),
+        ("https://far.example/v1", "plaintext_beyond_loopback = true", "plaintext_beyond_loopback"),
+        ("http://localhost/v1", "plaintext_beyond_loopback = true", "plaintext_beyond_loopback"),
+    ],
+)
+def test_a_backends_key_crosses_the_network_over_https_only_unless_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, more: str, key: str | None
+) -> None:
+    monkeypatch.setenv("FAR_KEY", "secret")
+    text = f'{GOOD}\n[backends.far]\nkind = "openai"\nurl = "{url}"\napi_key_env = "FAR_KEY"\n{more}\n'
+    if key is None:
+        assert "far" in load(tmp_path, text).backends
+    else:
+        assert set(problems(tmp_path, text)) == {f"backends.far.{key}"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "keys"),
+    [
+        ('tls = true\ncertificate_path = "a.crt"\nkey_path = "a.key"', set()),
+        ('tls = true\ncertificate_path = "a.crt"', {"key_path"}),
+        ('tls = true\nkey_path = "a.key"', {"certificate_path"}),
+        ('certificate_path = "a.crt"\nkey_path = "a.key"', {"certificate_path", "key_path"}),
+    ],
+)
+def test_a_certificate_that_is_shown_to_a_backend_needs_its_key_and_tls(
+    tmp_path: Path, lines: str, keys: set[str]
+) -> None:
+    text = f'{GOOD}\n[backends.far]\nkind = "grpc"\naddress = "far.example:1"\n{lines}\n'
+    if keys:
+        assert set(problems(tmp_path, text)) == {f"backends.far.{key}" for key in keys}
+    else:
+        assert "far" in load(tmp_path, text).backends
+
+
+def test_a_line_in_which_no_request_can_wait_so_long_is_refused(tmp_path: Path) -> None:
+    text = GOOD.replace("[models.smollm2]", "queue_seconds_max = 601.0\n[models.smollm2]")
+    assert "request_seconds_max, which is 600" in problems(tmp_path, text)["backends.llama.queue_seconds_max"]
+
+
+def test_backends_of_a_model_have_weights_one_unless_told(tmp_path: Path) -> None:
+    two = GOOD.replace("[models.smollm2]", '[backends.other]\nkind = "grpc"\naddress = "127.0.0.1:1"\n[models.smollm2]')
+    two = two.replace('["llama"]', '["llama", "other"]\nbackend_weights = { other = 3 }')
+    assert catalog_of(load(tmp_path, two)).get("smollm2").weights() == {"llama": 1, "other": 3}
+    assert catalog_of(load(tmp_path, two.replace("3 }", "0 }"))).get("smollm2").weights() == {"llama": 1, "other": 0}
+
+
+@pytest.mark.parametrize(
+    ("weights", "problem"),
+    [
+        ("{ lama = 1 }", "'lama' is no backend of this model"),
+        ("{ llama = 0 }", "all of its backends stand by"),
+        ("{ llama = -1 }", "greater than or equal to 0"),
+        ("{ llama = 1001 }", "less than or equal to 1000"),
+        ("{ llama = 0.5 }", "valid integer"),
+    ],
+)
+def test_a_weight_that_means_nothing_is_refused(tmp_path: Path, weights: str, problem: str) -> None:
+    [(key, told)] = problems(tmp_path, GOOD.replace('["llama"]', f'["llama"]\nbackend_weights = {weights}')).items()
+    assert key.startswith("models.smollm2.backend_weights")
+    assert problem in told
 
 
 @pytest.mark.parametrize("url", ["https://a.example", "http://[::1]:8080/v1", "http://llama_1:1/a%20b/"])

@@ -109,6 +109,15 @@ async def test_a_subscriber_with_credit_a_consent_and_a_key_is_set_up(admin: Adm
     assert (grantee.authorization.app_id, grantee.authorization.channel) == ("notes", "CLOUD_PC")
 
 
+async def test_a_grant_that_rolls_over_says_by_what_rule(admin: Admin) -> None:
+    await set_up(admin)
+    request = a_grant(expire_time=Timestamp(seconds=5), rollover_microcredits_max=3, rollover_seconds=60)
+    grant = (await admin.stub.CreateGrant(request)).grant
+    assert (grant.rollover_microcredits_max, grant.rollover_seconds) == (3, 60)
+    refusal = await refused(admin.stub.CreateGrant(a_grant(expire_time=Timestamp(seconds=5))))
+    assert refusal.reason == "ID_CONFLICT", "the rule is part of the content"
+
+
 async def test_everything_may_be_asked_again_and_other_content_is_a_conflict(admin: Admin) -> None:
     for _ in range(2):
         await set_up(admin)
@@ -165,6 +174,9 @@ async def test_wrong_fields_are_told_by_name(admin: Admin) -> None:
     assert fields(await refused(admin.stub.CreateGrant(a_grant(amount_microcredits=-1)))) == {"amount_microcredits"}
     assert fields(await refused(admin.stub.CreateGrant(a_grant(priority=1_001)))) == {"priority"}
     assert fields(await refused(admin.stub.CreateGrant(a_grant(expire_time=Timestamp(seconds=1))))) == {"expire_time"}
+    rule = {"expire_time": Timestamp(seconds=5), "rollover_microcredits_max": 1}
+    assert fields(await refused(admin.stub.CreateGrant(a_grant(**rule)))) == {"rollover_seconds"}
+    assert fields(await refused(admin.stub.CreateGrant(a_grant(rollover_seconds=-1)))) == {"rollover_microcredits_max"}
     wrong = a_consent(authorization_id=BAD_ID, app="notes", channel=9, models=["a", "models/" + BAD_ID])
     assert fields(await refused(admin.stub.CreateAuthorization(wrong))) == {
         "authorization_id",

@@ -26,7 +26,7 @@ async def serving() -> AsyncIterator[tuple[HttpServer, World, Readiness]]:
     """The port in front of a metering world that was looked at once."""
     metrics = Metrics(Catalog({}), time.monotonic)
     world = await World([*content("one"), STOP], observers=[metrics]).fund(10_000)
-    readiness = Readiness(world.ledger, lambda: {"backend-1": world.backend})
+    readiness = Readiness(world.ledger, lambda: world.pool)
     await readiness.look()
     server = await HttpServer.start("127.0.0.1:0", operators_pages(metrics, world.metering, readiness, lambda: 3))
     try:

@@ -5,10 +5,13 @@ import asyncio
 import pytest
 from fakes import MemoryLedgerStore
 from grpc_health.v1 import health, health_pb2
-from metering_world import ScriptedBackend
+from metering_world import ScriptedBackend, pool_of
 
+from metergate.core.standing import FAILURES_MAX, Event
 from metergate.edges import readiness
 from metergate.edges.readiness import Readiness, Report, tell_health
+from metergate.metering import pool
+from metergate.metering.pool import Health
 
 INFERENCE, ACCOUNT, CATALOG = (
     f"metergate.v1.{name}" for name in ("InferenceService", "AccountService", "CatalogService")
@@ -16,14 +19,14 @@ INFERENCE, ACCOUNT, CATALOG = (
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
-READY = Report(ledger_problem="", backends_up={"backend-1": True})
+READY = Report(ledger_problem="", backends={"backend-1": Health.UP})
 
 
 class SwitchedBackend(ScriptedBackend):
     """Up or down as the test says."""
 
-    def __init__(self, up: bool | Exception | None) -> None:
-        super().__init__([])
+    def __init__(self, up: bool | Exception | None, backend_id: str = "backend-0") -> None:
+        super().__init__([], backend_id)
         self.up = up
 
     async def is_up(self) -> bool:
@@ -45,19 +48,20 @@ class BrokenStore(MemoryLedgerStore):
 
 
 async def look(ledger: MemoryLedgerStore, *backends: bool | Exception | None) -> Report:
-    by_id = {f"backend-{index}": SwitchedBackend(up) for index, up in enumerate(backends)}
-    return await Readiness(ledger, lambda: by_id).look()
+    looked_at = pool_of([SwitchedBackend(up, f"backend-{index}") for index, up in enumerate(backends)])
+    return await Readiness(ledger, lambda: looked_at).look()
 
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readiness, "ANSWER_SECONDS_MAX", 0.05)
+    monkeypatch.setattr(pool, "LOOK_SECONDS_MAX", 0.05)
 
 
 async def test_a_gateway_is_ready_when_its_store_takes_writes_and_any_backend_is_up() -> None:
     report = await look(MemoryLedgerStore(), False, True)
     assert report.is_ready
-    assert report.backends_up == {"backend-0": False, "backend-1": True}
+    assert report.backends == {"backend-0": Health.DOWN, "backend-1": Health.UP}
 
 
 @pytest.mark.parametrize("up", [False, None, RuntimeError("a defect")])
@@ -65,6 +69,15 @@ async def test_a_gateway_without_a_backend_is_not_ready(up: bool | Exception | N
     report = await look(MemoryLedgerStore(), up)
     assert not report.is_ready
     assert report.is_ledger_writable
+
+
+async def test_a_gateway_whose_backends_all_failed_again_and_again_is_not_ready() -> None:
+    looked_at = pool_of([SwitchedBackend(True)])
+    for _ in range(FAILURES_MAX):
+        looked_at.note(looked_at.members["backend-0"], "model-1", Event.FAILED, 0)
+    report = await Readiness(MemoryLedgerStore(), lambda: looked_at).look()
+    assert not report.is_ready
+    assert report.as_json()["checks"] == {"ledger": "ok", "backends": {"backend-0": "ejected"}, "draining": False}
 
 
 async def test_a_gateway_whose_store_fails_is_not_ready_and_says_why() -> None:
@@ -81,11 +94,12 @@ async def test_a_store_that_hangs_or_has_a_defect_is_not_ready_and_the_look_ends
 
 
 async def test_before_the_first_look_nothing_is_ready() -> None:
-    assert not Readiness(MemoryLedgerStore(), dict).report.is_ready
+    assert not Readiness(MemoryLedgerStore(), lambda: pool_of([])).report.is_ready
 
 
 async def test_a_drained_gateway_stays_unready_whatever_later_looks_find() -> None:
-    seen = Readiness(MemoryLedgerStore(), lambda: {"backend-0": SwitchedBackend(True)})
+    looked_at = pool_of([SwitchedBackend(True)])
+    seen = Readiness(MemoryLedgerStore(), lambda: looked_at)
     assert (await seen.look()).is_ready
     assert not seen.drain().is_ready
     assert not (await seen.look()).is_ready
@@ -93,7 +107,8 @@ async def test_a_drained_gateway_stays_unready_whatever_later_looks_find() -> No
 
 async def test_it_keeps_looking_and_tells_of_loss_and_return() -> None:
     backend = SwitchedBackend(True)
-    seen = Readiness(MemoryLedgerStore(), lambda: {"backend-0": backend})
+    looked_at = pool_of([backend])
+    seen = Readiness(MemoryLedgerStore(), lambda: looked_at)
     told: asyncio.Queue[bool] = asyncio.Queue(1)
 
     async def tell(report: Report) -> None:
@@ -118,8 +133,11 @@ async def statuses(servicer: health.aio.HealthServicer) -> dict[str, int]:
     ("report", "expected"),
     [
         (READY, (SERVING, SERVING, SERVING, SERVING)),
-        (Report(ledger_problem="", backends_up={"b": False}), (NOT_SERVING, NOT_SERVING, SERVING, SERVING)),
-        (Report(ledger_problem="full", backends_up={"b": True}), (NOT_SERVING, NOT_SERVING, NOT_SERVING, SERVING)),
+        (Report(ledger_problem="", backends={"b": Health.EJECTED}), (NOT_SERVING, NOT_SERVING, SERVING, SERVING)),
+        (
+            Report(ledger_problem="full", backends={"b": Health.RETURNING}),
+            (NOT_SERVING, NOT_SERVING, NOT_SERVING, SERVING),
+        ),
     ],
 )
 async def test_each_service_is_served_while_what_it_needs_is_there(

@@ -76,6 +76,14 @@ def test_what_may_work_again_says_when_to_retry(error: errors.MetergateError) ->
     assert detail(to_status(error), RetryInfo).retry_delay.seconds == 1
 
 
+@pytest.mark.parametrize(("known_seconds", "milliseconds"), [(12.3456, 12_346), (0.2, 1_000), (None, 1_000)])
+def test_a_backend_that_is_left_out_says_when_it_is_tried_again(known_seconds: float | None, milliseconds: int) -> None:
+    error = errors.BackendUnavailable(model_id="m", problem="p", retry_seconds=known_seconds, was_reached=False)
+    status = to_status(error)
+    assert detail(status, RetryInfo).retry_delay.ToMilliseconds() == milliseconds
+    assert "was_reached" not in detail(status, ErrorInfo).metadata
+
+
 @pytest.mark.parametrize(
     ("error", "field"),
     [

@@ -153,3 +153,20 @@ async def test_when_the_store_was_opened_again_the_stream_ends_and_recovery_has_
     [charge] = await world.charges()
     assert charge.close_cause is CloseCause.CRASH
     assert world.ledger.open_reservations() == []
+
+
+async def test_a_whole_answer_that_recovery_settled_first_is_not_given_for_the_prompt_it_charged() -> None:
+    gate = asyncio.Event()
+    world = await World([*content("The straight"), gate, STOP]).fund(FUNDS)
+    running = asyncio.create_task(world.metering.complete(world.caller, request(), time_left_seconds=None))
+    async with asyncio.timeout(5):
+        await world.backend.played.wait()
+    world.ledger.restart()
+    gate.set()
+    with pytest.raises(StoreUnavailable):
+        await running
+    [charge] = await world.charges()
+    assert (charge.close_cause, charge.charged_microcredits) == (CloseCause.CRASH, rate_ceil(usage(7, ""), CARD))
+    again = await world.metering.complete(world.caller, request(), time_left_seconds=None)
+    assert again.receipt.replayed
+    assert again.message is None

@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import pytest
+from metering_world import ROOMY, SilentPoolObserver
 
 from metergate import offerings
 from metergate.backends.openai import OpenAIBackendOptions
 from metergate.core.catalog import Catalog
-from metergate.offerings import BackendOptions, Offerings, Parts
+from metergate.core.standing import FAILURES_MAX, Event
+from metergate.metering.pool import Health
+from metergate.offerings import BackendOptions, BackendParts, Offerings, Parts
 from metergate.ports import Backend
 
 
@@ -17,6 +20,10 @@ from metergate.ports import Backend
 class Opened:
     options: OpenAIBackendOptions
     closed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def backend_id(self) -> str:
+        return self.options.backend_id
 
     async def close(self) -> None:
         assert not self.closed.is_set()
@@ -40,8 +47,11 @@ def parts(**urls: str) -> Parts:
         catalog=Catalog({}),
         tokenizers={},
         backends={
-            backend_id: OpenAIBackendOptions(
-                backend_id=backend_id, url=url, model_names={}, connect_timeout_seconds=1.0
+            backend_id: BackendParts(
+                options=OpenAIBackendOptions(
+                    backend_id=backend_id, url=url, model_names={}, connect_timeout_seconds=1.0
+                ),
+                limits=ROOMY,
             )
             for backend_id, url in urls.items()
         },
@@ -55,7 +65,7 @@ async def settle() -> None:
 
 
 async def test_a_backend_that_did_not_change_is_kept_and_one_that_did_is_opened_anew(opened: list[Opened]) -> None:
-    sold = Offerings(parts(a="http://a", b="http://b"))
+    sold = Offerings(parts(a="http://a", b="http://b"), SilentPoolObserver())
     sold.replace(parts(a="http://a", b="http://other"))
     await settle()
     assert [backend.options.url for backend in opened] == ["http://a", "http://b", "http://other"]
@@ -65,7 +75,7 @@ async def test_a_backend_that_did_not_change_is_kept_and_one_that_did_is_opened_
 
 
 async def test_a_backend_is_closed_when_the_last_request_that_may_use_it_ended(opened: list[Opened]) -> None:
-    sold = Offerings(parts(a="http://a"))
+    sold = Offerings(parts(a="http://a"), SilentPoolObserver())
     first = sold.current
     first.enter()
     first.enter()
@@ -86,7 +96,7 @@ async def test_a_backend_is_closed_when_the_last_request_that_may_use_it_ended(o
 
 
 async def test_a_backend_that_left_and_came_back_serves_both(opened: list[Opened]) -> None:
-    sold = Offerings(parts(a="http://a"))
+    sold = Offerings(parts(a="http://a"), SilentPoolObserver())
     first = sold.current
     first.enter()
     sold.replace(parts(b="http://b"))
@@ -100,8 +110,20 @@ async def test_a_backend_that_left_and_came_back_serves_both(opened: list[Opened
     await sold.close()
 
 
+async def test_a_backend_that_did_not_change_keeps_what_is_known_of_it(opened: list[Opened]) -> None:
+    sold = Offerings(parts(a="http://a", b="http://b"), SilentPoolObserver())
+    before = sold.current.pool
+    for member in before.members.values():
+        for _ in range(FAILURES_MAX):
+            before.note(member, "model-1", Event.FAILED, 0)
+    after = sold.replace(parts(a="http://a", b="http://other")).pool
+    assert before.health() == {"a": Health.EJECTED, "b": Health.EJECTED}
+    assert after.health() == {"a": Health.EJECTED, "b": Health.UP}
+    await sold.close()
+
+
 async def test_closing_closes_what_running_requests_use_too(opened: list[Opened]) -> None:
-    sold = Offerings(parts(a="http://a"))
+    sold = Offerings(parts(a="http://a"), SilentPoolObserver())
     sold.current.enter()
     sold.replace(parts(b="http://b"))
     await sold.close()

@@ -24,7 +24,16 @@ from metergate.core.usage import CountingSource, TokenClass, Usage
 from metergate.ports import CallStart, Commit, Delivery
 from metergate.telemetry.event_loop import SAMPLE_SECONDS, sample_lag
 from metergate.telemetry.families import FAMILIES
-from metergate.telemetry.metrics import APPS_MAX, OTHER_APP, OWN_APP, REASONS, UNKNOWN_MODEL, Metrics, outcome_of
+from metergate.telemetry.metrics import (
+    APPS_MAX,
+    OTHER_APP,
+    OWN_APP,
+    REASONS,
+    UNKNOWN_MODEL,
+    BackendLoad,
+    Metrics,
+    outcome_of,
+)
 
 MODEL = Model(
     model_id="model-1",
@@ -193,6 +202,44 @@ async def test_what_backends_did_for_nothing_is_the_operators_cost() -> None:
     assert value(observer, "operator_cost_microcredits_total", **labels) == 2 * PROMPT_MICROCREDITS
     assert value(observer, "captured_microcredits_total", model="model-1") == PROMPT_MICROCREDITS
     assert value(observer, "given_back_microcredits_total", model="model-1") == PROMPT_MICROCREDITS
+
+
+async def test_an_attempt_that_never_reached_its_backend_costs_the_operator_nothing() -> None:
+    failure = BackendUnavailable(model_id="model-1", problem="connection refused", was_reached=False)
+    observer = metrics()
+    good = ScriptedBackend([*content("one"), STOP], "second")
+    await play(observer, [], backends=[ScriptedBackend([failure], "first"), good])
+    assert value(observer, "operator_cost_microcredits_total", model="model-1", reason="attempt") is None
+    assert value(observer, "backend_failovers_total", backend="first") == 1
+    assert value(observer, "backend_failovers_total", backend="second") is None
+
+
+def test_the_pool_shows_what_each_backend_does_now_and_forgets_those_that_are_gone() -> None:
+    observer = metrics()
+    observer.pooled(
+        {
+            "a": BackendLoad(in_flight=3, queued=2, is_up=True, ejected={"model-1": False}),
+            "b": BackendLoad(in_flight=0, queued=0, is_up=False, ejected={"model-1": True}),
+        }
+    )
+    shown = ("backend_in_flight_requests", "backend_queued_requests", "backend_up")
+    assert [value(observer, name, backend="a") for name in shown] == [3, 2, 1]
+    assert [value(observer, name, backend="b") for name in shown] == [0, 0, 0]
+    assert [value(observer, "backend_ejected", backend=name, model="model-1") for name in "ab"] == [0, 1]
+    assert value(observer, "backend_ejections_total", backend="b", model="model-1") == 0
+    observer.pooled({"a": BackendLoad(in_flight=0, queued=0, is_up=True, ejected={"model-1": False})})
+    assert [value(observer, name, backend="b") for name in shown] == [None] * 3
+    assert value(observer, "backend_ejected", backend="b", model="model-1") is None
+
+
+def test_waits_and_ejections_are_counted() -> None:
+    observer = metrics()
+    observer.waited("model-1", 0.2, has_place=True)
+    observer.waited("no such model", 5.0, has_place=False)
+    observer.ejected("a", "model-1")
+    assert value(observer, "backend_queue_seconds_count", result="served", model="model-1") == 1
+    assert value(observer, "backend_queue_seconds_sum", result="refused", model="(unknown)") == 5.0
+    assert value(observer, "backend_ejections_total", backend="a", model="model-1") == 1
 
 
 async def test_a_failed_attempt_before_the_one_that_was_charged_is_the_operators_cost() -> None:

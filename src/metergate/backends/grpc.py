@@ -9,10 +9,10 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 import grpc
 from grpc import aio
+from grpc_health.v1 import health_pb2
 
 from metergate.backends.answer_checks import AnswerChecks
 from metergate.backends.vector_checks import IN_LOOP_NUMBERS_MAX, checked_vectors, prompt_usage, single_precision
@@ -54,6 +54,9 @@ _PING_ANSWER_MILLISECONDS = 10_000
 _RECONNECT_MILLISECONDS_MAX = 5_000
 _RECONNECT_MILLISECONDS_MIN = 500
 
+# A look at a backend that is busy does not wait for it.
+_LOOK_SECONDS = 0.5
+
 # The request as such was refused; another backend would refuse it too.
 _REJECTED_CODES = frozenset({grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE})
 
@@ -93,6 +96,7 @@ class GrpcBackendOptions:
     embeds: bool = False  # whether a model of it makes vectors, whose answers are larger
     tls: bool = False  # True: the backend must prove that it is the host of its address
     ca_pem: bytes | None = None  # the authorities it must prove it to; None: the public ones
+    own_pem: tuple[bytes, bytes] | None = field(default=None, repr=False)  # key and certificate that are shown to it
 
 
 class GrpcBackend:
@@ -118,6 +122,11 @@ class GrpcBackend:
             ),
         )
         self._stub: backend_pb2_grpc.BackendServiceAsyncStub = backend_pb2_grpc.BackendServiceStub(self._channel)
+        self._check_health = self._channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
         self._metadata = (("authorization", f"Bearer {options.api_key}"),) if options.api_key is not None else ()
 
     @property
@@ -126,13 +135,22 @@ class GrpcBackend:
         return self._options.backend_id
 
     async def is_up(self) -> bool:
-        """Whether there is a connection, or one can be made within the connect timeout."""
+        """Whether it can be connected to within the connect timeout, and does not say itself that it does not serve.
+
+        It is asked by gRPC's health protocol. One without that service, and one that is slow to answer, is up.
+        """
         try:
             async with asyncio.timeout(self._options.connect_timeout_seconds):
                 await self._channel.channel_ready()
         except TimeoutError:
             return False
-        return True
+        try:
+            answer = await self._check_health(
+                health_pb2.HealthCheckRequest(), metadata=self._metadata, timeout=_LOOK_SECONDS
+            )
+        except aio.AioRpcError as exc:
+            return exc.code() is not grpc.StatusCode.UNAVAILABLE
+        return bool(answer.status != health_pb2.HealthCheckResponse.NOT_SERVING)
 
     async def close(self) -> None:
         """Cancel all calls and close the connection."""
@@ -149,10 +167,17 @@ class GrpcBackend:
         metadata = (*self._metadata, *request.trace_context.items())
         call = self._stub.Generate(encode_request(request, model=model), metadata=metadata)
         try:
-            while (message := await _read(call, request.model_id)) is not None:
+            # Iterated: ``call.read()`` does more a message.
+            async for message in call:
+                text = _text_only(message)
+                if text:
+                    yield reader.text(text)
+                    continue
                 for event in reader.read(message):
                     yield event
             reader.end()
+        except aio.AioRpcError as exc:
+            raise _refusal(exc, request.model_id) from None  # its details would be printed with it
         finally:
             call.cancel()  # of a call that has ended: nothing
 
@@ -167,7 +192,7 @@ class GrpcBackend:
         try:
             answer = await self._stub.Embed(asked, metadata=metadata)
         except aio.AioRpcError as exc:
-            _raise(exc, request.model_id)
+            raise _refusal(exc, request.model_id) from None  # its details would be printed with it
         if len(request.inputs) * request.dimensions > IN_LOOP_NUMBERS_MAX:
             return await asyncio.to_thread(_embeddings, answer, request)
         return _embeddings(answer, request)
@@ -183,27 +208,25 @@ class GrpcBackend:
 def _open_channel(options: GrpcBackendOptions, arguments: tuple[tuple[str, int], ...]) -> aio.Channel:
     if not options.tls:
         return aio.insecure_channel(options.address, options=arguments)
-    credentials = grpc.ssl_channel_credentials(root_certificates=options.ca_pem)
+    key_pem, certificate_pem = options.own_pem or (None, None)
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=options.ca_pem, private_key=key_pem, certificate_chain=certificate_pem
+    )
     return aio.secure_channel(options.address, credentials, options=arguments)
 
 
-async def _read(
-    call: aio.UnaryStreamCall[backend_pb2.GenerateRequest, backend_pb2.GenerateResponse], model_id: str
-) -> backend_pb2.GenerateResponse | None:
-    """The next message; None at the end of an answer whose status is OK."""
-    try:
-        message = await call.read()
-    except aio.AioRpcError as exc:
-        _raise(exc, model_id)
-    return message if isinstance(message, backend_pb2.GenerateResponse) else None
-
-
-def _raise(error: aio.AioRpcError, model_id: str) -> NoReturn:
-    # Not chained: the status's details would be printed with it.
+def _refusal(error: aio.AioRpcError, model_id: str) -> BackendRejected | BackendUnavailable:
     problem = f"gRPC status {error.code().name}"
     if error.code() in _REJECTED_CODES:
-        raise BackendRejected(model_id=model_id, problem=problem) from None
-    raise BackendUnavailable(model_id=model_id, problem=problem) from None
+        return BackendRejected(model_id=model_id, problem=problem)
+    return BackendUnavailable(model_id=model_id, problem=problem)
+
+
+def _text_only(message: backend_pb2.GenerateResponse) -> str:
+    """The content of a message that has nothing else, as nearly all have; else ""."""
+    delta = message.delta
+    is_only = not (message.finish_reason or message.HasField("usage") or delta.reasoning_content or delta.tool_calls)
+    return delta.content if is_only else ""
 
 
 # --- the request ----------------------------------------------------------------------------------------------------
@@ -319,6 +342,11 @@ class AnswerReader:
         self._backend_id = backend_id
         self._model_id = model_id
         self._checks = AnswerChecks(backend_id=backend_id, model_id=model_id)
+
+    def text(self, content: str) -> Delta:
+        """The only event of a message with content, which is not empty, and nothing else."""
+        self._checks.before_delta()
+        return Delta(content=content)
 
     def read(self, message: backend_pb2.GenerateResponse) -> Iterator[BackendEvent]:
         """The events of one message."""

@@ -9,6 +9,7 @@ import asyncio
 import errno
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
+from ssl import create_default_context
 from typing import NoReturn
 
 import aiohttp
@@ -57,6 +58,7 @@ _REJECTED_STATUSES = frozenset({400, 413, 422})
 _PROBLEMS: tuple[tuple[type[Exception], str], ...] = (
     (aiohttp.ConnectionTimeoutError, "no connection within the time limit"),
     (aiohttp.ClientConnectorDNSError, "its host name cannot be resolved"),
+    (aiohttp.ClientConnectorCertificateError, "its certificate does not prove that it is the host of its URL"),
     (aiohttp.ClientSSLError, "TLS failed"),
     (aiohttp.ClientConnectorError, "it cannot be connected to"),
     (aiohttp.ServerDisconnectedError, "it closed the connection without an answer"),
@@ -66,6 +68,9 @@ _PROBLEMS: tuple[tuple[type[Exception], str], ...] = (
     (aiohttp.InvalidURL, "its URL is invalid"),
 )
 _FAILURES = (aiohttp.ClientError, OSError)
+
+# The connection was not made, so nothing was sent on it. (A connect timeout is a wait for a free connection, too.)
+_UNREACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +87,8 @@ class OpenAIBackendOptions:
     max_tokens_field: MaxTokensField = "max_tokens"  # newer OpenAI models take only the other
     vector_encoding: VectorEncoding = "base64"  # how embeddings are asked for; both forms are read
     connections_max: int = 1024  # a connection carries one answer; more requests wait, then fail over
+    ca_pem: str | None = None  # the authorities it must prove itself to over https; None: the public ones
+    health_path: str | None = None  # what a look asks for, from the root of the host; None: the list of models
 
 
 class OpenAIBackend:
@@ -95,18 +102,22 @@ class OpenAIBackend:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         if options.api_key is not None:
             headers["Authorization"] = f"Bearer {options.api_key}"
+        # True: what the system trusts.
+        tls = True if options.ca_pem is None else create_default_context(cadata=options.ca_pem)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=options.connections_max, keepalive_timeout=_IDLE_CONNECTION_SECONDS),
+            connector=aiohttp.TCPConnector(
+                limit=options.connections_max, keepalive_timeout=_IDLE_CONNECTION_SECONDS, ssl=tls
+            ),
             headers=headers,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, connect=options.connect_timeout_seconds),
             read_bufsize=_READ_AHEAD_BYTES,
         )
-        self._models_url = f"{url}/models"
+        self._look_url = _look_url(options)
         # Connections of its own, for a look each: those of the answers may all be in use.
         self._looks = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=1, force_close=True),
+            connector=aiohttp.TCPConnector(limit=1, force_close=True, ssl=tls),
             headers=headers,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -119,12 +130,12 @@ class OpenAIBackend:
         return self._options.backend_id
 
     async def is_up(self) -> bool:
-        """Whether it takes a new connection, and its list of models, if it answers in time, is no failure of its own.
+        """Whether it takes a new connection, and what is asked for, if it answers in time, is no failure of its own.
 
         One that takes the connection and is slow to answer is busy, not down.
         """
         try:
-            async with self._looks.get(self._models_url, allow_redirects=False) as response:
+            async with self._looks.get(self._look_url, allow_redirects=False) as response:
                 return response.status < 500
         except aiohttp.SocketTimeoutError:
             return True
@@ -248,12 +259,22 @@ class OpenAIBackend:
             return  # the answer was complete; only the connection is lost
 
 
+def _look_url(options: OpenAIBackendOptions) -> str:
+    if options.health_path is None:
+        return options.url.rstrip("/") + "/models"
+    scheme, _, rest = options.url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}{options.health_path}"
+
+
 def _raise_unavailable(model_id: str, failure: Exception) -> NoReturn:
     problem = next((text for kind, text in _PROBLEMS if isinstance(failure, kind)), type(failure).__name__)
-    if isinstance(failure, OSError) and failure.errno is not None and failure.errno in errno.errorcode:
-        problem += f" ({errno.errorcode[failure.errno]})"
+    # Numbers of TLS errors are OpenSSL's own.
+    if isinstance(failure, OSError) and not isinstance(failure, aiohttp.ClientSSLError):
+        name = errno.errorcode.get(failure.errno or 0)
+        problem += f" ({name})" if name else ""
+    was_reached = not isinstance(failure, _UNREACHED)
     # A cause is printed with its error. aiohttp's errors of the protocol quote the peer, and show the request's headers
     # with the key: only errors of the system are passed on.
-    raise BackendUnavailable(model_id=model_id, problem=problem) from (
+    raise BackendUnavailable(model_id=model_id, problem=problem, was_reached=was_reached) from (
         failure if isinstance(failure, OSError) else None
     )

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from metergate.cli import configuration, grants, keys, ledger, serving, subscribers, wallets
+from metergate.cli import charges, configuration, grants, keys, ledger, serving, subscribers, wallets
 from metergate.cli.terminal import explain
 from metergate.core.errors import MetergateError
 
@@ -34,6 +34,7 @@ app.add_typer(subscribers.app, name="subscriber")
 app.add_typer(grants.app, name="grant")
 app.add_typer(keys.app, name="key")
 app.add_typer(wallets.app, name="wallet")
+app.add_typer(charges.app, name="charge")
 app.add_typer(ledger.app, name="ledger")
 
 

@@ -10,6 +10,7 @@ import typer
 from metergate.config import ID_PATTERN, load_config
 from metergate.core import times
 from metergate.core.credits import parse_credits
+from metergate.core.times import MICROSECONDS_PER_SECOND
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="The configuration file.", metavar="FILE")]
 DEFAULT_CONFIG = Path("metergate.toml")
@@ -48,6 +49,11 @@ def parse_duration_us(text: str) -> int:
     if match is None:
         raise typer.BadParameter("must be a number and m, h or d, such as 31d")
     return timedelta(**{_UNITS[match[2]]: int(match[1])}) // timedelta(microseconds=1)
+
+
+def parse_duration_seconds(text: str) -> int:
+    """Seconds of a number and a unit."""
+    return parse_duration_us(text) // MICROSECONDS_PER_SECOND
 
 
 def parse_time_us(text: str) -> int:

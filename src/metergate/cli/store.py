@@ -9,8 +9,8 @@ from uuid import uuid4
 
 from metergate.app import SystemClock
 from metergate.cli.gateway import serving_gateway
-from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber
-from metergate.core.rows import ApiKey, Authorization, Grant, Wallet
+from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber, Adjust, Refund, Reverse, SetWalletState
+from metergate.core.rows import ApiKey, Authorization, Correction, Grant, Wallet
 from metergate.edges.admin_socket import admin_socket_path
 from metergate.ports import Page
 from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore
@@ -39,6 +39,22 @@ class WritableLedger(Protocol):
 
     async def revoke_key(self, key_id: str, now_us: int) -> ApiKey:
         """Revoke a key."""
+        ...
+
+    async def refund(self, operation: Refund) -> Correction:
+        """Give back part of a charge."""
+        ...
+
+    async def adjust(self, operation: Adjust) -> Correction:
+        """Give credit, or take what is available."""
+        ...
+
+    async def reverse(self, operation: Reverse) -> Correction:
+        """Take back a grant whose payment was taken back."""
+        ...
+
+    async def set_wallet_state(self, operation: SetWalletState) -> Correction:
+        """Stop a wallet, or let it be spent from again."""
         ...
 
     async def list_grants(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grant]:

@@ -67,6 +67,7 @@ def catalog_of(config: Config) -> Catalog:
                 task=ModelTask(table.task.upper()),
                 dimensions=table.dimensions,
                 dimensions_selectable=table.dimensions_selectable,
+                backend_weights=table.backend_weights,
             )
             for model_id, table in config.models.items()
         }

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic_core import ErrorDetails
 
@@ -88,6 +89,11 @@ def semantic_problems(file: ConfigFile, folder: Path) -> Iterator[ConfigProblem]
     if file.limits.calls_max <= file.limits.requests_max:
         yield ConfigProblem("limits.calls_max", f"must be above requests_max, which is {file.limits.requests_max}")
     yield from _plaintext_problems(file)
+    for backend_id, backend in file.backends.items():
+        request_seconds_max = file.limits.request_seconds_max
+        if backend.queue_seconds_max > request_seconds_max and "queue_seconds_max" in backend.model_fields_set:
+            problem = f"is above limits.request_seconds_max, which is {request_seconds_max:g}: no request waits so long"
+            yield ConfigProblem(f"backends.{backend_id}.queue_seconds_max", problem)
     priced = {table.model for table in file.rate_cards}
     for model_id, model in file.models.items():
         key = f"models.{model_id}"
@@ -137,14 +143,37 @@ def _plaintext_problems(file: ConfigFile) -> Iterator[ConfigProblem]:
         )
         yield ConfigProblem("listener.address", problem)
     for backend_id, backend in file.backends.items():
-        if not isinstance(backend, GrpcBackendTable):
-            continue
-        key = f"backends.{backend_id}"
-        if backend.ca_path is not None and not backend.tls:
-            yield ConfigProblem(f"{key}.ca_path", "is for TLS: add tls = true")
-        if backend.api_key_env and not backend.tls and not is_loopback(backend.address):
-            problem = f"its key would cross the network to {backend.address} readable: add tls = true"
-            yield ConfigProblem(f"{key}.api_key_env", problem)
+        yield from _backend_plaintext_problems(f"backends.{backend_id}", backend)
+
+
+def _backend_plaintext_problems(key: str, backend: OpenAIBackendTable | GrpcBackendTable) -> Iterator[ConfigProblem]:
+    if isinstance(backend, GrpcBackendTable):
+        is_plain, address, cure = not backend.tls, backend.address, "add tls = true"
+        yield from _grpc_tls_problems(key, backend)
+    else:
+        url = urlsplit(backend.url)
+        is_plain, address, cure = url.scheme == "http", f"{url.netloc}", "use https"
+        if backend.ca_path is not None and is_plain:
+            yield ConfigProblem(f"{key}.ca_path", "is for TLS: use https")
+        address = address if url.port is not None else f"{address}:80"
+    if backend.plaintext_beyond_loopback and (not is_plain or is_loopback(address)):
+        yield ConfigProblem(f"{key}.plaintext_beyond_loopback", "changes nothing here: leave it out")
+    if backend.api_key_env and is_plain and not backend.plaintext_beyond_loopback and not is_loopback(address):
+        problem = (
+            f"its key would cross the network to {address} readable: {cure} or, if something else protects it on the "
+            "way, add plaintext_beyond_loopback = true"
+        )
+        yield ConfigProblem(f"{key}.api_key_env", problem)
+
+
+def _grpc_tls_problems(key: str, backend: GrpcBackendTable) -> Iterator[ConfigProblem]:
+    for name in ("ca_path", "certificate_path", "key_path"):
+        if getattr(backend, name) is not None and not backend.tls:
+            yield ConfigProblem(f"{key}.{name}", "is for TLS: add tls = true")
+    if backend.certificate_path is None and backend.key_path is not None:
+        yield ConfigProblem(f"{key}.certificate_path", "is missing: key_path is its key")
+    if backend.certificate_path is not None and backend.key_path is None:
+        yield ConfigProblem(f"{key}.key_path", "is missing: a certificate proves nothing without its key")
 
 
 def _backend_problems(key: str, model: ModelTable, backends: Mapping[str, object]) -> Iterator[ConfigProblem]:
@@ -153,9 +182,12 @@ def _backend_problems(key: str, model: ModelTable, backends: Mapping[str, object
             yield ConfigProblem(f"{key}.backends", f"there is no backend {backend_id!r}")
         if times > 1:
             yield ConfigProblem(f"{key}.backends", f"names {backend_id!r} {times} times")
-    for backend_id in model.backend_models:
-        if backend_id not in model.backends:
-            yield ConfigProblem(f"{key}.backend_models", f"{backend_id!r} is no backend of this model")
+    for name in ("backend_models", "backend_weights"):
+        for backend_id in getattr(model, name):
+            if backend_id not in model.backends:
+                yield ConfigProblem(f"{key}.{name}", f"{backend_id!r} is no backend of this model")
+    if not any(model.backend_weights.get(backend_id, 1) for backend_id in model.backends):
+        yield ConfigProblem(f"{key}.backend_weights", "all of its backends stand by: give one a weight above 0")
 
 
 def _tokenizer_problems(key: str, tokenizer: TokenizerFile, folder: Path) -> Iterator[ConfigProblem]:

@@ -98,6 +98,8 @@ class Limits(Table):
     request_seconds_max: Seconds = 600.0
     # Kubernetes kills 30 s after SIGTERM; closing what is left takes the rest.
     drain_seconds_max: Seconds = 20.0
+    # How often grants whose time is over are looked for, of wallets that nobody changes: bookkeeping, no hurry.
+    expiry_sweep_seconds: Seconds = 60.0
     # How long the text of a charged request is kept for a retry, in memory only: time enough for an app to reconnect.
     replay_seconds: Seconds = 120.0
     # What those texts hold in all: about a thousand long answers.
@@ -132,6 +134,16 @@ class _BackendTable(Table):
     parameters: list[Annotated[Parameter, Field(strict=False)]] | None = None
     # Within a data centre a connection takes milliseconds; beyond this the next backend is tried.
     connect_timeout_seconds: float = Field(default=5.0, ge=0.1, le=60.0, allow_inf_nan=False)
+    # What it works on at once; more wait. As many as one gateway process runs by default: a backend's own number, from
+    # its slots or its batch, is the operator's to say.
+    requests_max: int = Field(default=1_024, ge=1, le=65_536)
+    # What waits for it, and how long; more are refused. A request that waits has its credit reserved.
+    queue_max: int = Field(default=64, ge=0, le=65_536)
+    queue_seconds_max: Seconds = 5.0
+    # PEM file of the authorities that it must prove itself to over TLS; None: the public ones.
+    ca_path: Text | None = None
+    # True: its key may cross the network readable, because something else protects it on the way.
+    plaintext_beyond_loopback: bool = False
 
 
 class OpenAIBackendTable(_BackendTable):
@@ -146,8 +158,8 @@ class OpenAIBackendTable(_BackendTable):
     )
     # How embeddings are asked for: their bytes, or numbers as text for servers that refuse base64.
     vector_encoding: Literal["base64", "float"] = "base64"
-    # Each carries one answer: as many as one gateway process streams at once.
-    connections_max: int = Field(default=1_024, ge=1, le=65_536)
+    # What a look asks for, from the root of the host: "/health". None: the list of models, {url}/models.
+    health_path: Annotated[str, StringConstraints(pattern=r"^/[!-~]{0,255}$")] | None = None
 
 
 class GrpcBackendTable(_BackendTable):
@@ -156,7 +168,10 @@ class GrpcBackendTable(_BackendTable):
     kind: Literal["grpc"]
     address: Address
     tls: bool = False  # True: the backend must prove that it is the host of its address
-    ca_path: Text | None = None  # PEM file of the authorities it must prove it to; None: the public ones
+    # What the gateway proves to the backend: its certificate, then its intermediates, and its unencrypted key; PEM
+    # files, both or neither. None: it shows none.
+    certificate_path: Text | None = None
+    key_path: Text | None = None
 
 
 class TokenizerFile(Table):
@@ -183,7 +198,9 @@ class ModelTable(Table):
     dimensions_selectable: bool = False  # True: a request may ask its backends for fewer
     # Prompt and completion together; of an embedding model: one input, special tokens included.
     context_tokens: int = Field(ge=2, le=CONTEXT_TOKENS_MAX)
-    backends: list[Id] = Field(min_length=1, max_length=64)  # in order of preference
+    backends: list[Id] = Field(min_length=1, max_length=64)
+    # A backend's part of the requests; absent: 1; 0: it stands by, for when no other can take one.
+    backend_weights: dict[Id, Annotated[int, Field(ge=0, le=1_000)]] = {}
     backend_models: dict[Id, Text] = {}  # what a backend itself calls the model; absent: its id here
     counting: Literal["TOKENIZER"]
     tokenizer: TokenizerFile

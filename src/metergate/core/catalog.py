@@ -1,7 +1,7 @@
 """The models on sale: who made each, what it costs, how it is counted, which backends run it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from metergate.core.errors import ModelNotFound, ModelTaskWrong, PriceUnavailable
@@ -26,9 +26,10 @@ class Model:
     provider_id: str  # its developer, who is paid
     context_tokens: int  # prompt and completion together; of an EMBEDDING model: one input
     counting_source: CountingSource
-    backend_ids: tuple[str, ...]  # in order of preference, at least one
+    backend_ids: tuple[str, ...]  # at least one
     rate_cards: tuple[RateCard, ...]  # in order of effect
     usage_tolerance_tokens: int  # counted and reported may differ by this much of completion without being flagged
+    backend_weights: Mapping[str, int] = field(default_factory=dict)  # by backend id; absent: 1; 0: it stands by
     task: ModelTask = ModelTask.CHAT
     dimensions: int | None = None  # numbers of a vector; set if and only if the task is EMBEDDING
     dimensions_selectable: bool = False  # whether a request may ask for fewer
@@ -38,6 +39,10 @@ class Model:
         """ModelTaskWrong for a request of another task."""
         if self.task is not task:
             raise ModelTaskWrong(model_id=self.model_id, task=self.task)
+
+    def weights(self) -> dict[str, int]:
+        """Its backends with their weights."""
+        return {backend_id: self.backend_weights.get(backend_id, 1) for backend_id in self.backend_ids}
 
     def rate_card(self, now_us: int) -> RateCard:
         """The card in effect; PriceUnavailable if there is none (L8)."""

@@ -4,8 +4,11 @@
 """
 
 import inspect
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import ClassVar
+
+# Marks, in its metadata, a field that is for the gateway only.
+UNTOLD = "untold"
 
 
 class MetergateError(Exception):
@@ -14,10 +17,10 @@ class MetergateError(Exception):
     reason: ClassVar[str] = "INTERNAL"
 
     def metadata(self) -> dict[str, str]:
-        """The error's fields as text, by name; None is left out, and so is the place in a request."""
+        """The error's fields as text, by name; not None, what is no affair of the app's, nor the place in a request."""
         if not is_dataclass(self):
             return {}
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {told.name: getattr(self, told.name) for told in fields(self) if UNTOLD not in told.metadata}
         return {name: str(value) for name, value in values.items() if value is not None and name != "field"}
 
     def __str__(self) -> str:
@@ -52,6 +55,25 @@ class WalletSuspended(MetergateError):
     """The wallet of this subscriber is suspended."""
 
     reason: ClassVar[str] = "WALLET_SUSPENDED"
+
+
+@dataclass(kw_only=True, eq=False)
+class RefundExceedsCharge(MetergateError):
+    """{amount_microcredits} of {charged_microcredits} microcredits is too much: {refunded_microcredits} went back."""
+
+    reason: ClassVar[str] = "REFUND_EXCEEDS_CHARGE"
+    charge_id: str
+    charged_microcredits: int
+    refunded_microcredits: int  # before
+    amount_microcredits: int
+
+
+@dataclass(kw_only=True, eq=False)
+class AlreadyReversed(MetergateError):
+    """The grant {grant_id} was reversed before."""
+
+    reason: ClassVar[str] = "ALREADY_REVERSED"
+    grant_id: str
 
 
 # --- access ---------------------------------------------------------------------------------------------------------
@@ -192,6 +214,8 @@ class BackendUnavailable(MetergateError):
     model_id: str
     problem: str
     charge: str | None = None  # name of the charge for what was delivered before the failure
+    retry_seconds: float | None = None  # until a backend can be tried again; None: at once, or it is not known
+    was_reached: bool = field(default=True, metadata={UNTOLD: True})  # False: it was sent nothing, so it cost nothing
 
 
 @dataclass(kw_only=True, eq=False)

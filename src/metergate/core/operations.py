@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from metergate.core.reservation import CloseCause, Owner, Reservation
-from metergate.core.rows import Attempt, Authorization, Charge, FinishReason, Grant, Wallet
+from metergate.core.rows import Attempt, Authorization, Charge, FinishReason, Grant, Wallet, WalletState
 from metergate.core.usage import CountingSource, Usage
 
 
@@ -148,7 +148,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddSubscriber:
-    """Open a wallet. The same subscriber again answers with the first wallet; in another state it is IdConflict."""
+    """Open a wallet. The same subscriber again answers with the wallet as it is now, whatever state it is in."""
 
     wallet: Wallet  # sequence == 0
 
@@ -158,3 +158,62 @@ class AddAuthorization:
     """Record a subscriber's consent. The same id with other content is IdConflict."""
 
     authorization: Authorization  # charged and reserved are 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refund:
+    """Give back part of a charge. The same id with other content is IdConflict."""
+
+    correction_id: str  # unique within the subscriber among all corrections
+    subscriber_id: str
+    charge_id: str
+    amount_microcredits: int  # at most what was charged and not refunded yet
+    grant_seconds: int  # how long the grant lives that is made where a grant that paid has expired
+    reason: str
+    actor: str
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adjust:
+    """Give credit, or take what is available. The same id with other content is IdConflict."""
+
+    correction_id: str  # unique within the subscriber among all corrections
+    subscriber_id: str
+    amount_microcredits: int  # below 0: taken
+    grant_seconds: int | None  # how long what is given lives; None: for ever
+    reason: str
+    actor: str
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reverse:
+    """Take back a grant whose payment was taken back. The same id with other content is IdConflict."""
+
+    correction_id: str  # unique within the subscriber among all corrections
+    subscriber_id: str
+    grant_id: str
+    reason: str
+    actor: str
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetWalletState:
+    """Stop a wallet, or let it be spent from again. The same id with other content is IdConflict."""
+
+    correction_id: str  # unique within the subscriber among all corrections
+    subscriber_id: str
+    state: WalletState
+    reason: str
+    actor: str
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expire:
+    """Move on what remains of a wallet's grants whose time is over; answered with the wallet."""
+
+    subscriber_id: str
+    now_us: int

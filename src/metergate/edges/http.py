@@ -15,8 +15,9 @@ from aiohttp import web
 
 from metergate.edges.listening import listener_refused
 from metergate.edges.readiness import Readiness
+from metergate.metering.pool import Pool
 from metergate.metering.use_case import Metering
-from metergate.telemetry.metrics import Metrics
+from metergate.telemetry.metrics import BackendLoad, Metrics
 
 # Prometheus in two or three replicas, a balancer and a kubelet: ten at once are many.
 CONNECTIONS_MAX = 64
@@ -140,6 +141,7 @@ def operators_pages(metrics: Metrics, metering: Metering, readiness: Readiness, 
         metrics.running.set(metering.running)
         metrics.oldest_seconds.set(metering.oldest_run_seconds)
         metrics.queued.set(queued())
+        metrics.pooled(_loads(metering.offering.pool))
         async with rendering:
             body, content_type = await asyncio.to_thread(metrics.render, accept)
         return Page(body=body, content_type=content_type)
@@ -156,3 +158,16 @@ def operators_pages(metrics: Metrics, metering: Metering, readiness: Readiness, 
         )
 
     return {"/metrics": show_metrics, "/livez": show_life, "/readyz": show_readiness}
+
+
+def _loads(pool: Pool) -> dict[str, BackendLoad]:
+    now_seconds = asyncio.get_running_loop().time()
+    return {
+        backend_id: BackendLoad(
+            in_flight=member.outstanding,
+            queued=len(member.queue),
+            is_up=member.is_up,
+            ejected=member.ejected(now_seconds),
+        )
+        for backend_id, member in pool.members.items()
+    }

@@ -1,4 +1,4 @@
-"""Whether this gateway can serve: its store takes a write, and a backend can be reached.
+"""Whether this gateway can serve: its store takes a write, and a backend takes requests.
 
 It is looked at every few seconds, never when somebody asks: so a question costs nothing, however often it is asked.
 """
@@ -12,7 +12,8 @@ from typing import NoReturn
 from grpc_health.v1 import health, health_pb2
 
 from metergate.core.errors import MetergateError
-from metergate.ports import Backend, LedgerStore
+from metergate.metering.pool import Health, Pool
+from metergate.ports import LedgerStore
 from metergate.v1 import account_pb2, catalog_pb2, inference_pb2
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class Report:
     """What the last look found."""
 
     ledger_problem: str = "it was not looked at yet"  # "" if it takes writes
-    backends_up: Mapping[str, bool] = field(default_factory=dict)  # by backend id
+    backends: Mapping[str, Health] = field(default_factory=dict)  # by backend id
     is_draining: bool = False
 
     @property
@@ -40,7 +41,11 @@ class Report:
     @property
     def is_ready(self) -> bool:
         """Whether requests should be sent here."""
-        return self.is_ledger_writable and any(self.backends_up.values()) and not self.is_draining
+        return self.is_ledger_writable and bool(self.usable()) and not self.is_draining
+
+    def usable(self) -> list[str]:
+        """The backends that requests go to."""
+        return [backend_id for backend_id, health in self.backends.items() if health.is_usable]
 
     def as_json(self) -> dict[str, object]:
         """The same for people and programs."""
@@ -48,7 +53,7 @@ class Report:
             "ready": self.is_ready,
             "checks": {
                 "ledger": self.ledger_problem or "ok",
-                "backends": {backend_id: "up" if up else "down" for backend_id, up in self.backends_up.items()},
+                "backends": {backend_id: health.value for backend_id, health in self.backends.items()},
                 "draining": self.is_draining,
             },
         }
@@ -57,31 +62,25 @@ class Report:
 class Readiness:
     """Looks, and remembers."""
 
-    def __init__(self, ledger: LedgerStore, backends: Callable[[], Mapping[str, Backend]]) -> None:
+    def __init__(self, ledger: LedgerStore, pool: Callable[[], Pool]) -> None:
         self._ledger = ledger
-        self._backends = backends
+        self._pool = pool
         self.report = Report()
 
     async def look(self) -> Report:
-        """Look at everything at once; never longer than ``ANSWER_SECONDS_MAX``."""
+        """Look at everything at once; never longer than ``ANSWER_SECONDS_MAX`` or ``LOOK_SECONDS_MAX``."""
         async with asyncio.TaskGroup() as looking:
             ledger = looking.create_task(self._ledger_problem())
-            backends = {
-                backend_id: looking.create_task(_is_up(backend)) for backend_id, backend in self._backends().items()
-            }
+            backends = looking.create_task(self._pool().look())
         before = self.report
-        self.report = replace(
-            before,
-            ledger_problem=ledger.result(),
-            backends_up={backend_id: task.result() for backend_id, task in backends.items()},
-        )
+        self.report = replace(before, ledger_problem=ledger.result(), backends=backends.result())
         if self.report.as_json() != before.as_json():
             logger.log(
                 logging.INFO if self.report.is_ready else logging.WARNING,
-                "%s: ledger %s; backends up: %s",
+                "%s: ledger %s; backends: %s",
                 "ready" if self.report.is_ready else "not ready",
                 self.report.ledger_problem or "ok",
-                ", ".join(name for name, up in self.report.backends_up.items() if up) or "none",
+                ", ".join(f"{name} {health.value}" for name, health in self.report.backends.items()) or "none",
             )
         return self.report
 
@@ -107,14 +106,6 @@ class Readiness:
         except Exception as exc:  # noqa: BLE001 - a defect of the store must not end the looking
             return type(exc).__name__
         return ""
-
-
-async def _is_up(backend: Backend) -> bool:
-    try:
-        async with asyncio.timeout(ANSWER_SECONDS_MAX):
-            return await backend.is_up()
-    except Exception:  # noqa: BLE001 - a defect of an adapter must not end the looking
-        return False
 
 
 # What each service needs; "" is the whole gateway.

@@ -15,6 +15,8 @@ STATUS_CODES: dict[type[errors.MetergateError], grpc.StatusCode] = {
     errors.InsufficientCredit: grpc.StatusCode.FAILED_PRECONDITION,
     errors.CapReached: grpc.StatusCode.FAILED_PRECONDITION,
     errors.WalletSuspended: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.RefundExceedsCharge: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.AlreadyReversed: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PriceUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.AuthorizationRevoked: grpc.StatusCode.PERMISSION_DENIED,
@@ -66,8 +68,16 @@ def to_status(error: BaseException) -> Status:
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return _status(code, message, info, _bad_request(error, message))
     if code is grpc.StatusCode.UNAVAILABLE:
-        return _status(code, message, info, RetryInfo(retry_delay=Duration(seconds=_RETRY_SECONDS)))
+        return _status(code, message, info, RetryInfo(retry_delay=_retry_delay(error)))
     return _status(code, message, info)
+
+
+def _retry_delay(error: errors.MetergateError) -> Duration:
+    """When to try again: not before that can help, where that is known."""
+    known_seconds = error.retry_seconds if isinstance(error, errors.BackendUnavailable) else None
+    delay = Duration()
+    delay.FromMilliseconds(round(max(known_seconds or 0.0, _RETRY_SECONDS) * 1_000))
+    return delay
 
 
 def _status(code: grpc.StatusCode, message: str, *details: Message) -> Status:

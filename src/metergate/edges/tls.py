@@ -100,21 +100,27 @@ def read_certificates(files: TlsFiles, clock: Clock) -> grpc.ServerCertificateCo
     Logs a warning for each certificate that expires within ``EXPIRY_WARNING``.
     """
     now = datetime_of(clock.now_us())
-    certificate_pem = _read("listener.tls.certificate_path", files.certificate_path)
-    chain = _certificates("listener.tls.certificate_path", files.certificate_path, certificate_pem)
-    for certificate in chain:
-        _check_time("listener.tls.certificate_path", files.certificate_path, certificate, now)
-    key_pem = _read_key(files.key_path)
-    if _public_bytes(_private_key(files.key_path, key_pem)) != _public_bytes_of(chain[0]):
-        raise CertificateInvalid(
-            key="listener.tls.key_path",
-            path=str(files.key_path),
-            problem=f"it is not the key of the first certificate in {files.certificate_path}",
-        )
+    key_pem, certificate_pem = read_own_certificate(
+        "listener.tls", certificate_path=files.certificate_path, key_path=files.key_path, now=now
+    )
     client_ca_pem = None
     if files.client_ca_path is not None:
         client_ca_pem = read_authorities("listener.tls.client_ca_path", files.client_ca_path, now)
     return grpc.ssl_server_certificate_configuration([(key_pem, certificate_pem)], client_ca_pem)
+
+
+def read_own_certificate(table: str, *, certificate_path: Path, key_path: Path, now: datetime) -> tuple[bytes, bytes]:
+    """Read a key and its certificate, which the gateway shows; CertificateInvalid names the key of ``table``."""
+    certificate_key = f"{table}.certificate_path"
+    certificate_pem = _read(certificate_key, certificate_path)
+    chain = _certificates(certificate_key, certificate_path, certificate_pem)
+    for certificate in chain:
+        _check_time(certificate_key, certificate_path, certificate, now)
+    key_pem = _read_key(f"{table}.key_path", key_path)
+    if _public_bytes(_private_key(f"{table}.key_path", key_path, key_pem)) != _public_bytes_of(chain[0]):
+        problem = f"it is not the key of the first certificate in {certificate_path}"
+        raise CertificateInvalid(key=f"{table}.key_path", path=str(key_path), problem=problem)
+    return key_pem, certificate_pem
 
 
 def read_authorities(key: str, path: Path, now: datetime) -> bytes:
@@ -147,8 +153,7 @@ def _read(key: str, path: Path) -> bytes:
     return content
 
 
-def _read_key(path: Path) -> bytes:
-    key = "listener.tls.key_path"
+def _read_key(key: str, path: Path) -> bytes:
     content = _read(key, path)
     mode = stat.S_IMODE(os.stat(path).st_mode)
     if mode & _KEY_MODE_REFUSED:
@@ -165,15 +170,15 @@ def _certificates(key: str, path: Path, content: bytes) -> list[x509.Certificate
         raise CertificateInvalid(key=key, path=str(path), problem=problem) from exc
 
 
-def _private_key(path: Path, content: bytes) -> PrivateKeyTypes:
+def _private_key(key: str, path: Path, content: bytes) -> PrivateKeyTypes:
     try:
         return load_pem_private_key(content, password=None)
     except TypeError as exc:
         problem = "it is encrypted, and nobody is there to ask for its password; store it unencrypted"
-        raise CertificateInvalid(key="listener.tls.key_path", path=str(path), problem=problem) from exc
+        raise CertificateInvalid(key=key, path=str(path), problem=problem) from exc
     except (ValueError, UnsupportedAlgorithm) as exc:
         problem = "it has no private key that can be read; it must be PEM"
-        raise CertificateInvalid(key="listener.tls.key_path", path=str(path), problem=problem) from exc
+        raise CertificateInvalid(key=key, path=str(path), problem=problem) from exc
 
 
 def _public_bytes(key: PrivateKeyTypes) -> bytes:

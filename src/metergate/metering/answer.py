@@ -3,16 +3,15 @@
 Reasoning counts as REASONING; content and tool calls (name and arguments, each text by itself) count as COMPLETION.
 """
 
-import asyncio
-from collections.abc import Callable, Iterator
-from enum import Enum, auto
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import IntEnum, auto
 
 from metergate.core.inference import Delta
 from metergate.metering.deltas import length, split
 from metergate.ports import CompletionCounter, Tokenizer
 
 
-class TextKind(Enum):
+class TextKind(IntEnum):
     """A kind of text in an answer; each text is counted by itself."""
 
     REASONING = auto()
@@ -24,11 +23,21 @@ class TextKind(Enum):
 TextKey = tuple[TextKind, int]  # the index of the tool call, 0 for the others
 
 
-def _texts(delta: Delta) -> Iterator[tuple[TextKey, str]]:
+_CONTENT: TextKey = (TextKind.CONTENT, 0)
+
+
+def _texts(delta: Delta) -> Iterable[tuple[TextKey, str]]:
+    """The texts of a delta that are counted; nearly all deltas have content only."""
+    if delta.tool_calls or delta.reasoning_content:
+        return _all_texts(delta)
+    return ((_CONTENT, delta.content),) if delta.content else ()
+
+
+def _all_texts(delta: Delta) -> Iterator[tuple[TextKey, str]]:
     if delta.reasoning_content:
         yield (TextKind.REASONING, 0), delta.reasoning_content
     if delta.content:
-        yield (TextKind.CONTENT, 0), delta.content
+        yield _CONTENT, delta.content
     for call in delta.tool_calls:
         if call.name:
             yield (TextKind.TOOL_NAME, call.index), call.name
@@ -39,16 +48,18 @@ def _texts(delta: Delta) -> Iterator[tuple[TextKey, str]]:
 class AnswerCounter:
     """The count of everything a model wrote so far; equal for every chunking of the same answer (L7)."""
 
+    __slots__ = ("_counters", "_tokenizer", "completion_tokens", "reasoning_tokens")
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._counters: dict[TextKey, CompletionCounter] = {}
+        self._counters: Mapping[TextKey, CompletionCounter] = {}  # never changed: copies share it, and what is in it
         self.completion_tokens = 0  # of content and tool calls
         self.reasoning_tokens = 0
 
     def copy(self) -> "AnswerCounter":
         """Return an independent counter of the same answer so far."""
         copied = AnswerCounter(self._tokenizer)
-        copied._counters = {key: counter.copy() for key, counter in self._counters.items()}
+        copied._counters = self._counters
         copied.completion_tokens = self.completion_tokens
         copied.reasoning_tokens = self.reasoning_tokens
         return copied
@@ -56,23 +67,24 @@ class AnswerCounter:
     def add(self, delta: Delta) -> None:
         """Append a delta."""
         for key, text in _texts(delta):
-            counter = self._counters.get(key)
-            if counter is None:
-                counter = self._counters[key] = self._tokenizer.completion_counter()
+            known = self._counters.get(key)
+            counter = self._tokenizer.completion_counter() if known is None else known.copy()
             before = counter.tokens
             more_tokens = counter.add(text) - before
+            self._counters = {**self._counters, key: counter}
             if key[0] is TextKind.REASONING:
                 self.reasoning_tokens += more_tokens
             else:
                 self.completion_tokens += more_tokens
 
-    async def add_off_loop(self, delta: Delta, counted_in_loop_characters_max: int) -> None:
-        """Append a delta; in a thread if that means encoding much."""
-        tail_characters = sum(self._counters[key].tail_characters for key, _ in _texts(delta) if key in self._counters)
-        if length(delta) + tail_characters > counted_in_loop_characters_max:
-            await asyncio.to_thread(self.add, delta)
-        else:
-            self.add(delta)
+    def encoded_characters(self, delta: Delta) -> int:
+        """How much text ``add`` encodes for a delta; much of it belongs in a thread."""
+        characters = length(delta)
+        for key, _ in _texts(delta):
+            counter = self._counters.get(key)
+            if counter is not None:
+                characters += counter.tail_characters
+        return characters
 
 
 def longest_fit(

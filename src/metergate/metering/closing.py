@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from metergate.core.operations import Settle, Settlement
+from metergate.core.operations import Settle, Settled, Settlement
 from metergate.core.rating import rate_ceil
 from metergate.core.receipts import Receipt
 from metergate.core.reservation import CloseCause, Reservation
@@ -48,6 +48,12 @@ def settle_operation(services: Services, priced: PricedPrompt, reservation: Rese
         settlement=_settlement(services, priced, outcome),
         now_us=services.clock.now_us(),
     )
+
+
+def was_settled_by(operation: Settle, settled: Settled) -> bool:
+    """Whether this operation closed the reservation, rather than a recovery before it."""
+    asked = None if operation.settlement is None else operation.settlement.charge_id
+    return asked == (None if settled.charge is None else settled.charge.charge_id)
 
 
 def _settlement(services: Services, priced: PricedPrompt, outcome: Outcome) -> Settlement | None:

@@ -9,8 +9,8 @@ from metergate.core.inference import Delta, Message, Role, ToolCall, ToolCallDel
 def length(delta: Delta) -> int:
     """Characters of a delta, all that is delivered of it."""
     characters = len(delta.reasoning_content) + len(delta.content)
-    for call in delta.tool_calls:
-        characters += _head_length(call) + len(call.arguments)
+    if delta.tool_calls:
+        characters += sum(_head_length(call) + len(call.arguments) for call in delta.tool_calls)
     return characters
 
 

@@ -4,19 +4,18 @@ import asyncio
 from collections.abc import Mapping
 
 from metergate.core.catalog import Catalog
-from metergate.ports import Backend, Tokenizer
+from metergate.metering.pool import Pool
+from metergate.ports import Tokenizer
 
 
 class Offering:
     """Models, how each is counted, what runs them, and how many calls depend on it."""
 
-    def __init__(
-        self, *, catalog: Catalog, tokenizers: Mapping[str, Tokenizer], backends: Mapping[str, Backend]
-    ) -> None:
-        """``tokenizers`` are by model id, ``backends`` by backend id: all that the catalog names."""
+    def __init__(self, *, catalog: Catalog, tokenizers: Mapping[str, Tokenizer], pool: Pool) -> None:
+        """``tokenizers`` are by model id; they and the pool's backends are all that the catalog names."""
         self.catalog = catalog
         self.tokenizers = tokenizers
-        self.backends = backends
+        self.pool = pool
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()

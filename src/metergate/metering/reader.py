@@ -1,7 +1,7 @@
-"""Pulls a backend's answer into the buffer: within time limits, and from the next backend while nothing came yet."""
+"""Pulls a backend's answer into the buffer: within time limits, and from another backend while nothing came yet."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 from metergate.core.changes import changed
@@ -10,14 +10,20 @@ from metergate.core.errors import BackendRejected, BackendUnavailable, Metergate
 from metergate.core.inference import BackendEvent, BackendRequest, Delta, Finish
 from metergate.core.reservation import CloseCause
 from metergate.core.rows import Attempt, FinishReason
+from metergate.core.standing import Event
 from metergate.core.usage import Usage
 from metergate.metering.buffer import DeltaBuffer, End
 from metergate.metering.limits import Limits
 from metergate.metering.patience import Patience
-from metergate.ports import Backend, CallObserver, EmbeddingBackend
+from metergate.metering.pool import Candidates, Place
+from metergate.ports import CallObserver, EmbeddingBackend
 
 # After its finish reason, a backend has only its usage left to report; that comes at once or not at all.
 USAGE_SECONDS_MAX = 1.0
+
+# Each attempt may cost the operator a prompt, and the app the time of a first token. What fails three times fails for a
+# reason that a fourth backend shares, and an app that asks again is cheaper.
+ATTEMPTS_MAX = 3
 
 
 class Reader:
@@ -27,19 +33,22 @@ class Reader:
         self,
         *,
         request: BackendRequest | EmbeddingBackendRequest,
-        backends: Sequence[Backend],
+        candidates: Candidates,
+        prompt_tokens: int,
         buffer: DeltaBuffer,
         limits: Limits,
         observer: CallObserver,
     ) -> None:
         self._request = request
-        self._backends = backends
+        self._candidates = candidates
+        self._prompt_tokens = prompt_tokens
         self._buffer = buffer
         self._limits = limits
         self._observer = observer
         self._began = False
         self._finish_reason: FinishReason | None = None
-        self.attempts: list[Attempt] = []
+        self._ended: list[Attempt] = []
+        self._under_way: _Dispatch | None = None
         self.usage_reported: Usage | None = None
         self.embeddings: Embeddings | None = None  # the whole answer to an embedding request
 
@@ -53,38 +62,66 @@ class Reader:
             error = exc if isinstance(exc, Exception) else MetergateError()
             self._buffer.finish(End(cause=CloseCause.GATEWAY_ERROR, error=error))
 
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Every dispatch so far; that under way as if it ended now."""
+        under_way = () if self._under_way is None else (self._under_way.attempt(self._prompt_tokens, ""),)
+        return (*self._ended, *under_way)
+
     async def _read_from_any(self) -> End:
-        end = End(cause=CloseCause.BACKEND_ERROR)
-        for backend in self._backends:
-            self.attempts.append(Attempt(backend_id=backend.backend_id, problem=""))
-            trace_context = self._observer.dispatched(backend.backend_id)
+        end: End | None = None
+        for _ in range(ATTEMPTS_MAX):
             try:
-                finish_reason, problem = await self._read(backend, trace_context), ""
-                end = End(cause=CloseCause.FINISHED, finish_reason=finish_reason)
-            except TimeoutError:
-                problem = "it kept the gateway waiting too long"
-                end = End(cause=CloseCause.BACKEND_TIMEOUT, error=self._unavailable(problem))
-            except (BackendUnavailable, BackendRejected) as exc:
-                problem = exc.problem
-                end = End(cause=CloseCause.BACKEND_ERROR, error=exc)
-            if not problem:
+                place = await self._candidates.take()
+            except BackendUnavailable as exc:
+                if end is not None and isinstance(end.error, BackendUnavailable):
+                    end.error.retry_seconds = exc.retry_seconds
+                return end or End(cause=CloseCause.BACKEND_ERROR, error=exc)
+            with place:
+                end = await self._read_from(place)
+            if end.error is None or self._began or isinstance(end.error, BackendRejected):
                 return end
-            self.attempts[-1] = Attempt(backend_id=backend.backend_id, problem=problem)
-            self._observer.failed_over(backend.backend_id, problem)
-            if self._began or isinstance(end.error, BackendRejected):
-                return end
+        assert end is not None
         return end
 
-    async def _read(self, backend: Backend, trace_context: Mapping[str, str]) -> FinishReason:
+    async def _read_from(self, place: Place) -> End:
+        """Read the answer of the backend that the place is at, and say how it did."""
+        backend_id = place.backend.backend_id
+        self._under_way = _Dispatch(backend_id)
+        trace_context = self._observer.dispatched(backend_id)
+        prompt_tokens = self._prompt_tokens
+        try:
+            finish_reason = await self._read(place, trace_context)
+        except TimeoutError:
+            problem = "it kept the gateway waiting too long"
+            end = End(cause=CloseCause.BACKEND_TIMEOUT, error=self._unavailable(problem))
+        except (BackendUnavailable, BackendRejected) as exc:
+            problem = exc.problem
+            end = End(cause=CloseCause.BACKEND_ERROR, error=exc)
+            if isinstance(exc, BackendUnavailable) and not exc.was_reached:
+                prompt_tokens = 0
+        else:
+            problem = ""
+            end = End(cause=CloseCause.FINISHED, finish_reason=finish_reason)
+        self._ended.append(self._under_way.attempt(prompt_tokens, problem))
+        self._under_way = None
+        # A backend that refuses the request as such is well.
+        has_failed = problem and not isinstance(end.error, BackendRejected)
+        place.note(Event.FAILED if has_failed else Event.ANSWERED)
+        if problem:
+            self._observer.failed_over(backend_id, problem)
+        return end
+
+    async def _read(self, place: Place, trace_context: Mapping[str, str]) -> FinishReason:
         """Read one backend's answer; TimeoutError if it keeps the gateway waiting."""
         self._began = False
         self.usage_reported = None
         self._finish_reason = None
         request = changed(self._request, trace_context=trace_context)
         if isinstance(request, EmbeddingBackendRequest):
-            return await self._embed(backend, request)
+            return await self._embed(place, request)
         try:
-            await self._read_events(backend.generate(request))
+            await self._read_events(place, place.backend.generate(request))
         except (TimeoutError, BackendUnavailable):
             # The answer was whole; only what may follow it, the usage, is missing.
             if self._finish_reason is None:
@@ -93,8 +130,9 @@ class Reader:
             raise self._unavailable("it ended without a finish reason")
         return self._finish_reason
 
-    async def _embed(self, backend: Backend, request: EmbeddingBackendRequest) -> FinishReason:
+    async def _embed(self, place: Place, request: EmbeddingBackendRequest) -> FinishReason:
         """Keep the answer, which comes as a whole."""
+        backend = place.backend
         if not isinstance(backend, EmbeddingBackend):
             raise self._unavailable("it makes no vectors")
         async with asyncio.timeout(self._limits.first_token_seconds_max):
@@ -102,7 +140,7 @@ class Reader:
         self.usage_reported = self.embeddings.usage_reported
         return FinishReason.STOP
 
-    async def _read_events(self, answer: AsyncGenerator[BackendEvent, None]) -> None:
+    async def _read_events(self, place: Place, answer: AsyncGenerator[BackendEvent, None]) -> None:
         async with (
             aclosing(answer) as events,
             Patience(
@@ -113,14 +151,14 @@ class Reader:
             async for event in events:
                 patience.renew()
                 if isinstance(event, Delta):
-                    self._began = True
-                    if self._buffer.is_full():
+                    if not self._began:
+                        self._began = True
+                        place.note(Event.BEGAN)
+                    if not self._buffer.offer(event):
                         # The app is slow, not the backend.
                         patience.pause()
                         await self._buffer.put(event)
                         patience.renew()
-                    else:
-                        await self._buffer.put(event)
                 elif isinstance(event, Finish):
                     self._finish_reason = event.reason
                     patience.limit(USAGE_SECONDS_MAX)
@@ -129,3 +167,21 @@ class Reader:
 
     def _unavailable(self, problem: str) -> BackendUnavailable:
         return BackendUnavailable(model_id=self._request.model_id, problem=problem)
+
+
+class _Dispatch:
+    """A request that a backend works on."""
+
+    def __init__(self, backend_id: str) -> None:
+        self._backend_id = backend_id
+        self._loop = asyncio.get_running_loop()
+        self._began_seconds = self._loop.time()
+
+    def attempt(self, prompt_tokens: int, problem: str) -> Attempt:
+        """What is recorded of it if it ends now."""
+        return Attempt(
+            backend_id=self._backend_id,
+            problem=problem,
+            prompt_tokens=prompt_tokens,
+            milliseconds=round((self._loop.time() - self._began_seconds) * 1_000),
+        )

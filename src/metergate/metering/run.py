@@ -8,7 +8,7 @@ its own that no cancellation of the call reaches.
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import ClassVar, TypedDict, Unpack
 
 from metergate.core.errors import (
@@ -33,14 +33,16 @@ from metergate.metering.closing import (
     receipt_of_charge,
     receipt_of_release,
     settle_operation,
+    was_settled_by,
 )
 from metergate.metering.deltas import length
 from metergate.metering.plan import Plan
+from metergate.metering.pool import Candidates
 from metergate.metering.reader import Reader
 from metergate.metering.replays import Answer
 from metergate.metering.services import Services
 from metergate.metering.transcript import Transcript
-from metergate.ports import Backend, CallObserver, Delivery, Tokenizer
+from metergate.ports import CallObserver, Delivery, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class RunParts(TypedDict):
     plan: Plan
     reservation: Reservation
     tokenizer: Tokenizer
-    backends: Sequence[Backend]
+    candidates: Candidates
     deadline: float | None  # on the loop's clock; None: the app set none
     observer: CallObserver
     began_seconds: float  # when the call came in, on the services' clock
@@ -78,7 +80,8 @@ class Run(ABC):
         self._observer = parts["observer"]
         self._reader = Reader(
             request=plan.backend_request,
-            backends=parts["backends"],
+            candidates=parts["candidates"],
+            prompt_tokens=plan.priced.prompt_tokens,
             buffer=self._buffer,
             limits=services.limits,
             observer=self._observer,
@@ -179,20 +182,26 @@ class Run(ABC):
     async def _handle(self, delta: Delta) -> End | None:
         """Count a delta, debit it, deliver it; return the end if that was the last."""
         after = self._answer.copy()
-        await after.add_off_loop(delta, self._services.limits.counted_in_loop_characters_max)
+        if after.encoded_characters(delta) > self._services.limits.counted_in_loop_characters_max:
+            await asyncio.to_thread(after.add, delta)
+        else:
+            after.add(delta)
         end: End | None = None
         if not self._within_length(after):
             delta, after = await asyncio.to_thread(longest_fit, self._answer, delta, self._within_length)
             end = End(cause=CloseCause.FINISHED, finish_reason=FinishReason.LENGTH)
-        refusal = await self._debit(after)
+        peak = self._peak_with(after)
+        refusal = await self._debit(*peak)
         if refusal is not None:
             delta, after = await asyncio.to_thread(longest_fit, self._answer, delta, self._within_reserved)
             end = End(cause=refusal, finish_reason=FinishReason.CREDIT_EXHAUSTED)
-            if length(delta) and await self._debit(after) is not None:
+            peak = self._peak_with(after)
+            if length(delta) and await self._debit(*peak) is not None:
                 raise LedgerInvariantBroken(problem="a capture within the reservation was refused")
-        if length(delta):
-            self._observe(length(delta))
-            self._answer, self._peak = after, self._peak_with(after)
+        characters = length(delta)
+        if characters:
+            self._observe(characters)
+            self._answer, self._peak = after, peak
             self.transcript.append(delta)
             await self._deliver(delta)
             self._app_ready_seconds = self._services.monotonic()
@@ -273,12 +282,15 @@ class Run(ABC):
             self._closing.add_done_callback(lambda _: then())
 
     async def _settle(self, end: End) -> Receipt | None:
-        """Settle and return the receipt, or None if the store failed: then its recovery settles (L5)."""
+        """Settle and return the receipt, or None if the store failed: then its recovery settles (L5), or has.
+
+        What recovery charged need not cover a whole answer that is not delivered yet: so it is not ours to deliver.
+        """
         outcome = Outcome(
             end=end,
             usage=self._usage_to_charge(end),
             usage_reported=self._reader.usage_reported,
-            attempts=tuple(self._reader.attempts),
+            attempts=self._reader.attempts,
             captures_at_settling=self.CAPTURES_AT_SETTLING,
         )
         operation = settle_operation(self._services, self._priced, self._reservation, outcome)
@@ -288,6 +300,9 @@ class Run(ABC):
             logger.error("reservation %s is left to recovery: %s", self._reservation.reservation_id, exc)
             return None
         self._observer.settled(operation, settled)
+        if not was_settled_by(operation, settled):
+            logger.error("reservation %s was settled by recovery", self._reservation.reservation_id)
+            return None
         if settled.charge is None:
             return receipt_of_release(self._reservation, self._priced, settled.spendable_microcredits, end.cause)
         if self._was_delivered(end):
@@ -311,8 +326,8 @@ class Run(ABC):
         """Tell the app that its request was admitted."""
 
     @abstractmethod
-    async def _debit(self, after: AnswerCounter) -> CloseCause | None:
-        """Make sure that the answer counted by ``after`` is paid; return why it cannot be, or None."""
+    async def _debit(self, target_microcredits: int, usage: Usage) -> CloseCause | None:
+        """Make sure that so much is paid, the price of ``usage``; return why it cannot be, or None."""
 
     @abstractmethod
     async def _deliver(self, delta: Delta) -> None:

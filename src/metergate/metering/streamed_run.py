@@ -5,7 +5,7 @@ from typing import ClassVar, Unpack
 from metergate.core.inference import Delta
 from metergate.core.receipts import Admission, Receipt
 from metergate.core.reservation import CloseCause
-from metergate.metering.answer import AnswerCounter
+from metergate.core.usage import Usage
 from metergate.metering.buffer import End
 from metergate.metering.run import Run, RunParts
 from metergate.ports import Sink
@@ -31,8 +31,8 @@ class StreamedRun(Run):
             )
         )
 
-    async def _debit(self, after: AnswerCounter) -> CloseCause | None:
-        return await self._capture(*self._peak_with(after))
+    async def _debit(self, target_microcredits: int, usage: Usage) -> CloseCause | None:
+        return await self._capture(target_microcredits, usage)
 
     async def _deliver(self, delta: Delta) -> None:
         self._delivered_microcredits = self._captured_microcredits

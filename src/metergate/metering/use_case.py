@@ -24,6 +24,7 @@ from metergate.metering.embedding import EmbeddingRun, backend_request, count_in
 from metergate.metering.limits import Limits
 from metergate.metering.offering import Offering
 from metergate.metering.plan import Plan, PricedPrompt, completion_room, content_hash
+from metergate.metering.pool import Candidates
 from metergate.metering.replays import ReplayBuffer
 from metergate.metering.run import Run, RunParts
 from metergate.metering.services import BackgroundTasks, Services
@@ -85,7 +86,7 @@ class Metering:
         self._is_draining = False  # admit nothing more
         self._is_stopping = False  # end what runs
         self._calls = 0
-        self._runs: set[Run] = set()
+        self._runs: dict[Run, None] = {}  # in order of admission
         self._replays: set[asyncio.Timeout] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -378,7 +379,7 @@ class Metering:
             plan=plan,
             reservation=outcome.reservation,
             tokenizer=call.offering.tokenizers[plan.priced.model.model_id],
-            backends=[call.offering.backends[backend_id] for backend_id in plan.priced.model.backend_ids],
+            candidates=Candidates(call.offering.pool, plan.priced.model.model_id, plan.priced.model.weights()),
             deadline=call.deadline,
             observer=call.observer,
             began_seconds=call.began_seconds,
@@ -386,13 +387,13 @@ class Metering:
 
     async def _serve(self, call: Call, run: Run) -> Receipt:
         call.run = run
-        self._runs.add(run)
+        self._runs[run] = None
         if self._is_stopping:
             run.stop(_drained())
         try:
             return await run.serve()
         finally:
-            self._runs.discard(run)
+            del self._runs[run]
 
     async def _replay(self, outcome: Replayed, sink: Sink) -> None:
         """Write the record of a charged request; an app that does not read it is left like any other."""

@@ -5,7 +5,7 @@ from typing import ClassVar
 from metergate.core.inference import Delta
 from metergate.core.receipts import Receipt
 from metergate.core.reservation import CloseCause
-from metergate.metering.answer import AnswerCounter
+from metergate.core.usage import Usage
 from metergate.metering.buffer import End
 from metergate.metering.run import Run
 
@@ -24,8 +24,7 @@ class WholeRun(Run):
     async def _begin(self) -> None:
         return
 
-    async def _debit(self, after: AnswerCounter) -> CloseCause | None:
-        target_microcredits, usage = self._peak_with(after)
+    async def _debit(self, target_microcredits: int, usage: Usage) -> CloseCause | None:
         if target_microcredits <= self._reserved_microcredits:
             return None
         return await self._capture(target_microcredits, usage)

@@ -1,4 +1,6 @@
-"""Group commit: when the last commit returns, everything that is queued goes into the next one. No timers.
+"""Group commit: when the last commit returns, everything that is queued goes into the next one.
+
+Under load, captures alone do not begin the next one at once: see ``CAPTURES_WAIT_S``.
 
 The writer owns an operation from the moment it is queued: a caller that is cancelled stops waiting, and nothing else.
 """
@@ -25,6 +27,15 @@ BATCH_OPERATIONS_MAX = 512
 # Captures and settles are never refused for it: a stream has one of them in flight, so open streams bound them, and a
 # settle that was refused would leave credit set aside.
 QUEUED_OPERATIONS_MAX = 8_192
+
+# A commit costs about the same CPU and the same write to disk for one capture as for forty. So when many streams run
+# (the last batch was of at least ``SHARED_OPERATIONS_MIN``), captures of deliveries that follow a first one wait until
+# this long after the last commit began, for those of other streams to join. It is less than half of the time between
+# two tokens at 50 a second. Nothing else waits, and nothing waits with it: a reservation, a first delivery or a
+# settlement begins the commit, and so does a queue that fills.
+CAPTURES_WAIT_S = 0.008
+SHARED_OPERATIONS_MIN = 8
+WAITING_OPERATIONS_MAX = 128
 
 # Waits between attempts to open the store again, doubling: long enough not to hammer a full disk, short enough that
 # a store which came back is used within seconds.
@@ -58,39 +69,58 @@ class GroupCommit(Generic[Operation]):
         self._queue: deque[tuple[Operation, asyncio.Future[object]]] = deque()
         self._queued = asyncio.Event()
         self._is_closing = False
+        self._is_urgent = False  # something is queued that does not wait for others
+        self._waiting: asyncio.Future[None] | None = None  # while a commit is put off
         self._reopen_wait_s = REOPEN_WAIT_S_MIN
         self._reopen_at = 0.0
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="ledger-writer")
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._run(), name="ledger-writer")
 
     @property
     def queued(self) -> int:
         """Operations that wait for the next batch."""
         return len(self._queue)
 
-    async def submit(self, operation: Operation, *, is_new_work: bool) -> object:
-        """Queue an operation and wait for its outcome. Overloaded for new work while the queue is full."""
+    async def submit(self, operation: Operation, *, is_new_work: bool, is_urgent: bool = True) -> object:
+        """Queue an operation and wait for its outcome. Overloaded for new work while the queue is full.
+
+        One that is not urgent may wait for others, for no longer than ``CAPTURES_WAIT_S``.
+        """
         if self._is_closing:
             raise StoreUnavailable
         if is_new_work and len(self._queue) >= QUEUED_OPERATIONS_MAX:
             raise Overloaded(limit=f"{QUEUED_OPERATIONS_MAX} operations waiting for its store")
-        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[object] = self._loop.create_future()
         self._queue.append((operation, future))
-        self._queued.set()
+        if is_urgent or len(self._queue) >= WAITING_OPERATIONS_MAX:
+            self._hurry()
+        if len(self._queue) == 1:
+            self._queued.set()
         return await future
+
+    def _hurry(self) -> None:
+        self._is_urgent = True
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     async def close(self) -> None:
         """Commit what is queued and stop."""
         self._is_closing = True
+        self._hurry()
         self._queued.set()
         await self._task
         self._thread.shutdown()
 
     async def _run(self) -> None:
+        began_seconds, count = 0.0, 0
         while self._queue or not self._is_closing:
             if not self._queue:
                 self._queued.clear()
                 await self._queued.wait()
                 continue
+            if count >= SHARED_OPERATIONS_MIN:
+                await self._gather(began_seconds + CAPTURES_WAIT_S - time.monotonic())
+            self._is_urgent = len(self._queue) > BATCH_OPERATIONS_MAX
             count = min(len(self._queue), BATCH_OPERATIONS_MAX)
             batch = [self._queue.popleft() for _ in range(count)]
             began_seconds, has_failed = time.monotonic(), False
@@ -114,8 +144,20 @@ class GroupCommit(Generic[Operation]):
                 )
             )
 
+    async def _gather(self, seconds_max: float) -> None:
+        """Let more come, until something urgent is queued."""
+        if self._is_urgent or seconds_max <= 0:
+            return
+        self._waiting = self._loop.create_future()
+        timer = self._loop.call_later(seconds_max, self._hurry)
+        try:
+            await self._waiting
+        finally:
+            timer.cancel()
+            self._waiting = None
+
     async def _in_thread(self, operations: list[Operation]) -> list[object]:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         if not self._is_open():
             if loop.time() < self._reopen_at:
                 raise StoreUnavailable

@@ -80,7 +80,10 @@ OLDEST_SECONDS = Family(
 FIRST_TOKEN_SECONDS = Family(
     name="metergate_first_token_seconds",
     kind="histogram",
-    help="Time to a stream's first delivery. part: backend (since it was called), gateway (all else, admission too).",
+    help=(
+        "Time to a stream's first delivery. part: backend (since it was called, or queued for), gateway (all else, "
+        "admission too)."
+    ),
     labels=("part", "model"),
     bounds=_WAITS_SECONDS,
 )
@@ -153,6 +156,43 @@ FAILURES = Family(
     kind="counter",
     help="Attempts that failed: unreachable, broken off, too slow, refused or nonsense.",
     labels=("backend",),
+)
+FAILOVERS = Family(
+    name="metergate_backend_failovers_total",
+    kind="counter",
+    help="Requests that failed at this backend before their first token and were sent to another.",
+    labels=("backend",),
+)
+EJECTIONS = Family(
+    name="metergate_backend_ejections_total",
+    kind="counter",
+    help="How often the backend was left out for a while for a model, because it failed again and again.",
+    labels=("backend", "model"),
+)
+BACKEND_EJECTED = Family(
+    name="metergate_backend_ejected",
+    kind="gauge",
+    help="1 while the backend is left out for a model, else 0; of models that were asked for.",
+    labels=("backend", "model"),
+)
+BACKEND_IN_FLIGHT = Family(
+    name="metergate_backend_in_flight_requests",
+    kind="gauge",
+    help="Requests that the backend works on now, for this process.",
+    labels=("backend",),
+)
+BACKEND_QUEUED = Family(
+    name="metergate_backend_queued_requests",
+    kind="gauge",
+    help="Requests that wait for the backend now; one that may go to several waits for each.",
+    labels=("backend",),
+)
+BACKEND_QUEUE_SECONDS = Family(
+    name="metergate_backend_queue_seconds",
+    kind="histogram",
+    help="How long requests waited for a backend with room, of those that had to. result: served or refused.",
+    labels=("result", "model"),
+    bounds=_WAITS_SECONDS,
 )
 BACKEND_UP = Family(
     name="metergate_backend_up",
@@ -241,7 +281,13 @@ FAMILIES = (
     OPERATOR_COST,
     ATTEMPTS,
     FAILURES,
+    FAILOVERS,
+    EJECTIONS,
     BACKEND_UP,
+    BACKEND_EJECTED,
+    BACKEND_IN_FLIGHT,
+    BACKEND_QUEUED,
+    BACKEND_QUEUE_SECONDS,
     REPORTS,
     REPORT_DIFFERENCE,
     COMMITS,
@@ -264,7 +310,7 @@ LABELS = {
     "token_class": "`PROMPT`, `CACHED_PROMPT`, `COMPLETION`, `REASONING`",
     "reason": "`attempt`, `released`, `reported`",
     "backend": "a backend of the configuration",
-    "result": "of reports: `match`, `mismatch`, `missing`; of commits: `ok`, `failed`",
+    "result": "of reports: `match`, `mismatch`, `missing`; of commits: `ok`, `failed`; of queues: `served`, `refused`",
     "larger": "`counted`, `reported`",
     "method": "a method of the gateway's protos, such as `metergate.v1.InferenceService.Complete`",
     "version, python, grpc, sqlite": "what runs: one value each",

@@ -62,8 +62,12 @@ class FanOutCall:
         self._tell(lambda observer: observer.failed_over(backend_id, problem))
 
     def delivered(self, delivery: Delivery) -> None:
-        """A delta is written now."""
-        self._tell(lambda observer: observer.delivered(delivery))
+        """A delta is written now: once a token, so told without ``_tell``."""
+        for observer in self._observers:
+            try:
+                observer.delivered(delivery)
+            except Exception as exc:  # noqa: BLE001 - a defect of an observer must not touch the call
+                self._silence(observer, exc)
 
     def settled(self, operation: Settle, settled: Settled) -> None:
         """The reservation is closed."""
@@ -74,12 +78,15 @@ class FanOutCall:
         self._tell(lambda observer: observer.ended(error))
 
     def _tell(self, tell: Callable[[CallObserver], None]) -> None:
-        for observer in tuple(self._observers):
+        for observer in self._observers:
             try:
                 tell(observer)
             except Exception as exc:  # noqa: BLE001 - a defect of an observer must not touch the call
-                self._observers.remove(observer)
-                _report(observer, exc)
+                self._silence(observer, exc)
+
+    def _silence(self, observer: CallObserver, exc: Exception) -> None:
+        self._observers = [other for other in self._observers if other is not observer]
+        _report(observer, exc)
 
 
 def _report(observer: object, exc: Exception) -> None:

@@ -3,7 +3,8 @@
 import asyncio
 import platform
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import grpc
@@ -41,6 +42,16 @@ def outcome_of(error: BaseException | None) -> str:
     return reason if reason in REASONS else errors.MetergateError.reason
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendLoad:
+    """What one backend does now."""
+
+    in_flight: int  # requests that it works on
+    queued: int  # requests that wait for it
+    is_up: bool  # the last look reached it
+    ejected: Mapping[str, bool]  # whether it is left out, by model id, of those that were asked for
+
+
 class Metrics:
     """Every metric of one gateway. All methods but ``render`` are called in the event loop's thread."""
 
@@ -68,7 +79,13 @@ class Metrics:
         self.operator_cost = counter(families.OPERATOR_COST, registry)
         self.attempts = counter(families.ATTEMPTS, registry)
         self.failures = counter(families.FAILURES, registry)
+        self.failovers = counter(families.FAILOVERS, registry)
+        self.ejections = counter(families.EJECTIONS, registry)
         self.backend_up = gauge(families.BACKEND_UP, registry)
+        self.backend_ejected = gauge(families.BACKEND_EJECTED, registry)
+        self.backend_in_flight = gauge(families.BACKEND_IN_FLIGHT, registry)
+        self.backend_queued = gauge(families.BACKEND_QUEUED, registry)
+        self.backend_queue_seconds = Histogram(families.BACKEND_QUEUE_SECONDS, registry)
         self.reports = counter(families.REPORTS, registry)
         self.report_difference = counter(families.REPORT_DIFFERENCE, registry)
         self._commits = counter(families.COMMITS, registry)
@@ -97,15 +114,35 @@ class Metrics:
         if commit.expired_microcredits:
             self.expired.inc(commit.expired_microcredits)
 
-    def checked(self, *, is_ready: bool, backends_up: Mapping[str, bool]) -> None:
+    def checked(self, *, is_ready: bool, backend_ids: Iterable[str]) -> None:
         """Keep what the last check of readiness found."""
         self.ready.set(is_ready)
-        self.backend_up.clear()  # of backends that are not set up any more
-        for backend_id, is_up in backends_up.items():
-            self.backend_up.labels(backend_id).set(is_up)
+        for backend_id in backend_ids:
             # From 0 on: a rate sees nothing of a counter that begins with its first failure.
-            self.attempts.labels(backend_id)
-            self.failures.labels(backend_id)
+            for counted in (self.attempts, self.failures, self.failovers):
+                counted.labels(backend_id)
+
+    def pooled(self, loads: Mapping[str, BackendLoad]) -> None:
+        """Keep what the backends do now."""
+        for shown in (self.backend_up, self.backend_ejected, self.backend_in_flight, self.backend_queued):
+            shown.clear()  # of backends that are not set up any more
+        for backend_id, load in loads.items():
+            self.backend_up.labels(backend_id).set(load.is_up)
+            for model_id, is_ejected in load.ejected.items():
+                self.backend_ejected.labels(backend_id, self.model_label(model_id)).set(is_ejected)
+                self.ejections.labels(backend_id, self.model_label(model_id))
+            self.backend_in_flight.labels(backend_id).set(load.in_flight)
+            self.backend_queued.labels(backend_id).set(load.queued)
+
+    def waited(self, model_id: str, seconds: float, *, has_place: bool) -> None:
+        """Time a request's wait for a backend."""
+        self.backend_queue_seconds.series("served" if has_place else "refused", self.model_label(model_id)).observe(
+            seconds
+        )
+
+    def ejected(self, backend_id: str, model_id: str) -> None:
+        """Count an ejection."""
+        self.ejections.labels(backend_id, self.model_label(model_id)).inc()
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The text in the best format of an Accept header, and its content type. Takes milliseconds: use a thread."""
@@ -168,6 +205,7 @@ class CallMetrics:
         self._timings = metrics.timings(self._model) if start.verb == "StreamComplete" else None
         self._prompt_microcredits: int | None = None  # None: no reservation was made
         self._attempts = 0
+        self._backend_id = ""  # that was called last
 
     def admitted(self, reservation: Reservation, prompt_tokens: int) -> None:
         """A reservation begins with the prompt captured, so it tells the prompt's price."""
@@ -175,7 +213,10 @@ class CallMetrics:
 
     def dispatched(self, backend_id: str) -> Mapping[str, str]:
         """Count an attempt."""
+        if self._attempts:
+            self._metrics.failovers.labels(self._backend_id).inc()
         self._attempts += 1
+        self._backend_id = backend_id
         self._metrics.attempts.labels(backend_id).inc()
         return {}
 
@@ -211,7 +252,8 @@ class CallMetrics:
         metrics.given_back.labels(model).inc(charge.captured_microcredits - charge.charged_microcredits)
         for token_class, tokens in charge.usage_counted:
             metrics.tokens.labels(token_class.value, model).inc(tokens)
-        self._count_operator_cost("attempt", max(0, self._attempts - 1) * prompt_microcredits)
+        sent = sum(attempt.prompt_tokens > 0 for attempt in charge.attempts[:-1])
+        self._count_operator_cost("attempt", sent * prompt_microcredits)
         self._count_operator_cost("reported", max(0, metrics.price(charge) - charge.charged_microcredits))
         if charge.close_cause is CloseCause.FINISHED and charge.attempts:
             self._compare(charge, charge.attempts[-1].backend_id)

@@ -9,6 +9,10 @@ from collections.abc import Callable
 
 import regex
 
+# From this length on, a search for a boundary takes some 100 us: long enough to give up the interpreter's lock for.
+# Giving it up for less costs more than the search: another thread takes it, and the event loop waits to get it back.
+CONCURRENT_CHARACTERS_MIN = 4_096
+
 
 class TailWindowCounter:
     """A CompletionCounter over any counting function whose boundaries are known."""
@@ -41,9 +45,9 @@ class TailWindowCounter:
         self._tail += text
         if self._boundary is not None:
             # The old tail was searched before; only a boundary in front of a new character can be new. Searching
-            # backwards, regex does not try the place at pos itself, hence the one before. A long text without a
-            # boundary takes a while: concurrent gives up the interpreter's lock meanwhile.
-            last = self._boundary.search(self._tail, pos=max(searched - 1, 0), concurrent=True)
+            # backwards, regex does not try the place at pos itself, hence the one before.
+            is_long = len(text) >= CONCURRENT_CHARACTERS_MIN
+            last = self._boundary.search(self._tail, pos=max(searched - 1, 0), concurrent=is_long)
             if last is not None:
                 cut = last.start()
                 # Models mostly stream whole words: then what is committed is the old tail, counted already.

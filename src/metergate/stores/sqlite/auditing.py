@@ -23,7 +23,7 @@ NAMED_IDS_MAX = 100
 # ruff: noqa: S608 - every SQL text is put together from constants; values are bound
 
 # Every table is asked, so that books whose wallet is missing are found too.
-_TABLES = ("wallets", "grants", "authorizations", "reservations", "charges", "transfers")
+_TABLES = ("wallets", "grants", "authorizations", "reservations", "charges", "corrections", "transfers")
 
 
 def _smallest_subscriber(condition: str) -> str:
@@ -46,6 +46,22 @@ SETTLED_WITHOUT_CHARGE = f"""
     WHERE subscriber_id = ? AND state = 'SETTLED'
         AND NOT EXISTS (SELECT 1 FROM charges WHERE charges.reservation_id = reservations.reservation_id)
     LIMIT {NAMED_IDS_MAX}
+"""
+CLOSED_WITH_ALLOCATIONS = f"""
+    SELECT reservation_id FROM reservations
+    WHERE subscriber_id = ? AND state <> 'ACTIVE' AND allocations <> '[]' LIMIT {NAMED_IDS_MAX}
+"""
+_REFUNDED = """
+    SELECT charge_id, sum(amount_microcredits) AS refunded_microcredits FROM corrections
+    WHERE subscriber_id = ?1 AND kind = 'REFUND' GROUP BY charge_id
+"""
+REFUNDED_TOO_MUCH = f"""
+    SELECT charge_id FROM ({_REFUNDED}) AS refunded LEFT JOIN charges USING (charge_id)
+    WHERE charges.subscriber_id IS NOT ?1 OR refunded_microcredits > charged_microcredits LIMIT {NAMED_IDS_MAX}
+"""
+REFUNDED_BY_AUTHORIZATION = f"""
+    SELECT authorization_id, sum(refunded_microcredits) FROM ({_REFUNDED}) AS refunded JOIN charges USING (charge_id)
+    GROUP BY authorization_id
 """
 # A charge is written from its reservation: the two must tell the same story.
 _SHARED_COLUMNS = (
@@ -77,6 +93,10 @@ CHARGES_WITHOUT_SETTLED = f"""
 CHARGES_AFTER = f"""
     SELECT charge_number, {codec.CHARGE} FROM charges
     WHERE subscriber_id = ? AND charge_number > ? ORDER BY charge_number LIMIT {PAGE_ROWS}
+"""
+CORRECTIONS_AFTER = f"""
+    SELECT correction_number, {codec.CORRECTION} FROM corrections
+    WHERE subscriber_id = ? AND correction_number > ? ORDER BY correction_number LIMIT {PAGE_ROWS}
 """
 TRANSFERS_AFTER = f"""
     SELECT sequence, {codec.TRANSFER} FROM transfers
@@ -125,8 +145,12 @@ def _ledger_of(
         authorizations=rows("authorizations", AUTHORIZATIONS, codec.authorization),
         open_reservations=rows("reservations", OPEN_RESERVATIONS, codec.reservation),
         settled_reservation_ids_without_charge=rows("reservations", SETTLED_WITHOUT_CHARGE, _id),
+        closed_reservation_ids_with_allocations=rows("reservations", CLOSED_WITH_ALLOCATIONS, _id),
         charge_ids_without_settled_reservation=rows("charges", CHARGES_WITHOUT_SETTLED, _id),
+        charge_ids_refunded_too_much=rows("corrections", REFUNDED_TOO_MUCH, _id),
+        refunded_microcredits=dict(rows("corrections", REFUNDED_BY_AUTHORIZATION, _sum)),
         charges=pages("charges", CHARGES_AFTER, codec.charge),
+        corrections=pages("corrections", CORRECTIONS_AFTER, codec.correction),
         transfers=pages("transfers", TRANSFERS_AFTER, codec.transfer),
         unreadable_rows=unreadable,
     )
@@ -134,6 +158,10 @@ def _ledger_of(
 
 def _id(columns: codec.Columns) -> str:
     return str(columns[0])
+
+
+def _sum(columns: codec.Columns) -> tuple[str, int]:
+    return str(columns[0]), int(columns[1])
 
 
 def _decoded(

@@ -28,6 +28,13 @@ BUSY_TIMEOUT_S = 2.0
 # After a checkpoint the WAL is cut back to this: a long audit lets it grow, and the space should come back.
 WAL_BYTES_AFTER_CHECKPOINT = 64 * 1024 * 1024
 
+# A checkpoint copies every page that changed since the last one, once, and waits for the disk twice. Every 32 MB, and
+# not 4 MB as by itself, copies a busy page an eighth as often; reading a WAL of that size after a crash took 0.02 s.
+CHECKPOINT_PAGES = 8_192
+
+# The inner pages of every index of a ledger of ten million charges, which each reservation and settlement goes through.
+CACHE_KIBIBYTES = 64 * 1024
+
 
 class FileLock:
     """Keeps a second process from writing the same ledger; the operating system frees it when the process dies."""
@@ -133,7 +140,7 @@ def open_for_writing(path: Path, *, create: bool) -> sqlite3.Connection:
         try:
             _require_ours(connection, path, allow_empty=create)
             _set_up(connection, path)
-            _migrate(connection)
+            _migrate(connection, path)
         except BaseException:
             connection.close()
             raise
@@ -238,14 +245,27 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_AFTER_CHECKPOINT}")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KIBIBYTES}")
     full = 2
     if mode != "wal" or _pragma(connection, "synchronous") != full:
         raise StoreRefused(path=str(path), problem="its file system cannot do WAL with synchronous=FULL")
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Apply what is missing, each version in a transaction of its own."""
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Apply what is missing, each version in a transaction of its own; StoreRefused, unchanged, if one cannot be."""
     scripts = migrations()
-    for version in range(_pragma(connection, "user_version") + 1, len(scripts) + 1):
+    missing = range(_pragma(connection, "user_version") + 1, len(scripts) + 1)
+    if not missing:
+        return
+    connection.execute("PRAGMA foreign_keys = OFF")  # dropping a table that is made anew must touch no other
+    for version in missing:
         marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version};"
-        connection.executescript(f"BEGIN IMMEDIATE; {scripts[version - 1]}; {marks} COMMIT;")
+        connection.executescript(f"BEGIN IMMEDIATE; {scripts[version - 1]}; {marks}")
+        dangling = connection.execute("PRAGMA foreign_key_check").fetchone()
+        if dangling is not None:
+            connection.execute("ROLLBACK")
+            problem = f"a row of its table {dangling[0]} refers to one of {dangling[2]} that is not there"
+            raise StoreRefused(path=str(path), problem=problem)
+        connection.execute("COMMIT")
+    connection.execute("PRAGMA foreign_keys = ON")

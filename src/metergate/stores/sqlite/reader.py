@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 from metergate.core.audit import SubscriberLedger
 from metergate.core.errors import StoreRefused, StoreUnavailable
 from metergate.core.rating import RateCard
-from metergate.core.rows import Charge, Grant, Transfer
+from metergate.core.rows import Charge, Correction, Grant, Transfer
 from metergate.ports import Balance, ChargeFilter, Grantee, Page, TransferFilter
 from metergate.stores.sqlite.auditing import read_ledgers
 from metergate.stores.sqlite.connection import Inode, check_path, inode_of, open_for_reading
@@ -92,6 +92,10 @@ class SqliteLedgerReader:
     ) -> Page[Transfer]:
         """Transfers, newest first."""
         return await self._read(lambda query: query.transfers(subscriber_id, where, cursor, size))
+
+    async def list_corrections(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Correction]:
+        """Corrections, newest first."""
+        return await self._read(lambda query: query.corrections(subscriber_id, cursor, size))
 
     async def check_rate_cards(self, cards: Sequence[RateCard]) -> None:
         """IdConflict if one is recorded with other content."""

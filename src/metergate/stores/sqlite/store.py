@@ -1,31 +1,40 @@
 """LedgerStore on SQLite."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, cast
 
+from metergate.core.errors import Overloaded, StoreUnavailable
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
     AddSubscriber,
+    Adjust,
     Capture,
     Captured,
+    Expire,
+    Refund,
     Replayed,
     Reserve,
     Reserved,
+    Reverse,
     Settle,
     Settled,
+    SetWalletState,
 )
 from metergate.core.rating import RateCard
 from metergate.core.reservation import Owner
-from metergate.core.rows import ApiKey, Authorization, Grant, Wallet
+from metergate.core.rows import ApiKey, Authorization, Correction, Grant, Wallet
 from metergate.ports import Clock, Commit
 from metergate.stores.group_commit import GroupCommit
-from metergate.stores.sqlite import setting_up
+from metergate.stores.sqlite import expiring, setting_up
 from metergate.stores.sqlite.connection import FileLock, check_path
 from metergate.stores.sqlite.reader import SqliteLedgerReader
 from metergate.stores.sqlite.writer import SetUp, SqliteWriter, WriteOperation
+
+logger = logging.getLogger(__name__)
 
 
 class SqliteLedgerStore(SqliteLedgerReader):
@@ -123,7 +132,8 @@ class SqliteLedgerStore(SqliteLedgerReader):
 
     async def capture(self, operation: Capture) -> Captured:
         """Debit a reservation before a delivery."""
-        return cast(Captured, await self._commits.submit(operation, is_new_work=False))
+        is_first = operation.delivered_microcredits == 0  # somebody waits for the first token
+        return cast(Captured, await self._commits.submit(operation, is_new_work=False, is_urgent=is_first))
 
     async def settle(self, operation: Settle) -> Settled:
         """Close a reservation."""
@@ -132,6 +142,45 @@ class SqliteLedgerStore(SqliteLedgerReader):
     async def add_grant(self, operation: AddGrant) -> Grant:
         """Add credits to a wallet."""
         return cast(Grant, await self._commits.submit(operation, is_new_work=True))
+
+    async def expire_grants(self, now_us: int, limit: int) -> int:
+        """Move on what remains of grants whose time is over; how many grants that were, at most ``limit``."""
+        grants = await self._read(lambda query: expiring.expired_grants(query.connection, now_us, limit))
+        if not grants:
+            return 0
+        subscriber_ids = dict.fromkeys(grant.subscriber_id for grant in grants)
+        operations = [Expire(subscriber_id=subscriber_id, now_us=now_us) for subscriber_id in subscriber_ids]
+        outcomes = await asyncio.gather(
+            *(self._commits.submit(operation, is_new_work=True) for operation in operations), return_exceptions=True
+        )
+        for operation, outcome in zip(operations, outcomes, strict=True):
+            if isinstance(outcome, StoreUnavailable | Overloaded):
+                raise outcome
+            if isinstance(outcome, BaseException):  # books that cannot be read: they must not keep all others from it
+                logger.error("grants of %r cannot expire: %s", operation.subscriber_id, outcome)
+        await self._set_up(SetUp(lambda connection: expiring.mark_swept(connection, grants)))
+        return len(grants)
+
+    # --- corrections ------------------------------------------------------------------------------------------------
+
+    async def refund(self, operation: Refund) -> Correction:
+        """Give back part of a charge."""
+        return await self._correct(operation)
+
+    async def adjust(self, operation: Adjust) -> Correction:
+        """Give credit, or take what is available."""
+        return await self._correct(operation)
+
+    async def reverse(self, operation: Reverse) -> Correction:
+        """Take back a grant whose payment was taken back."""
+        return await self._correct(operation)
+
+    async def set_wallet_state(self, operation: SetWalletState) -> Correction:
+        """Stop a wallet, or let it be spent from again."""
+        return await self._correct(operation)
+
+    async def _correct(self, operation: Refund | Adjust | Reverse | SetWalletState) -> Correction:
+        return cast(Correction, await self._commits.submit(operation, is_new_work=True))
 
     # --- setting up -------------------------------------------------------------------------------------------------
 

@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metergate.core.books import Books
+from metergate.core.capturing import answer, debited, is_covered
 from metergate.core.errors import LedgerInvariantBroken, MetergateError, StoreRefused, StoreUnavailable
 from metergate.core.ledger import Ledger, Operation, Outcome, check_ids_of, place
-from metergate.core.operations import Recover, Reserve
+from metergate.core.operations import Capture, CaptureStatus, Recover, Reserve
 from metergate.core.reservation import Owner, Reservation, ReservationState
 from metergate.core.rows import TransferKind
 from metergate.ports import Clock
 from metergate.stores.sqlite import codec
 from metergate.stores.sqlite.connection import FileIdentity, open_for_writing
 from metergate.stores.sqlite.loading import Loader
-from metergate.stores.sqlite.saving import RowsMissing, save
+from metergate.stores.sqlite.saving import RowsMissing, save, save_captured
 
 logger = logging.getLogger(__name__)
 
@@ -217,6 +218,9 @@ class SqliteWriter:
         if self._connection is None:
             raise StoreUnavailable
         try:
+            captures = self._covered_captures(operations)
+            if captures is not None:
+                return self._transact_captures(self._connection, captures)
             return self._transact(self._connection, operations)
         except CONTENT_ERRORS as exc:
             return self._commit_singly(operations, exc)
@@ -279,12 +283,46 @@ class SqliteWriter:
             except MetergateError as refusal:
                 results[position] = refusal
         self._beat_if_due(connection)
-        connection.execute("COMMIT")
+        self._commit(connection)
         self._expired_microcredits += expired_microcredits
-        if self._identity is None or not self._identity.is_intact():
-            raise FilesLost(f"{self._path}, its WAL or its lock was deleted or replaced")
         self._keep_open(books)
         return results
+
+    def _covered_captures(self, operations: Sequence[WriteOperation]) -> list[Capture] | None:
+        """The operations, if all of them are captures that open reservations of this owner cover; else None."""
+        captures: list[Capture] = []
+        for operation in operations:
+            if type(operation) is not Capture:
+                return None
+            reservation = self._open.get(operation.reservation_id)
+            if reservation is None or not is_covered(reservation, operation):
+                return None
+            captures.append(operation)
+        return captures
+
+    def _transact_captures(self, connection: sqlite3.Connection, captures: Sequence[Capture]) -> list[Result]:
+        """What ``_transact`` does, for captures that read and change no other row than their reservations'."""
+        results: list[Result] = []
+        rows: dict[str, Reservation] = {}
+        for capture in captures:
+            reservation_id = capture.reservation_id
+            before = rows.get(reservation_id) or self._open[reservation_id]
+            try:
+                after = rows[reservation_id] = debited(before, capture, before.reserved_microcredits)
+                results.append(answer(CaptureStatus.OPEN, after))
+            except MetergateError as refusal:
+                results.append(refusal)
+        connection.execute("BEGIN IMMEDIATE")
+        save_captured(connection, rows.values())
+        self._beat_if_due(connection)
+        self._commit(connection)
+        self._open.update(rows)
+        return results
+
+    def _commit(self, connection: sqlite3.Connection) -> None:
+        connection.execute("COMMIT")
+        if self._identity is None or not self._identity.is_intact():
+            raise FilesLost(f"{self._path}, its WAL or its lock was deleted or replaced")
 
     def _decide(self, ledger: Ledger, operation: Operation) -> Outcome:
         # The caller read its owner before the store was opened again: that epoch's reservations would never be closed.

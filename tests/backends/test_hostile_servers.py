@@ -1,0 +1,226 @@
+"""What is there may speak another HTTP, prove nothing, or send without end: a typed error, and little memory."""
+
+import asyncio
+import json
+import ssl
+import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from certificates import Authority, Issued
+from grpc import aio
+from scripted_backend import Step, head, scripted_server
+
+from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
+from metergate.core.errors import BackendUnavailable
+from metergate.core.inference import (
+    BackendEvent,
+    BackendRequest,
+    Delta,
+    Finish,
+    Message,
+    Prompt,
+    ResponseFormat,
+    Role,
+    Sampling,
+)
+from metergate.core.rows import FinishReason
+
+SOON_SECONDS = 10.0
+HUNDRED_MEGABYTES = 100 * 1024 * 1024
+
+ANSWER = b'data: {"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+ANSWER_EVENTS = [Delta(content="hi"), Finish(reason=FinishReason.STOP)]
+
+
+def request() -> BackendRequest:
+    return BackendRequest(
+        model_id="smol",
+        prompt=Prompt(messages=(Message(role=Role.USER, parts=("Hello",)),)),
+        sampling=Sampling(),
+        response_format=ResponseFormat(),
+        max_completion_tokens=5,
+    )
+
+
+async def ask(url: str, **options: Any) -> list[BackendEvent]:
+    values: dict[str, Any] = {
+        "backend_id": "b1",
+        "url": url,
+        "model_names": {"smol": "smol"},
+        "api_key": "sk-secret",
+        "connect_timeout_seconds": 2.0,
+    }
+    backend = OpenAIBackend(OpenAIBackendOptions(**(values | options)))
+    try:
+        async with asyncio.timeout(SOON_SECONDS):
+            return [event async for event in backend.generate(request())]
+    finally:
+        await backend.close()
+
+
+# --- another HTTP ---------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def http2_only(issued: Issued | None) -> AsyncIterator[int]:
+    """A server that speaks HTTP/2 and nothing else: gRPC's."""
+    server = aio.server()
+    if issued is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(issued.key, issued.certificate)]))
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(None)
+
+
+async def test_a_server_that_speaks_http2_only_is_an_unavailable_backend() -> None:
+    async with http2_only(None) as port:
+        with pytest.raises(BackendUnavailable) as raised:
+            await ask(f"http://127.0.0.1:{port}/v1")
+    assert raised.value.problem.startswith(("it sent something else than HTTP", "it closed the connection"))
+
+
+async def test_over_tls_a_server_that_speaks_http2_only_is_an_unavailable_backend() -> None:
+    authority = Authority()
+    async with http2_only(authority.issue()) as port:
+        with pytest.raises(BackendUnavailable) as raised:
+            await ask(f"https://127.0.0.1:{port}/v1", ca_pem=authority.pem.decode())
+    assert raised.value.problem.startswith(("TLS failed", "it sent something else", "it closed the connection"))
+
+
+# --- TLS ------------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def https(
+    issued: Issued, folder: Path, *, host: str = "127.0.0.1", only: ssl.TLSVersion | None = None
+) -> AsyncIterator[int]:
+    """A server that answers over TLS, of one version or any, with this certificate."""
+    issued.write(folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+    if only is not None:
+        context.minimum_version = context.maximum_version = only
+        context.set_ciphers("ALL:@SECLEVEL=0")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head() + ANSWER)
+        writer.close()
+
+    server = await asyncio.start_server(serve, host, 0, ssl=context)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def test_a_server_that_its_authority_vouches_for_is_called_over_tls(tmp_path: Path) -> None:
+    authority = Authority()
+    async with https(authority.issue(), tmp_path) as port:
+        assert await ask(f"https://127.0.0.1:{port}/v1", ca_pem=authority.pem.decode()) == ANSWER_EVENTS
+
+
+DAY = timedelta(days=1)
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("issue", "host", "is_trusted", "only", "problem"),
+    [
+        ({}, "127.0.0.1", False, None, "its certificate does not prove"),
+        ({}, "127.0.0.2", True, None, "its certificate does not prove"),
+        ({"begins": -9 * DAY, "ends": -DAY}, "127.0.0.1", True, None, "its certificate does not prove"),
+        ({"begins": DAY}, "127.0.0.1", True, None, "its certificate does not prove"),
+        ({}, "127.0.0.1", True, ssl.TLSVersion.TLSv1_1, ""),
+    ],
+    ids=["nobody vouches for it", "another host", "expired", "not valid yet", "TLS 1.1"],
+)
+async def test_a_server_that_does_not_prove_itself_gets_nothing(
+    tmp_path: Path, issue: dict[str, Any], host: str, is_trusted: bool, only: ssl.TLSVersion | None, problem: str
+) -> None:
+    authority = Authority()
+    async with https(authority.issue(**issue), tmp_path, host=host, only=only) as port:
+        url = f"https://{host}:{port}/v1"
+        with pytest.raises(BackendUnavailable) as raised:
+            await ask(url, **({"ca_pem": authority.pem.decode()} if is_trusted else {}))
+    assert raised.value.problem.startswith(problem)
+    assert not raised.value.was_reached
+    assert "secret" not in str(raised.value)
+
+
+# --- without end ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "is_streamed"),
+    [
+        ((head(), b"data: "), True),
+        ((head(),), True),
+        ((head("application/json"), b'{"choices": "'), False),
+        ((b"HTTP/1.1 200 OK\r\nX-Endless: ",), True),
+        ((b"HTTP/1.1 500 Oops\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n",), True),
+    ],
+    ids=["one event", "one line", "a whole answer", "a header", "an error"],
+)
+async def test_a_hundred_megabytes_without_a_line_end_take_a_few_megabytes(
+    before: tuple[Step, ...], is_streamed: bool
+) -> None:
+    sent_bytes = 0
+    piece = b"x" * 65_536
+
+    def endless() -> bytes:
+        nonlocal sent_bytes
+        sent_bytes += len(piece)
+        return piece if sent_bytes < HUNDRED_MEGABYTES else b"\n\n"
+
+    async with scripted_server(*before, endless) as server:
+        tracemalloc.start()
+        try:
+            with pytest.raises(BackendUnavailable):
+                await ask(server.url, stream=is_streamed)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        await asyncio.wait_for(server.is_left.wait(), SOON_SECONDS)
+    assert peak_bytes < 8 * 1024 * 1024
+    assert sent_bytes < HUNDRED_MEGABYTES  # it hung up long before
+
+
+# --- llama-cpp-python's server --------------------------------------------------------------------------------------
+
+
+def llama_cpp_python(*deltas: dict[str, str], finish_reason: str | None = "stop") -> bytes:
+    """A stream as its ``/v1/chat/completions`` writes it: no usage, whatever ``stream_options`` asks; pings."""
+    shared = {"id": "chatcmpl-6f0f2c5e", "model": "smol", "created": 1764000000, "object": "chat.completion.chunk"}
+    pieces = [*((delta, None) for delta in ({"role": "assistant"}, *deltas)), ({}, finish_reason)]
+    events = [
+        json.dumps({**shared, "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]})
+        for delta, reason in pieces
+    ]
+    return "".join(
+        f"data: {event}\n\n: ping - 2026-11-24 09:00:00.000000+00:00\n\n" for event in (*events, "[DONE]")
+    ).encode()
+
+
+async def test_a_stream_without_usage_is_whole_though_it_was_asked_for() -> None:
+    stream = llama_cpp_python({"content": "你"}, {"content": " there"})
+    async with scripted_server(head("text/event-stream; charset=utf-8"), stream) as server:
+        events = await ask(server.url)
+        assert b'"include_usage":true' in server.received[0].body
+    assert events == [Delta(content="你"), Delta(content=" there"), Finish(reason=FinishReason.STOP)]
+
+
+async def test_a_stream_that_it_interrupts_for_another_client_is_no_whole_answer() -> None:
+    """With ``interrupt_requests`` it ends a stream with [DONE] and no finish reason, for whoever comes next."""
+    stream = llama_cpp_python({"content": "half"}, finish_reason=None)
+    async with scripted_server(head("text/event-stream; charset=utf-8"), stream) as server:
+        with pytest.raises(BackendUnavailable, match="broke off before a finish reason"):
+            await ask(server.url)

@@ -1,0 +1,122 @@
+"""A request and the backends it is sent to: tried, recorded, left out, waited for."""
+
+import asyncio
+
+import pytest
+from metering_world import STOP, ScriptedBackend, World, content, request
+
+from metergate.core.errors import BackendRejected, BackendUnavailable
+from metergate.core.standing import FAILURES_MAX
+from metergate.metering.pool import Health, PoolLimits
+
+
+async def test_each_attempt_records_what_it_may_have_cost_the_operator() -> None:
+    unreached = BackendUnavailable(model_id="model-1", problem="connection refused", was_reached=False)
+    broken = BackendUnavailable(model_id="model-1", problem="HTTP 500")
+    backends = [
+        ScriptedBackend([unreached], "unreached"),
+        ScriptedBackend([broken], "broken"),
+        ScriptedBackend([*content("fine"), STOP], "sound"),
+    ]
+    world = await World(backends=backends).fund(10_000)
+    await world.stream()
+    [charge] = await world.charges()
+    prompt_tokens = world.sink.admissions[0].prompt_tokens
+    assert [(attempt.backend_id, attempt.prompt_tokens) for attempt in charge.attempts] == [
+        ("unreached", 0),
+        ("broken", prompt_tokens),
+        ("sound", prompt_tokens),
+    ]
+    assert all(attempt.milliseconds >= 0 for attempt in charge.attempts)
+
+
+async def test_an_attempt_that_a_cancel_ends_records_its_time_and_its_prompt() -> None:
+    world = await World([*content("The str"), asyncio.Event()]).fund(10_000)
+    running = asyncio.create_task(world.stream())
+    await world.sink.delivered.wait()
+    await asyncio.sleep(0.02)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await world.settled()
+    [charge] = await world.charges()
+    [attempt] = charge.attempts
+    assert attempt.milliseconds >= 20
+    assert attempt.prompt_tokens == world.sink.admissions[0].prompt_tokens
+
+
+async def test_three_backends_are_tried_and_a_fourth_is_not() -> None:
+    failure = BackendUnavailable(model_id="model-1", problem="HTTP 500")
+    backends = [ScriptedBackend([failure], f"broken-{index}") for index in range(4)]
+    world = await World(backends=backends).fund(10_000)
+    with pytest.raises(BackendUnavailable):
+        await world.stream()
+    assert [len(backend.requests) for backend in backends] == [1, 1, 1, 0]
+    assert await world.available() == 10_000
+
+
+async def test_nothing_is_tried_again_after_the_first_token() -> None:
+    failure = BackendUnavailable(model_id="model-1", problem="its answer broke off")
+    first, second = ScriptedBackend([*content("The str"), failure], "first"), ScriptedBackend([STOP], "second")
+    world = await World(backends=[first, second]).fund(10_000)
+    with pytest.raises(BackendUnavailable):
+        await world.stream()
+    assert second.requests == []
+
+
+async def test_a_request_that_waits_for_a_backend_and_goes_away_is_charged_nothing_and_leaves_the_queue() -> None:
+    world = await World([*content("The str"), asyncio.Event()]).fund(10_000)
+    [member] = world.pool.members.values()
+    member.limits = PoolLimits(requests_max=1, queue_max=1, queue_seconds_max=30.0)
+    running = asyncio.create_task(world.stream(request(request_id="runs")))
+    await world.sink.delivered.wait()
+    waiting = asyncio.create_task(world.stream(request(request_id="waits")))
+    async with asyncio.timeout(5):
+        while not member.queue:  # noqa: ASYNC110 - tasks of this loop fill it
+            await asyncio.sleep(0)
+    with pytest.raises(BackendUnavailable, match="as many requests as it may"):
+        await world.stream(request(request_id="refused"))
+    waiting.cancel()
+    running.cancel()
+    await asyncio.wait([waiting, running])
+    await world.settled()
+    assert [charge.request_id for charge in await world.charges()] == ["runs"]
+    assert (member.outstanding, len(member.queue)) == (0, 0)
+    assert len(world.backend.requests) == 1
+
+
+async def test_backends_that_fail_again_and_again_are_left_out_and_the_app_is_told_for_how_long() -> None:
+    failure = BackendUnavailable(model_id="model-1", problem="HTTP 500")
+    world = await World([failure]).fund(10_000)
+    told = []
+    for index in range(FAILURES_MAX + 1):
+        with pytest.raises(BackendUnavailable) as raised:
+            await world.stream(request(request_id=f"request-{index}"))
+        told.append(raised.value.retry_seconds)
+    assert len(world.backend.requests) == FAILURES_MAX
+    assert told[:FAILURES_MAX] == [None] * (FAILURES_MAX - 1) + [told[FAILURES_MAX - 1]]
+    assert all(seconds is not None and 0 < seconds <= 2.0 for seconds in told[FAILURES_MAX - 1 :])
+    assert await world.available() == 10_000
+
+
+async def test_a_backend_that_refuses_requests_as_such_is_not_left_out() -> None:
+    world = await World([BackendRejected(model_id="model-1", problem="HTTP 400")]).fund(10_000)
+    for index in range(2 * FAILURES_MAX):
+        with pytest.raises(BackendRejected):
+            await world.stream(request(request_id=f"request-{index}"))
+    assert world.pool.health() == {"backend-1": Health.UP}
+
+
+async def test_a_backend_that_hangs_does_not_hold_up_the_requests_that_others_serve() -> None:
+    """It gathers what it does not answer, up to its part, and then nothing more comes to it."""
+    hanging = ScriptedBackend([asyncio.Event()], "hanging")
+    sound = ScriptedBackend([*content("fine"), STOP], "sound")
+    world = await World(backends=[hanging, sound]).fund(1_000_000)
+    stuck = asyncio.create_task(world.stream(request(request_id="stuck")))
+    await asyncio.wait_for(hanging.played.wait(), 5)
+    for index in range(50):
+        async with asyncio.timeout(5):
+            await world.metering.complete(world.caller, request(request_id=f"r-{index}"), time_left_seconds=None)
+    assert (len(hanging.requests), len(sound.requests)) == (1, 50)
+    stuck.cancel()
+    await asyncio.wait([stuck])

@@ -1,0 +1,106 @@
+"""Captures of many streams share a commit; nothing else waits, and nothing waits for longer than it is told."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from metergate.ports import Commit
+from metergate.stores import group_commit
+from metergate.stores.group_commit import SHARED_OPERATIONS_MIN, GroupCommit
+
+# Longer than any test may take: what waits, waits for ever.
+FOR_EVER_S = 3600.0
+SECONDS_MAX = 20.0
+
+
+class Batches:
+    """What was committed together."""
+
+    def __init__(self) -> None:
+        self.committed: list[list[str]] = []
+
+    def commit(self, operations: Sequence[str]) -> list[object]:
+        self.committed.append(list(operations))
+        return list(operations)
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> Batches:
+    monkeypatch.setattr(group_commit, "CAPTURES_WAIT_S", FOR_EVER_S)
+    return Batches()
+
+
+@pytest.fixture
+async def commits(batches: Batches) -> AsyncIterator[GroupCommit[str]]:
+    def observe(commit: Commit) -> None:
+        assert not commit.has_failed
+
+    group: GroupCommit[str] = GroupCommit(
+        batches.commit, is_open=lambda: True, reopen=lambda: None, observe=observe, take_expired=lambda: 0
+    )
+    yield group
+    async with asyncio.timeout(SECONDS_MAX):
+        await group.close()
+
+
+async def commit_together(commits: GroupCommit[str], count: int) -> None:
+    async with asyncio.timeout(SECONDS_MAX):
+        await asyncio.gather(*(commits.submit(f"before-{number}", is_new_work=False) for number in range(count)))
+
+
+async def queue(commits: GroupCommit[str], operation: str, *, is_urgent: bool) -> "asyncio.Task[object]":
+    """Submit, and let the writer take what it does not put off: it looks at its queue when the loop comes round."""
+    task = asyncio.create_task(commits.submit(operation, is_new_work=False, is_urgent=is_urgent))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    return task
+
+
+async def test_after_a_shared_batch_captures_wait_for_something_urgent(
+    commits: GroupCommit[str], batches: Batches
+) -> None:
+    await commit_together(commits, SHARED_OPERATIONS_MIN)
+    captures = [await queue(commits, f"capture-{number}", is_urgent=False) for number in range(3)]
+    assert len(batches.committed) == 1
+    await queue(commits, "settle", is_urgent=True)
+    async with asyncio.timeout(SECONDS_MAX):
+        await asyncio.gather(*captures)
+    assert batches.committed[1:] == [["capture-0", "capture-1", "capture-2", "settle"]]
+
+
+async def test_after_a_batch_of_few_a_capture_is_committed_at_once(commits: GroupCommit[str], batches: Batches) -> None:
+    await commit_together(commits, SHARED_OPERATIONS_MIN - 1)
+    async with asyncio.timeout(SECONDS_MAX):
+        await commits.submit("capture", is_new_work=False, is_urgent=False)
+    assert batches.committed[1:] == [["capture"]]
+
+
+async def test_captures_that_wait_are_committed_when_their_time_is_over(
+    commits: GroupCommit[str], batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "CAPTURES_WAIT_S", 0.001)
+    await commit_together(commits, SHARED_OPERATIONS_MIN)
+    async with asyncio.timeout(SECONDS_MAX):
+        await commits.submit("capture", is_new_work=False, is_urgent=False)
+    assert batches.committed[1:] == [["capture"]]
+
+
+async def test_a_queue_that_fills_does_not_wait(
+    commits: GroupCommit[str], batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "WAITING_OPERATIONS_MAX", 3)
+    await commit_together(commits, SHARED_OPERATIONS_MIN)
+    captures = [await queue(commits, f"capture-{number}", is_urgent=False) for number in range(3)]
+    async with asyncio.timeout(SECONDS_MAX):
+        await asyncio.gather(*captures)
+    assert batches.committed[1:] == [["capture-0", "capture-1", "capture-2"]]
+
+
+async def test_closing_commits_what_waits(commits: GroupCommit[str], batches: Batches) -> None:
+    await commit_together(commits, SHARED_OPERATIONS_MIN)
+    capture = await queue(commits, "capture", is_urgent=False)
+    async with asyncio.timeout(SECONDS_MAX):
+        await commits.close()
+        assert await capture == "capture"
+    assert batches.committed[1:] == [["capture"]]
