@@ -29,7 +29,7 @@ from metergate.metering.limits import Limits
 from metergate.metering.offering import Offering
 from metergate.metering.pool import Member, Pool, PoolLimits
 from metergate.metering.use_case import NO_TRACE, Metering
-from metergate.ports import Backend, ChargeFilter, Observer, PoolObserver
+from metergate.ports import Backend, ChargeFilter, ContentPolicy, Observer, PoolObserver
 from metergate.telemetry.fan_out import FanOut
 
 STOP = Finish(reason=FinishReason.STOP)
@@ -238,6 +238,7 @@ class World:
         limits: Limits | None = None,
         backends: Sequence[Backend] | None = None,
         observers: Sequence[Observer] = (),
+        policy: ContentPolicy | None = None,
         **of_the_model: Any,
     ) -> None:
         self.clock = FakeClock()
@@ -279,6 +280,7 @@ class World:
             monotonic=asyncio.get_running_loop().time,
             limits=limits or Limits(slice_tokens=4),
             observer=FanOut(observers),
+            policy=policy,
         )
         self.sink = RecordingSink(self.ledger)
 

@@ -23,6 +23,7 @@ from metergate.core.operations import (
     Settled,
     SetWalletState,
 )
+from metergate.core.passage import Passage
 from metergate.core.rating import RateCard
 from metergate.core.receipts import Admission, Receipt
 from metergate.core.reservation import Owner, Reservation
@@ -133,6 +134,14 @@ class EmbeddingBackend(Protocol):
         Raises BackendUnavailable or BackendRejected as ``Backend.generate`` does; vectors that are not as many, as long
         or as finite as they must be are an answer that is nonsense.
         """
+        ...
+
+
+class ContentPolicy(Protocol):
+    """Decides whether a piece of an answer may reach the app. It neither stores nor logs what it is shown (L11)."""
+
+    async def allows(self, passage: Passage) -> bool:
+        """Whether it may; cancelling the call gives it up. ContentPolicyUnavailable if that cannot be told."""
         ...
 
 

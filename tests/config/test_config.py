@@ -501,3 +501,13 @@ def test_a_model_takes_what_every_one_of_its_backends_takes(tmp_path: Path, monk
     assert parameters_of_smollm2(tmp_path, monkeypatch, both) == {Parameter.SEED}
     none = GOOD.replace('kind = "openai"', 'kind = "openai"\nparameters = []')
     assert not parameters_of_smollm2(tmp_path, monkeypatch, none)
+
+
+@pytest.mark.parametrize("url", ["https://far.example/vet", "http://127.0.0.1:8090/vet", "http://localhost/vet"])
+def test_a_content_policy_is_asked_over_https_or_on_this_machine(tmp_path: Path, url: str) -> None:
+    assert load(tmp_path, f'{GOOD}\n[content_policy]\nurl = "{url}"\n').content_policy.url == url
+
+
+def test_texts_of_answers_do_not_cross_the_network_readable(tmp_path: Path) -> None:
+    found = problems(tmp_path, f'{GOOD}\n[content_policy]\nurl = "http://far.example/vet"\n')
+    assert "use https" in found["content_policy.url"]

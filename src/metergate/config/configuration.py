@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from metergate.config.schema import (
+    ContentPolicy,
     GrpcBackendTable,
     Limits,
     Listener,
@@ -33,6 +34,7 @@ class Config:
     metrics: Metrics
     logs: Logs
     traces: Traces
+    content_policy: ContentPolicy
     backends: Mapping[str, OpenAIBackendTable | GrpcBackendTable]
     models: Mapping[str, ModelTable]
     rate_cards: tuple[RateCard, ...]

@@ -144,6 +144,12 @@ def _plaintext_problems(file: ConfigFile) -> Iterator[ConfigProblem]:
         yield ConfigProblem("listener.address", problem)
     for backend_id, backend in file.backends.items():
         yield from _backend_plaintext_problems(f"backends.{backend_id}", backend)
+    if (policy_url := file.content_policy.url) is not None:
+        url = urlsplit(policy_url)
+        address = url.netloc if url.port is not None else f"{url.netloc}:80"
+        if url.scheme == "http" and not is_loopback(address):
+            problem = f"the texts of answers would cross the network to {address} readable: use https"
+            yield ConfigProblem("content_policy.url", problem)
 
 
 def _backend_plaintext_problems(key: str, backend: OpenAIBackendTable | GrpcBackendTable) -> Iterator[ConfigProblem]:

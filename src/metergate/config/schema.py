@@ -127,6 +127,16 @@ class Traces(Table):
     sample_ratio: float = Field(default=1.0, ge=0, le=1, allow_inf_nan=False)  # share of traces that is recorded
 
 
+class ContentPolicy(Table):
+    """Who decides whether a piece of an answer may be delivered. Without a URL nobody is asked."""
+
+    url: Url | None = None  # of a webhook: docs/guides/content-policy.md; https beyond this machine
+    # Each delivery waits for the verdict, and fails without one: well above what a healthy webhook takes.
+    timeout_seconds: float = Field(default=2.0, gt=0, le=60.0, allow_inf_nan=False)
+    # The end of what was allowed before, sent along, of each kind: enough to see what a sentence began with.
+    context_characters: int = Field(default=2_000, ge=0, le=65_536)
+
+
 class _BackendTable(Table):
     api_key_env: Text | None = None  # name of the environment variable that holds its key; None: it takes none
     # What it takes of what a request may set, by paths in an Inference. A request is refused what one of its model's
@@ -259,6 +269,7 @@ class ConfigFile(Table):
     metrics: Metrics = Metrics()
     logs: Logs = Logs()
     traces: Traces = Traces()
+    content_policy: ContentPolicy = ContentPolicy()
     backends: dict[Id, BackendTable] = Field(min_length=1)
     models: dict[Id, ModelTable] = Field(min_length=1)
     rate_cards: list[RateCardTable] = Field(min_length=1)

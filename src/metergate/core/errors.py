@@ -236,6 +236,15 @@ class StoreUnavailable(MetergateError):
 
 
 @dataclass(kw_only=True, eq=False)
+class ContentPolicyUnavailable(MetergateError):
+    """The content policy, without which nothing is delivered, failed: {problem}."""
+
+    reason: ClassVar[str] = "CONTENT_POLICY_UNAVAILABLE"
+    problem: str
+    charge: str | None = None  # name of the charge for what was delivered before the failure
+
+
+@dataclass(kw_only=True, eq=False)
 class Overloaded(MetergateError):
     """The gateway is overloaded: it has {limit}."""
 

@@ -34,6 +34,7 @@ STATUS_CODES: dict[type[errors.MetergateError], grpc.StatusCode] = {
     errors.RequestInProgress: grpc.StatusCode.ABORTED,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.BackendUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.ContentPolicyUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     # Not RESOURCE_EXHAUSTED: that is a limit of the caller's own, and clients do not try another gateway for it.

@@ -13,6 +13,7 @@ from typing import ClassVar, TypedDict, Unpack
 
 from metergate.core.errors import (
     BackendUnavailable,
+    ContentPolicyUnavailable,
     DeadlineExceeded,
     LedgerInvariantBroken,
     MetergateError,
@@ -42,6 +43,7 @@ from metergate.metering.reader import Reader
 from metergate.metering.replays import Answer
 from metergate.metering.services import Services
 from metergate.metering.transcript import Transcript
+from metergate.metering.vetting import Vetting
 from metergate.ports import CallObserver, Delivery, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,14 @@ class Run(ABC):
             limits=services.limits,
             observer=self._observer,
         )
+        self._vetting: Vetting | None = None
+        if services.policy is not None:
+            self._vetting = Vetting(
+                services.policy,
+                services.limits,
+                reservation_id=reservation.reservation_id,
+                model_id=self._priced.model.model_id,
+            )
         self._slice_microcredits = self._priced.cost_max(services.limits.slice_tokens) - self._priced.cost()
         self._reserved_microcredits = reservation.reserved_microcredits
         self._captured_microcredits = reservation.captured_microcredits
@@ -180,7 +190,11 @@ class Run(ABC):
     # --- count, capture, deliver ------------------------------------------------------------------------------------
 
     async def _handle(self, delta: Delta) -> End | None:
-        """Count a delta, debit it, deliver it; return the end if that was the last."""
+        """Have a delta vetted, count it, debit it, deliver it; return the end if that was the last."""
+        if self._vetting is not None:
+            blocked = await self._vetting.end_before(delta)
+            if blocked is not None:
+                return blocked
         after = self._answer.copy()
         if after.encoded_characters(delta) > self._services.limits.counted_in_loop_characters_max:
             await asyncio.to_thread(after.add, delta)
@@ -348,6 +362,6 @@ def _ended(end: End, receipt: Receipt | None) -> Receipt:
         raise end.error or StoreUnavailable()
     if end.error is None:
         return receipt
-    if isinstance(end.error, BackendUnavailable | DeadlineExceeded | ShuttingDown):
+    if isinstance(end.error, BackendUnavailable | ContentPolicyUnavailable | DeadlineExceeded | ShuttingDown):
         end.error.charge = receipt.charge_name()
     raise end.error

@@ -30,7 +30,7 @@ from metergate.metering.run import Run, RunParts
 from metergate.metering.services import BackgroundTasks, Services
 from metergate.metering.streamed_run import StreamedRun
 from metergate.metering.whole_run import WholeRun
-from metergate.ports import CallObserver, CallStart, Clock, LedgerStore, Observer, Sink
+from metergate.ports import CallObserver, CallStart, Clock, ContentPolicy, LedgerStore, Observer, Sink
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,9 @@ class Metering:
         monotonic: Callable[[], float],
         limits: Limits,
         observer: Observer,
+        policy: ContentPolicy | None = None,
     ) -> None:
+        """``policy`` is asked about all text of answers before it is delivered; None: nothing is asked."""
         # Calls that come in from now on are served from it; replaced, not changed.
         self.offering = offering
         self._services = Services(
@@ -81,6 +83,7 @@ class Metering:
                 monotonic=monotonic,
             ),
             tasks=BackgroundTasks(),
+            policy=policy,
         )
         self._observer = observer
         self._is_draining = False  # admit nothing more
