@@ -511,3 +511,19 @@ def test_a_content_policy_is_asked_over_https_or_on_this_machine(tmp_path: Path,
 def test_texts_of_answers_do_not_cross_the_network_readable(tmp_path: Path) -> None:
     found = problems(tmp_path, f'{GOOD}\n[content_policy]\nurl = "http://far.example/vet"\n')
     assert "use https" in found["content_policy.url"]
+
+
+def test_how_long_what_is_done_with_is_kept_and_how_the_books_are_watched_can_be_set(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD)
+    assert (config.retention.closed_reservation_days, config.audit.sample_subscribers) == (7, 100)
+    assert not config.audit.stop_admissions_on_difference
+    tables = """
+        retention = { closed_reservation_days = 1 }
+        audit = { sample_subscribers = 0, interval_seconds = 0.5, stop_admissions_on_difference = true }
+    """
+    config = load(tmp_path, tables + GOOD)
+    assert config.retention.closed_reservation_days == 1
+    assert (config.audit.sample_subscribers, config.audit.interval_seconds) == (0, 0.5)
+    assert config.audit.stop_admissions_on_difference
+    with pytest.raises(ConfigInvalid, match="closed_reservation_days"):
+        load(tmp_path, GOOD + "\n[retention]\nclosed_reservation_days = 0\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from metergate.config.schema import (
+    Audit,
     ContentPolicy,
     GrpcBackendTable,
     Limits,
@@ -15,6 +16,7 @@ from metergate.config.schema import (
     Metrics,
     ModelTable,
     OpenAIBackendTable,
+    Retention,
     Traces,
 )
 from metergate.core.catalog import Catalog, Model, ModelTask
@@ -31,6 +33,8 @@ class Config:
     listener: Listener
     store_path: Path
     limits: Limits
+    retention: Retention
+    audit: Audit
     metrics: Metrics
     logs: Logs
     traces: Traces
