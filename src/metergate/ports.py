@@ -2,10 +2,11 @@
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
 
 from metergate.core.accounts import DAY_US, AccountBalance
 from metergate.core.audit import SubscriberLedger
+from metergate.core.embedding import EmbeddingBackendRequest, Embeddings
 from metergate.core.inference import BackendEvent, BackendRequest, Delta, Prompt
 from metergate.core.operations import (
     AddAuthorization,
@@ -24,6 +25,7 @@ from metergate.core.operations import (
     Settled,
     SetWalletState,
 )
+from metergate.core.passage import Passage
 from metergate.core.rating import RateCard
 from metergate.core.receipts import Admission, Receipt
 from metergate.core.reservation import Owner, Reservation
@@ -88,6 +90,13 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def count_input(self, text: str) -> int:
+        """Tokens of a text that is embedded: no template, but the special tokens that the model's file adds around it.
+
+        RequestInvalid, whatever field it names, if it cannot be counted.
+        """
+        ...
+
     def completion_counter(self) -> CompletionCounter:
         """A new counter for one growing text."""
         ...
@@ -138,6 +147,27 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class EmbeddingBackend(Protocol):
+    """A backend that turns texts into vectors too."""
+
+    async def embed(self, request: EmbeddingBackendRequest) -> Embeddings:
+        """Return a vector for each input; cancelling the call gives it up.
+
+        Raises BackendUnavailable or BackendRejected as ``Backend.generate`` does; vectors that are not as many, as long
+        or as finite as they must be are an answer that is nonsense.
+        """
+        ...
+
+
+class ContentPolicy(Protocol):
+    """Decides whether a piece of an answer may reach the app. It neither stores nor logs what it is shown (L11)."""
+
+    async def allows(self, passage: Passage) -> bool:
+        """Whether it may; cancelling the call gives it up. ContentPolicyUnavailable if that cannot be told."""
+        ...
+
+
 class Sink(Protocol):
     """The app's end of a stream. A write counts as delivered from the moment it begins, whether it ends or not.
 
@@ -161,7 +191,7 @@ class Sink(Protocol):
 class CallStart:
     """A call that came in, as its observers see it."""
 
-    verb: str  # "StreamComplete", "Complete" or "CountTokens"
+    verb: str  # "StreamComplete", "Complete", "Embed" or "CountTokens"
     caller: Authorization
     model_id: str  # as the app wrote it: perhaps no model at all
     request_id: str  # "" for CountTokens

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from metergate.config.schema import (
     Audit,
     BackendTable,
+    ContentPolicy,
     Limits,
     Listener,
     Logs,
@@ -17,7 +18,7 @@ from metergate.config.schema import (
     Retention,
     Traces,
 )
-from metergate.core.catalog import Catalog, Model, ReasoningForm
+from metergate.core.catalog import Catalog, Model, ModelTask, ReasoningForm
 from metergate.core.errors import ConfigProblem
 from metergate.core.rating import RateCard, check_schedule
 from metergate.core.usage import CountingSource
@@ -36,6 +37,7 @@ class Config:
     metrics: Metrics
     logs: Logs
     traces: Traces
+    content_policy: ContentPolicy
     backends: Mapping[str, BackendTable]
     models: Mapping[str, ModelTable]
     rate_cards: tuple[RateCard, ...]
@@ -68,6 +70,9 @@ def catalog_of(config: Config) -> Catalog:
                 rate_cards=check_schedule([card for card in config.rate_cards if card.model_id == model_id]),
                 usage_tolerance_tokens=table.usage_tolerance_tokens,
                 reasoning=ReasoningForm.NONE if table.reasoning is None else ReasoningForm(table.reasoning.upper()),
+                task=ModelTask(table.task.upper()),
+                dimensions=table.dimensions,
+                dimensions_selectable=table.dimensions_selectable,
                 backend_weights=table.backend_weights,
             )
             for model_id, table in config.models.items()

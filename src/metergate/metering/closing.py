@@ -21,6 +21,7 @@ CHARGED_WITHOUT_DELIVERY = frozenset(
         CloseCause.CREDIT_EXHAUSTED,
         CloseCause.CAP_REACHED,
         CloseCause.CREDIT_LIMIT_REACHED,
+        CloseCause.CONTENT_BLOCKED,
         CloseCause.CLIENT_CANCELLED,
         CloseCause.DEADLINE_EXCEEDED,
     }
