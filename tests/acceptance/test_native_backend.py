@@ -21,7 +21,8 @@ async def test_a_native_backends_answer_is_counted_charged_and_stopped_by_a_canc
                 receipt = answer.receipted
                 counted, reported = tokens(receipt.usage_counted), tokens(receipt.usage_reported)
                 assert cause(receipt) == "FINISHED"
-                assert 0 <= reported["COMPLETION"] - counted["COMPLETION"] <= 1
+                # An end-of-turn token, or the first bytes of a character that max_completion_tokens cut: no text.
+                assert 0 <= reported["COMPLETION"] - counted["COMPLETION"] <= 3
                 assert receipt.charged_microcredits == cost(answer.admitted.prompt_tokens, answer.text)
 
                 cancelled = app.stream(inference("stopped", "Tell me a long story.", max_completion_tokens=1_500))
