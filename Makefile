@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install demo run check test bench proto metrics lock clean
+.PHONY: help install demo run check test soak bench proto metrics lock clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -32,6 +32,9 @@ check: $(INSTALLED) ## Formatting, lint, types, floors, protos, drift of the gen
 
 test: $(INSTALLED) ## All tests, those against the real model included
 	@$(BIN)/pytest
+
+soak: $(INSTALLED) ## The proofs with big numbers, in half an hour: ARGUMENTS="--only crash" for one of them
+	@PYTHONPATH=scripts:tests $(BIN)/python -m soak $(ARGUMENTS)
 
 bench: $(INSTALLED) ## Measure the gateway's cost beside a bare pass-through, and the store and the tokenizers, in minutes
 	@PYTHONPATH=scripts $(BIN)/python -m bench $(ARGUMENTS)
