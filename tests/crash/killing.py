@@ -110,8 +110,13 @@ async def _stream_until_killed(
 async def _until_arrived(asked: list[Asked], characters: int) -> None:
     """Wait until all answers together are so long, or all have ended."""
     async with asyncio.timeout(ARRIVE_SECONDS_MAX):
-        while sum(len(one.answer.text) for one in asked) < characters and not all(one.answer.receipt for one in asked):
+        while not _arrived(asked, characters):  # noqa: ASYNC110 - of many streams, none of which announces the sum
             await asyncio.sleep(LOOK_SECONDS)
+
+
+def _arrived(asked: list[Asked], characters: int) -> bool:
+    text = sum(len(one.answer.text) for one in asked)
+    return text >= characters or all(one.answer.receipt is not None for one in asked)
 
 
 def _check(charge: tuple[int, str] | None, answer: Answer, model: WordModel, tally: Tally) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from app_client import App, cause, inference
-from crash.killing import kill_and_check
 from gateway_process import GatewayProcess, metergate, open_wallets, openai_backend, write_config
 from word_model import WordModel, speaking
+
+from crash.killing import kill_and_check
 
 # ``make soak`` kills two hundred times.
 KILLS = 6
