@@ -1,6 +1,7 @@
 """``make soak``: every part, or ``--only`` those named; exits 1 where a law broke or a bar was missed."""
 
 import argparse
+import logging
 import sys
 import tempfile
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from soak import crash, simulation
+from soak import crash, power_loss, scale, simulation
 from soak.figures import Figure, Progress
 
 Part = Callable[[Path, Progress], list[Figure]]
@@ -19,6 +20,8 @@ Part = Callable[[Path, Progress], list[Figure]]
 PARTS: Mapping[str, Part] = {
     "simulation": simulation.run,
     "crash": crash.run,
+    "power_loss": power_loss.run,
+    "scale": scale.run,
 }
 
 
@@ -29,6 +32,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where the ledgers are made (default: a temporary folder)")
     arguments = parser.parse_args()
     console = Console()
+    # Killing, failing and recovering is what happens here, thousands of times; each would be a line.
+    logging.disable(logging.CRITICAL)
     found = {name: _run(name, console, arguments.folder) for name in arguments.only or PARTS}
     console.print(_summary(found))
     return 0 if all(figure.is_met for figures in found.values() for figure in figures) else 1
