@@ -52,7 +52,7 @@ async def main(path: Path, synchronous: str, streams: int) -> None:
         if synchronous != "FULL":
             opened.execute(f"PRAGMA synchronous = {synchronous}")
 
-    connection._set_up = set_up_otherwise
+    vars(connection)["_set_up"] = set_up_otherwise
     store = await SqliteLedgerStore.open(path, clock=FakeClock(NOW_US), owner_id="victim", create=False)
     names = iter([f"stream-{number}" for number in range(streams)])
 
