@@ -204,11 +204,6 @@ class Books:
         rows = self._rows("SELECT request_id, charged_microcredits, close_cause FROM charges")
         return {str(row[0]): (int(row[1]), str(row[2])) for row in rows}
 
-    def charged_twice(self) -> list[str]:
-        """Requests of one authorization that have more than one charge."""
-        sql = "SELECT request_id FROM charges GROUP BY authorization_id, request_id HAVING count(*) > 1"
-        return [str(row[0]) for row in self._rows(sql)]
-
     def attempts(self, request_id: str) -> list[str]:
         """The backends that a charged request was sent to."""
         [(attempts,)] = self._rows("SELECT attempts FROM charges WHERE request_id = ?", request_id)

@@ -7,11 +7,15 @@ from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
     AddSubscriber,
+    Adjust,
     Capture,
+    Refund,
     Reserve,
     Reserved,
+    Reverse,
     Settle,
     Settlement,
+    SetWalletState,
 )
 from metergate.core.rating import RateCard
 from metergate.core.reservation import CloseCause, Owner, Reservation
@@ -156,6 +160,31 @@ def a_settle(charged: int | None, reservation_id: str = "res-1", **values: Any) 
         "now_us": NOW_US,
     }
     return Settle(reservation_id=reservation_id, **(defaults | values))
+
+
+REASON = {"reason": "as the test says", "actor": "the test"}
+DAY_SECONDS = 86_400
+
+
+def a_refund(amount: int, charge_id: str = "charge-of-res-1", correction_id: str = "refund-1", **values: Any) -> Refund:
+    defaults: dict[str, Any] = {"subscriber_id": "alice", "grant_seconds": DAY_SECONDS, "now_us": NOW_US} | REASON
+    content: dict[str, Any] = {"charge_id": charge_id, "amount_microcredits": amount} | defaults | values
+    return Refund(correction_id=correction_id, **content)
+
+
+def an_adjustment(amount: int, correction_id: str = "adjustment-1", **values: Any) -> Adjust:
+    defaults: dict[str, Any] = {"subscriber_id": "alice", "grant_seconds": None, "now_us": NOW_US} | REASON
+    return Adjust(correction_id=correction_id, amount_microcredits=amount, **(defaults | values))
+
+
+def a_reversal(grant_id: str = "grant-1", correction_id: str = "reversal-1", **values: Any) -> Reverse:
+    defaults: dict[str, Any] = {"subscriber_id": "alice", "now_us": NOW_US} | REASON
+    return Reverse(correction_id=correction_id, grant_id=grant_id, **(defaults | values))
+
+
+def a_state_change(correction_id: str, state: WalletState, **values: Any) -> SetWalletState:
+    defaults: dict[str, Any] = {"subscriber_id": "alice", "now_us": NOW_US} | REASON
+    return SetWalletState(correction_id=correction_id, state=state, **(defaults | values))
 
 
 async def open_wallet(store: LedgerStore, *grants: AddGrant, **consent: Any) -> None:

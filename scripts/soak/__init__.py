@@ -1,1 +1,1 @@
-"""The proofs of the test suite again, with big numbers: what ``make soak`` runs."""
+"""``make soak``: the proofs that take too long for every run of the tests."""

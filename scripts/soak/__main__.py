@@ -1,71 +1,61 @@
-"""``make soak``: every part, or ``--only`` those named; exits 1 where a law broke or a bar was missed."""
+"""Run the soak: ``PYTHONPATH=scripts:tests python -m soak --help``."""
 
 import argparse
-import logging
 import sys
-import tempfile
 import time
-import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from soak import crash, power_loss, scale, simulation
-from soak.figures import Figure, Progress
+from soak.crash import crash
+from soak.parts import Figures, Step
+from soak.power import power
+from soak.scale import scale
+from soak.simulation import simulation
 
-Part = Callable[[Path, Progress], list[Figure]]
-
-PARTS: Mapping[str, Part] = {
-    "simulation": simulation.run,
-    "crash": crash.run,
-    "power_loss": power_loss.run,
-    "scale": scale.run,
+# Each tells of every step it took, and returns what it found; a law that does not hold is an AssertionError.
+PARTS: Mapping[str, tuple[Callable[[int, Step], Figures], int]] = {
+    "simulation": (simulation, 10_000),
+    "crash": (crash, 200),
+    "power": (power, 1_000),
+    "scale": (scale, 10_000),  # thousands of charges
 }
 
 
 def main() -> int:
-    """Run the parts one after the other, and show a table of what they found."""
-    parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
-    parser.add_argument("--only", action="append", choices=sorted(PARTS), help="this part; may be given again")
-    parser.add_argument("--folder", type=Path, help="where the ledgers are made (default: a temporary folder)")
-    arguments = parser.parse_args()
+    """The command line; 1 if a law did not hold."""
+    parser = argparse.ArgumentParser(prog="soak", description="Prove the laws for longer than the tests do.")
+    parser.add_argument("--only", choices=tuple(PARTS), action="append", help="default: all, one after the other")
+    parser.add_argument(
+        "--steps", type=int, help="seeds, kills, ...; default: what the guide's figures were taken with"
+    )
+    options = parser.parse_args()
     console = Console()
-    # Killing, failing and recovering is what happens here, thousands of times; each would be a line.
-    logging.disable(logging.CRITICAL)
-    found = {name: _run(name, console, arguments.folder) for name in arguments.only or PARTS}
-    console.print(_summary(found))
-    return 0 if all(figure.is_met for figures in found.values() for figure in figures) else 1
+    table = Table("part", "steps", "seconds", "figures", "laws", title="Soak")
+    has_failed = False
+    for name in options.only or PARTS:
+        part, steps = PARTS[name]
+        figures, problem, seconds = _run(name, part, options.steps or steps, console)
+        has_failed |= bool(problem)
+        told = ", ".join(f"{figure} {value}" for figure, value in figures.items())
+        verdict = f"[red]broken: {problem}[/]" if problem else "[green]held[/]"
+        table.add_row(name, f"{options.steps or steps:,}", f"{seconds:,.0f}", told, verdict)
+    console.print(table)
+    return 1 if has_failed else 0
 
 
-def _run(name: str, console: Console, parent: Path | None) -> list[Figure]:
-    """The part's figures; where it breaks, one that says so, after its traceback."""
-    began = time.perf_counter()
-    with (
-        tempfile.TemporaryDirectory(prefix=f"metergate-soak-{name}-", dir=parent) as folder,
-        console.status(name) as status,
-    ):
+def _run(name: str, part: Callable[[int, Step], Figures], steps: int, console: Console) -> tuple[Figures, str, float]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    began = time.monotonic()
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task(name, total=steps)
         try:
-            figures = PARTS[name](Path(folder), lambda text: status.update(f"{name}: {text}"))
-        except Exception as exc:  # noqa: BLE001 - one part that breaks must not hide what the others find
-            console.print("".join(traceback.format_exception(exc)), markup=False, highlight=False)
-            figures = [Figure(what="broken", value=type(exc).__name__, is_met=False)]
-    console.print(f"{name}: {time.perf_counter() - began:,.0f} s")
-    return figures
-
-
-def _summary(found: Mapping[str, list[Figure]]) -> Table:
-    table = Table("part", "what", title="make soak", title_justify="left", title_style="bold")
-    table.add_column("figure", justify="right")
-    table.add_column("bar", justify="right")
-    table.add_column("met")
-    for name, figures in found.items():
-        for figure in figures:
-            met = ("yes" if figure.is_met else "[bold red]no") if figure.bar or not figure.is_met else ""
-            table.add_row(name, figure.what, figure.value, figure.bar, met)
-        table.add_section()
-    return table
+            return part(steps, lambda: progress.advance(task)), "", time.monotonic() - began
+        except AssertionError as exc:
+            notes = " ".join(getattr(exc, "__notes__", ()))
+            return {}, f"{exc} {notes}".strip(), time.monotonic() - began
 
 
 if __name__ == "__main__":

@@ -1,41 +1,40 @@
-"""A gateway killed two hundred times while it streams."""
+"""A real gateway killed with SIGKILL under streams, again and again, on one file."""
 
 import asyncio
-import time
+import random
+import tempfile
 from pathlib import Path
 
-from crash.killing import kill_and_check
+from crash.killing import DELIVERY_CHARACTERS, Life, live_and_die
+from gateway_process import GatewayProcess, open_wallets, openai_backend, verify, write_config
+from word_model import WordModel, speaking
 
-from soak.figures import Figure, Progress
+from soak.parts import Figures, Step
 
-KILLS = 200
-STREAMS = 6
-SEED = 20261124
+STREAMS = 4
 
 
-def run(folder: Path, progress: Progress) -> list[Figure]:
-    """Kill, start again on the same file, and check, as the crash test does."""
-    began = time.perf_counter()
-    tally = asyncio.run(
-        kill_and_check(
-            folder,
-            kills=KILLS,
-            streams=STREAMS,
-            seed=SEED,
-            progress=lambda number: progress(f"kill {number + 1} of {KILLS}"),
-        )
-    )
-    return [
-        Figure(what="kills, each followed by a clean audit", value=f"{tally.kills}", bar="200"),
-        Figure(what="streams at once", value=f"{STREAMS}"),
-        Figure(what="requests that the kill cut short", value=f"{tally.cut_short:,}"),
-        Figure(what="of them, admitted in the ledger only", value=f"{tally.admission_lost:,}"),
-        Figure(what="requests with a receipt before the kill", value=f"{tally.receipted:,}"),
-        Figure(what="arrived and not captured, microcredits", value="0", bar="0"),
-        Figure(
-            what="captured and not arrived, the most of a stream, microcredits",
-            value=f"{tally.most_lost_microcredits}",
-            bar="one delivery",
-        ),
-        Figure(what="seconds a kill", value=f"{(time.perf_counter() - began) / tally.kills:.2f}"),
-    ]
+def crash(lives: int, step: Step) -> Figures:
+    """Live and die so often; the ledger is verified after each life."""
+    with tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(_crash(Path(folder), lives, step))
+
+
+async def _crash(folder: Path, count: int, step: Step) -> Figures:
+    keys = await open_wallets(folder / "ledger.db", {"alice": 10**12})
+    chance = random.Random()
+    lives: list[Life] = []
+    async with speaking(WordModel(words=None, interval_seconds=0.001)) as model:
+        write_config(folder, openai_backend(model.url), delivery_characters_max=DELIVERY_CHARACTERS)
+        with GatewayProcess(folder) as gateway:
+            for number in range(count):
+                lives.append(await live_and_die(gateway, keys["alice"], model, chance, number, STREAMS))
+                await asyncio.to_thread(verify, folder)
+                step()
+    arrived = sum(life.arrived_microcredits for life in lives)
+    return {
+        "streams cut:": f"{sum(life.streams for life in lives):,}",
+        "microcredits arrived:": f"{arrived:,}",
+        "debited and not delivered, of that:": f"{sum(life.undelivered_microcredits for life in lives) / arrived:.2%}",
+        "most in one life, microcredits:": f"{max(life.undelivered_microcredits for life in lives):,}",
+    }

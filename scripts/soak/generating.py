@@ -4,8 +4,6 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
-from soak.figures import Progress
-
 # What each wallet was given, and what each of its charges cost: one microcredit a token.
 GRANT_MICROCREDITS, CHARGE_MICROCREDITS = 1_000_000_000, 300
 
@@ -52,11 +50,12 @@ RESERVATIONS = """
 CHARGES = """
     INSERT INTO charges (charge_id, reservation_id, subscriber_id, authorization_id, app_id, channel, request_id,
         content_hash, model_id, provider_id, attempts, counting_source, usage_counted, usage_reported, usage_mismatch,
-        rate_card_id, captured_microcredits, charged_microcredits, finish_reason, close_cause, create_time_us,
+        rate_card_id, captured_microcredits, charged_microcredits,
+        delivered_microcredits, allocations, finish_reason, close_cause, create_time_us,
         settle_time_us)
     SELECT {id}, {id}, printf('s%07d', n % {wallets}), printf('s%07d', n % {wallets}), 'bench', 'APP', {id}, x'',
         'bench', 'bench', '[["bench","",20,40]]', 'TOKENIZER', '[["COMPLETION",{price}]]', NULL, 0, 'bench', {price},
-        {price}, 'STOP', 'FINISHED', {time}, {time}
+        {price}, {price}, '[["first",{price}]]', 'STOP', 'FINISHED', {time}, {time}
     FROM numbers
 """
 GRANT_TRANSFERS = """
@@ -74,7 +73,14 @@ CHARGE_TRANSFERS = """
 """
 
 
-def generate(ledger: Path, *, wallets: int, charges: int, progress: Progress) -> None:
+# Whole credits and the rest: what each account's day was debited and credited.
+ACCOUNT_DAYS = """
+    INSERT INTO account_days (account, day, debited_credits, debited_rest, credited_credits, credited_rest)
+    VALUES (?, ?, ?, ?, ?, ?)
+"""
+
+
+def generate(ledger: Path, *, wallets: int, charges: int) -> None:
     """Fill a ledger that was just created; ``charges`` is a multiple of ``wallets``."""
     assert charges % wallets == 0
     connection = sqlite3.connect(ledger, isolation_level=None)
@@ -95,22 +101,24 @@ def generate(ledger: Path, *, wallets: int, charges: int, progress: Progress) ->
     connection.execute("BEGIN")
     connection.execute("INSERT OR IGNORE INTO owners VALUES ('bench', 1, {time}, {time})".format(**values))
     connection.execute(RATE_CARD)
-    for name, count, sql in (
-        ("wallets", wallets, WALLETS),
-        ("grants", wallets, GRANTS),
-        ("authorizations", wallets, AUTHORIZATIONS),
-        ("reservations", charges, RESERVATIONS),
-        ("charges", charges, CHARGES),
-        ("transfers of grants", wallets, GRANT_TRANSFERS),
+    for count, sql in (
+        (wallets, WALLETS),
+        (wallets, GRANTS),
+        (wallets, AUTHORIZATIONS),
+        (charges, RESERVATIONS),
+        (charges, CHARGES),
+        (wallets, GRANT_TRANSFERS),
     ):
-        progress(f"writing {count:,} {name}")
         insert, select = sql.format(**values).split("SELECT", 1)
         connection.execute(f"{insert} {_NUMBERS.format(count=count)} SELECT {select}")
-    for name, sql in indexes:
-        progress(f"indexing {name}")
+    for _, sql in indexes:
         connection.execute(sql)
-    progress(f"writing {charges:,} transfers of charges")
     connection.execute(CHARGE_TRANSFERS.format(**values))
+    granted, charged = wallets * GRANT_MICROCREDITS, charges * CHARGE_MICROCREDITS
+    day = TIME_US // 86_400_000_000
+    moved = (("payments", granted, 0), ("grants", charged, granted), ("revenue", 0, charged))
+    days = [(account, day, *divmod(debit, 1_000_000), *divmod(credit, 1_000_000)) for account, debit, credit in moved]
+    connection.executemany(ACCOUNT_DAYS, days)
     connection.execute("COMMIT")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.close()

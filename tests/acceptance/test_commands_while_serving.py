@@ -5,6 +5,7 @@ import re
 import sqlite3
 import stat
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
@@ -13,30 +14,10 @@ from app_client import App, inference
 from gateway_process import GatewayProcess, open_wallets, openai_backend, verify, write_config
 from word_model import WordModel, speaking
 
-from metergate.cli.main import main
 from metergate.core.keys import is_key
 from metergate.v1 import account_pb2
 
 Run = Callable[..., Awaitable[tuple[int, str, str]]]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run a command beside the gateway: its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run_here(arguments: tuple[str, ...]) -> int:
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        return int(caught.value.code or 0)
-
-    async def run_command(*arguments: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = await asyncio.to_thread(run_here, arguments)
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return run_command
 
 
 async def spendable(app: App) -> int:
@@ -98,6 +79,61 @@ async def test_a_subscriber_is_set_up_served_and_shut_out_while_the_gateway_serv
     flat = "".join(out.split())
     assert key_id[1][:8] in flat
     assert secret.strip() not in flat
+    verify(tmp_path)
+
+
+async def test_a_wallet_is_corrected_while_the_gateway_serves(tmp_path: Path, run: Run) -> None:
+    keys = await open_wallets(tmp_path / "ledger.db", {"alice": 1_000_000})
+    why = ("--reason", "the answer was cut")
+    async with speaking(WordModel(words=3)) as model:
+        write_config(tmp_path, openai_backend(model.url))
+        with GatewayProcess(tmp_path) as gateway:
+            async with App(gateway.port, keys["alice"]) as app:
+                await app.complete(inference("first"))
+                charges = await app.account.ListCharges(account_pb2.ListChargesRequest(), metadata=app.metadata)
+                (charge,) = charges.charges
+                amount = f"{charge.charged_microcredits / 1_000_000:f}"
+                refund = ("charge", "refund", "alice", charge.name.rpartition("/")[2], "--credits", amount, *why)
+                for _ in range(2):
+                    assert await run(*refund, "--id", "case-1") == (
+                        0,
+                        "case-1\n",
+                        f"{amount} credits of charge {charge.name.rpartition('/')[2]} went back to alice\n",
+                    )
+                assert await spendable(app) == 1_000_000
+                code, out, err = await run(*refund, "--id", "case-2")
+                assert (code, out) == (2, "")
+                assert "is too much" in err
+
+                assert (await run("wallet", "adjust", "alice", "--credits=-0.5", *why))[0] == 0
+                assert await spendable(app) == 500_000
+                assert (await run("wallet", "suspend", "alice", *why))[0] == 0
+                with pytest.raises(grpc.aio.AioRpcError, match="suspended"):
+                    await app.complete(inference("second"))
+                assert (await run("wallet", "resume", "alice", *why))[0] == 0
+                await app.complete(inference("second"))
+                grant = (await app.account.ListGrants(account_pb2.ListGrantsRequest(), metadata=app.metadata)).grants[0]
+                code, _, err = await run("grant", "reverse", "alice", grant.name.rpartition("/")[2], *why)
+                assert code == 0, err
+                assert "the wallet is suspended for the" in err
+    verify(tmp_path)
+
+
+async def test_a_grant_that_expires_rolls_over_though_nobody_uses_the_wallet(tmp_path: Path, run: Run) -> None:
+    keys = await open_wallets(tmp_path / "ledger.db", {"alice": 1_000_000})
+    write_config(tmp_path, openai_backend("http://127.0.0.1:9/v1"), expiry_sweep_seconds=0.05)
+    rule = ("--rollover-max-credits", "2", "--rollover-for", "31d")
+    with GatewayProcess(tmp_path) as gateway:
+        end = datetime.now(UTC) + timedelta(seconds=1)
+        assert (await run("grant", "add", "alice", "--credits", "5", "--expire-time", end.isoformat(), *rule))[0] == 0
+        async with App(gateway.port, keys["alice"]) as app, asyncio.timeout(30):
+            request = account_pb2.ListTransfersRequest(page_size=2)
+            kinds: list[int] = []
+            while kinds != [account_pb2.TRANSFER_KIND_EXPIRY, account_pb2.TRANSFER_KIND_ROLLOVER]:
+                response = await app.account.ListTransfers(request, metadata=app.metadata)
+                kinds = [transfer.kind for transfer in response.transfers]
+                await asyncio.sleep(0.05)
+            assert await spendable(app) == 3_000_000
     verify(tmp_path)
 
 

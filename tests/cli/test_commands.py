@@ -12,23 +12,8 @@ from pathlib import Path
 import pytest
 
 from metergate.cli import ledger
-from metergate.cli.main import main
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Run a command in a folder of its own: its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run_command(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        captured = capfd.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
-
-    return run_command
 
 
 STORE = ("--store", "ledger.db")
@@ -60,8 +45,18 @@ def test_every_command_explains_itself_with_an_example(run: Run) -> None:
         ("key", "issue"),
         ("key", "revoke"),
         ("key", "list"),
+        ("grant", "reverse"),
+        ("charge", "refund"),
         ("wallet", "show"),
+        ("wallet", "adjust"),
+        ("wallet", "suspend"),
+        ("wallet", "resume"),
         ("ledger", "verify"),
+        ("ledger", "accounts"),
+        ("ledger", "backup"),
+        ("ledger", "restore"),
+        ("ledger", "export"),
+        ("subscriber", "erase"),
         ("serve",),
     ):
         code, out, _ = run(*command, "--help")
@@ -129,6 +124,10 @@ def test_the_same_grant_id_with_other_content_is_refused(alice: Run, other: tupl
         (("--credits", "5", "--expire-time", "2099-01-01T00:00:00Z", "--expires-in", "1d"), "either"),
         (("--credits", "5", "--source", "LOTTERY"), "LOTTERY"),
         (("--credits", "5", "--id", "a/b"), "must be 1 to 128 letters"),
+        (("--credits", "5", "--rollover-max-credits", "2"), "give both"),
+        (("--credits", "5", "--rollover-for", "31d"), "give both"),
+        (("--credits", "5", "--rollover-max-credits", "2", "--rollover-for", "31d"), "expire_time"),
+        (("--credits", "5", "--expires-in", "1d", "--rollover-max-credits=-2", "--rollover-for", "31d"), "rollover"),
         ((), "credits"),
     ],
 )
@@ -186,6 +185,9 @@ def test_revoking_an_unknown_key_is_refused(alice: Run) -> None:
     "command",
     [
         ("grant", "add", "alice", "--credits", "5"),
+        ("grant", "reverse", "alice", "june", "--reason", "r"),
+        ("charge", "refund", "alice", "c1", "--credits", "1", "--reason", "r"),
+        ("wallet", "suspend", "alice", "--reason", "r"),
         ("key", "issue", "alice"),
         ("key", "revoke", "k"),
         ("wallet", "show", "alice"),
@@ -290,7 +292,7 @@ def test_a_defect_is_one_line_with_exit_code_3(alice: Run, monkeypatch: pytest.M
     def fail(_path: Path) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr(ledger, "_verify", fail)
+    monkeypatch.setattr(ledger, "audit_store", fail)
     assert alice("ledger", "verify", *STORE) == (3, "", "error: unexpected RuntimeError: two lines\n")
 
 

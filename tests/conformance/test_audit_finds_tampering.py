@@ -5,18 +5,35 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import FakeClock
-from ledger_rows import CARD, DAY_US, NOW_US, a_consent, a_grant, a_settle, a_wallet, differences, open_wallet, reserve
+from ledger_rows import (
+    CARD,
+    DAY_US,
+    NOW_US,
+    a_consent,
+    a_grant,
+    a_refund,
+    a_reversal,
+    a_settle,
+    a_state_change,
+    a_wallet,
+    an_adjustment,
+    differences,
+    open_wallet,
+    reserve,
+)
 
 from metergate.core.audit import DifferenceKind
+from metergate.core.rows import WalletState
 from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore
 
 
 @pytest.fixture
 async def path(tmp_path: Path) -> AsyncIterator[Path]:
-    """A ledger with two grants, one of them expired, two charges, one open reservation, and a second subscriber."""
+    """A ledger with grants spent, expired, rolled over, reversed; charges, an open reservation; every correction."""
     path = tmp_path / "ledger.db"
     store = await SqliteLedgerStore.open(path, clock=FakeClock(NOW_US), owner_id="gateway-1", create=True)
     await open_wallet(store, a_grant("expired", 50, expire_time_us=NOW_US - 1), a_grant("grant-1", 1_000))
@@ -28,9 +45,30 @@ async def path(tmp_path: Path) -> AsyncIterator[Path]:
         await reserve(store, name)
     await store.settle(a_settle(9, "one", owner=store.owner))
     await store.settle(a_settle(30, "two", owner=store.owner, captured=40))
+    await correct(store)
     assert await differences(store) == []
     yield path
     await store.close()
+
+
+async def correct(store: SqliteLedgerStore) -> None:
+    """Carol has one of everything that is not a request's own: the other two have a few rows that tests count on."""
+    june: dict[str, Any] = {"rollover_microcredits_max": 30, "rollover_seconds": 60, "expire_time_us": NOW_US + 1}
+    await store.add_subscriber(a_wallet("carol"))
+    await store.add_authorization(a_consent("auth-carol", "carol"))
+    await store.add_grant(a_grant("june", 100, "carol", priority=1, **june))
+    await store.add_grant(a_grant("paid", 100, "carol", priority=2))
+    hers: dict[str, Any] = {"subscriber_id": "carol", "now_us": NOW_US + 2}
+    await reserve(store, "hers", authorization_id="auth-carol", subscriber_id="carol", wanted_microcredits=150)
+    await store.settle(a_settle(65, "hers", owner=store.owner, captured=65, **hers))
+    await store.refund(a_refund(10, "charge-of-hers", "refund-of-june", **hers))
+    await reserve(store, "more", authorization_id="auth-carol", **hers)
+    await store.settle(a_settle(40, "more", owner=store.owner, captured=40, **hers))
+    await store.refund(a_refund(5, "charge-of-more", "refund-of-more", **hers))
+    await store.adjust(an_adjustment(20, "gift", **hers))
+    await store.adjust(an_adjustment(-7, "taken", **hers))
+    await store.reverse(a_reversal("paid", **hers))
+    await store.set_wallet_state(a_state_change("go on", WalletState.ACTIVE, **hers))
 
 
 TAMPERINGS = [
@@ -71,6 +109,10 @@ TAMPERINGS = [
     ("UPDATE charges SET model_id = 'other'", DifferenceKind.PRICE),
     ("UPDATE charges SET subscriber_id = 'bob' WHERE charge_id = 'charge-of-one'", DifferenceKind.CHARGE),
     ("UPDATE charges SET authorization_id = 'auth-bob' WHERE charge_id = 'charge-of-one'", DifferenceKind.CHARGE),
+    ("UPDATE charges SET delivered_microcredits = 10 WHERE charge_id = 'charge-of-one'", DifferenceKind.CHARGE),
+    ("UPDATE account_days SET credited_rest = credited_rest + 1 WHERE account = 'revenue'", DifferenceKind.ACCOUNT),
+    ("DELETE FROM account_days WHERE account = 'breakage'", DifferenceKind.ACCOUNT),
+    ("INSERT INTO account_days VALUES ('nobody', 1, 0, 1, 0, 0)", DifferenceKind.ACCOUNT),
     ("DELETE FROM transfers WHERE subscriber_id = 'alice' AND sequence = 2", DifferenceKind.SEQUENCE),
     ("DELETE FROM transfers WHERE subscriber_id = 'bob'", DifferenceKind.SEQUENCE),
     ("UPDATE transfers SET amount_microcredits = 8 WHERE charge_id = 'charge-of-one'", DifferenceKind.CHARGE),
@@ -101,6 +143,77 @@ TAMPERINGS = [
     ("UPDATE charges SET content_hash = x'00'", DifferenceKind.CHARGE),
     ("UPDATE charges SET close_cause = 'BACKEND_ERROR'", DifferenceKind.CHARGE),
     ("UPDATE charges SET settle_time_us = 1", DifferenceKind.CHARGE),
+    ("UPDATE charges SET allocations = '[]' WHERE charge_id = 'charge-of-one'", DifferenceKind.CHARGE),
+    (
+        "UPDATE charges SET allocations = '[[\"later\",9]]' WHERE charge_id = 'charge-of-one'",
+        DifferenceKind.CHARGE,
+    ),
+    ("UPDATE charges SET usage_mismatch = 1 WHERE charge_id = 'charge-of-one'", DifferenceKind.CHARGE),
+    (
+        "UPDATE charges SET usage_mismatch = 1, usage_reported = usage_counted WHERE charge_id = 'charge-of-one'",
+        DifferenceKind.CHARGE,
+    ),
+    (
+        "UPDATE charges SET usage_reported = '[[\"PROMPT\",2000]]' WHERE charge_id = 'charge-of-one'",
+        DifferenceKind.CHARGE,
+    ),
+    (
+        "UPDATE reservations SET allocations = '[[\"grant-1\",9]]' WHERE reservation_id = 'one'",
+        DifferenceKind.RESERVATION,
+    ),
+    ("UPDATE grants SET expire_time_us = 5 + effective_time_us WHERE grant_id = 'later'", DifferenceKind.TRANSFER),
+    ("UPDATE grants SET expire_time_us = NULL WHERE grant_id = 'later'", DifferenceKind.TRANSFER),
+    ("UPDATE transfers SET grant_expire_time_us = 5 WHERE sequence = 4", DifferenceKind.TRANSFER),
+    # What rolled over.
+    ("UPDATE grants SET rollover_microcredits_max = 29 WHERE grant_id = 'june'", DifferenceKind.TRANSFER),
+    ("UPDATE grants SET rollover_microcredits_max = 31 WHERE grant_id = 'june'", DifferenceKind.TRANSFER),
+    ("UPDATE grants SET rollover_seconds = 61 WHERE grant_id = 'june'", DifferenceKind.TRANSFER),
+    ("DELETE FROM grants WHERE grant_id = 'rollover:june'", DifferenceKind.TRANSFER),
+    ("UPDATE grants SET amount_microcredits = 31 WHERE grant_id = 'rollover:june'", DifferenceKind.GRANT),
+    ("UPDATE grants SET expire_time_us = NULL WHERE grant_id = 'rollover:june'", DifferenceKind.TRANSFER),
+    ("UPDATE transfers SET create_time_us = 1 WHERE kind = 'ROLLOVER'", DifferenceKind.TRANSFER),
+    ("UPDATE transfers SET credit_account = 'breakage' WHERE kind = 'ROLLOVER'", DifferenceKind.TRANSFER),
+    ("UPDATE transfers SET kind = 'EXPIRY', credit_account = 'breakage' WHERE kind = 'ROLLOVER'", DifferenceKind.GRANT),
+    # Refunds.
+    ("DELETE FROM corrections WHERE correction_id = 'refund-of-june'", DifferenceKind.CORRECTION),
+    ("DELETE FROM corrections WHERE kind = 'REFUND'", DifferenceKind.AUTHORIZATION),
+    (
+        "UPDATE corrections SET amount_microcredits = 71 WHERE correction_id = 'refund-of-june'",
+        DifferenceKind.CHARGE,
+    ),
+    ("UPDATE corrections SET charge_id = 'none' WHERE correction_id = 'refund-of-june'", DifferenceKind.CHARGE),
+    ("UPDATE corrections SET charge_id = 'charge-of-one' WHERE kind = 'REFUND'", DifferenceKind.CHARGE),
+    ("UPDATE corrections SET charge_id = '' WHERE correction_id = 'refund-of-june'", DifferenceKind.CORRECTION),
+    ("UPDATE transfers SET correction_id = '' WHERE kind = 'REFUND'", DifferenceKind.TRANSFER),
+    ("UPDATE transfers SET correction_id = 'gift' WHERE kind = 'REFUND'", DifferenceKind.CORRECTION),
+    ("UPDATE transfers SET charge_id = '' WHERE kind = 'REFUND'", DifferenceKind.TRANSFER),
+    ("UPDATE transfers SET debit_account = 'goodwill' WHERE kind = 'REFUND'", DifferenceKind.TRANSFER),
+    (
+        "UPDATE transfers SET grant_id = 'june', credit_account = 'grant:june' WHERE credit_account LIKE '%refund:%'",
+        DifferenceKind.TRANSFER,
+    ),
+    (
+        "UPDATE charges SET charged_microcredits = charged_microcredits - 36 WHERE charge_id = 'charge-of-more'",
+        DifferenceKind.CHARGE,
+    ),
+    # Adjustments.
+    ("UPDATE corrections SET amount_microcredits = 7 WHERE correction_id = 'taken'", DifferenceKind.CORRECTION),
+    ("DELETE FROM corrections WHERE correction_id = 'gift'", DifferenceKind.CORRECTION),
+    ("UPDATE transfers SET credit_account = 'revenue' WHERE correction_id = 'taken'", DifferenceKind.TRANSFER),
+    ("UPDATE transfers SET kind = 'GRANT' WHERE correction_id = 'gift'", DifferenceKind.TRANSFER),
+    # Reversals and stopped wallets.
+    ("UPDATE grants SET reverse_time_us = NULL WHERE grant_id = 'paid'", DifferenceKind.GRANT),
+    ("UPDATE grants SET reverse_time_us = 5 WHERE grant_id = 'paid'", DifferenceKind.CORRECTION),
+    ("UPDATE grants SET reverse_time_us = 5 WHERE grant_id = 'later'", DifferenceKind.GRANT),
+    ("UPDATE grants SET remaining_microcredits = 1 WHERE grant_id = 'paid'", DifferenceKind.GRANT),
+    ("UPDATE corrections SET shortfall_microcredits = 1 WHERE kind = 'REVERSAL'", DifferenceKind.CORRECTION),
+    ("UPDATE corrections SET grant_id = 'june' WHERE kind = 'REVERSAL'", DifferenceKind.CORRECTION),
+    ("DELETE FROM corrections WHERE kind = 'REVERSAL'", DifferenceKind.GRANT),
+    ("UPDATE transfers SET credit_account = 'breakage' WHERE kind = 'REVERSAL'", DifferenceKind.TRANSFER),
+    ("UPDATE wallets SET state = 'SUSPENDED' WHERE subscriber_id = 'carol'", DifferenceKind.WALLET),
+    ("DELETE FROM corrections WHERE kind = 'RESUMPTION'", DifferenceKind.WALLET),
+    ("UPDATE corrections SET subscriber_id = '' WHERE correction_id = 'gift'", DifferenceKind.WALLET),
+    ("UPDATE corrections SET kind = 'FAVOUR' WHERE correction_id = 'gift'", DifferenceKind.ROW),
     ("UPDATE charges SET charge_number = -charge_number", DifferenceKind.CHARGE),
     ("UPDATE wallets SET subscriber_id = '' WHERE subscriber_id = 'bob'", DifferenceKind.WALLET),
     ("UPDATE transfers SET subscriber_id = '' WHERE subscriber_id = 'bob'", DifferenceKind.WALLET),

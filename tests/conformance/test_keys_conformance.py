@@ -1,18 +1,16 @@
 """What every LedgerStore promises of keys."""
 
-import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 from fakes import FakeClock, MemoryLedgerStore
-from ledger_rows import DAY_US, NOW_US, a_consent, a_grant, a_key, a_wallet, differences, open_wallet
+from ledger_rows import DAY_US, NOW_US, a_consent, a_key, a_wallet, open_wallet
 
 from metergate.core.errors import RequestInvalid
 from metergate.core.times import TIME_US_MAX
 from metergate.ports import Grantee, LedgerStore
-from metergate.stores.sqlite import SqliteLedgerStore, connection
+from metergate.stores.sqlite import SqliteLedgerStore
 
 
 async def open_sqlite(path: Path) -> SqliteLedgerStore:
@@ -90,43 +88,3 @@ async def test_keys_of_a_subscriber_are_listed_in_pages_and_nobody_elses(store: 
         cursor, pages = page.next_cursor, pages + 1
     assert (listed, pages) == (ids, 3)
     assert (await store.list_keys("nobody", cursor=None, size=2)).rows == ()
-
-
-async def test_a_store_of_version_1_is_upgraded_with_all_its_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "ledger.db"
-    newest = connection.migrations()
-    with monkeypatch.context() as patched:
-        patched.setattr(connection, "migrations", lambda: newest[:1])
-        old = await open_sqlite(path)
-        await open_wallet(old, a_grant(amount=1_000))
-        await old.close()
-    with closing(sqlite3.connect(path)) as raw, raw:
-        assert raw.execute("PRAGMA user_version").fetchone() == (1,)
-        raw.execute("INSERT INTO keys VALUES ('key-1', ?, 'auth-1', ?, NULL)", (b"h" * 32, NOW_US))
-        raw.execute("INSERT INTO keys VALUES ('key-2', ?, 'auth-1', ?, ?)", (b"i" * 32, NOW_US, NOW_US + 1))
-    upgraded = await open_sqlite(path)
-    assert (await found(upgraded)).key == a_key(prefix="")
-    assert (await found(upgraded, b"i" * 32)).key.revoke_time_us == NOW_US + 1
-    await upgraded.record_key_uses({"key-1": NOW_US + 5})
-    assert (await found(upgraded)).key.last_used_time_us == NOW_US + 5
-    assert (await upgraded.balance("alice", None, NOW_US)).available_microcredits == 1_000
-    assert await differences(upgraded) == []
-    await upgraded.close()
-    with closing(sqlite3.connect(path)) as raw:
-        assert raw.execute("PRAGMA user_version").fetchone() == (len(newest),)
-        assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-
-
-async def test_a_store_of_a_newer_version_is_not_touched_by_an_older_program(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "ledger.db"
-    await (await open_sqlite(path)).close()
-    content = path.read_bytes()
-    newest = connection.migrations()
-    monkeypatch.setattr(connection, "migrations", lambda: newest[:1])
-    with pytest.raises(Exception, match="its version 2 is newer than this program's 1"):
-        await open_sqlite(path)
-    assert path.read_bytes() == content

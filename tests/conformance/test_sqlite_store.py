@@ -36,7 +36,15 @@ from metergate.core.operations import Captured, CaptureStatus, Reserved
 from metergate.core.rows import Charge, Grant
 from metergate.ports import ChargeFilter, Commit
 from metergate.stores import group_commit
-from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, connection, writer
+from metergate.stores.sqlite import (
+    SqliteLedgerReader,
+    SqliteLedgerStore,
+    connection,
+    expiring,
+    loading,
+    queries,
+    writer,
+)
 
 
 async def open_store(path: Path, *, create: bool = True) -> SqliteLedgerStore:
@@ -528,6 +536,60 @@ async def test_a_check_of_a_store_that_failed_opens_it_again_and_tells_when_it_c
 
 def fail_to_open(*, create: bool) -> None:
     raise OSError("no space left on device")
+
+
+# --- sweeping -------------------------------------------------------------------------------------------------------
+
+
+async def test_books_that_cannot_be_read_keep_no_other_grant_from_expiring(
+    store: SqliteLedgerStore, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await open_wallet(store, a_grant("alices", 10, expire_time_us=NOW_US + 2))
+    await store.add_subscriber(a_wallet("bob"))
+    for name, end_us in (("bobs", NOW_US + 1), ("bad", NOW_US + 9)):
+        await store.add_grant(a_grant(name, 10, "bob", expire_time_us=end_us))
+    with raw(path) as tamperer:
+        tamperer.execute("UPDATE grants SET source = 'LOTTERY' WHERE grant_id = 'bad'")
+    assert [await store.expire_grants(NOW_US + 2, 1) for _ in range(3)] == [1, 1, 0]
+    assert "grants of 'bob' cannot expire" in caplog.text
+    with raw(path) as other:
+        left = dict(other.execute("SELECT grant_id, remaining_microcredits FROM grants").fetchall())
+    assert left == {"alices": 0, "bobs": 10, "bad": 10}
+
+
+async def test_a_sweep_that_the_store_does_not_take_is_told_and_done_the_next_time(
+    store: SqliteLedgerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "REOPEN_WAIT_S_MIN", 0.0)
+    monkeypatch.setattr(group_commit, "REOPEN_WAIT_S_MAX", 0.0)
+    await open_wallet(store, a_grant("old", 10, expire_time_us=NOW_US + 1))
+    with monkeypatch.context() as full:
+        full.setattr(group_commit, "QUEUED_OPERATIONS_MAX", 0)
+        with pytest.raises(Overloaded):
+            await store.expire_grants(NOW_US + 1, 9)
+    with monkeypatch.context() as broken:
+        broken.setattr(store._writer, "open", fail_to_open)
+        store._writer.close()
+        with pytest.raises(StoreUnavailable):
+            await store.expire_grants(NOW_US + 1, 9)
+    assert await store.expire_grants(NOW_US + 1, 9) == 1
+    assert await store.expire_grants(NOW_US + 1, 9) == 0
+    assert await differences(store) == []
+
+
+async def test_the_sweep_and_the_look_up_of_refunds_read_no_more_than_they_return(
+    store: SqliteLedgerStore, path: Path
+) -> None:
+    with raw(path) as other:
+        for sql, values in (
+            (expiring.TO_SWEEP, (NOW_US, 9)),
+            (loading.REFUNDS_BY_CHARGE, ("[]",)),
+            (loading.CORRECTIONS_BY_ID, ("[]",)),
+            (queries.CORRECTIONS_PAGE, ("alice", 9, 9)),
+        ):
+            plan = " ".join(row[3] for row in other.execute(f"EXPLAIN QUERY PLAN {sql}", values))
+            assert "USING INDEX" in plan, plan
+            assert "TEMP B-TREE" not in plan, plan
 
 
 # --- recovering -----------------------------------------------------------------------------------------------------

@@ -1,13 +1,10 @@
 """What every LedgerStore promises, whatever it is made of."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeClock, MemoryLedgerStore
 from ledger_rows import (
     CARD,
     DAY_US,
@@ -18,14 +15,14 @@ from ledger_rows import (
     a_key,
     a_reserve,
     a_settle,
+    a_state_change,
     a_wallet,
     available,
-    differences,
     open_wallet,
     reserve,
 )
 
-from metergate.core import granting
+from metergate.core import postings
 from metergate.core.errors import (
     AuthorizationRevoked,
     CapReached,
@@ -43,26 +40,12 @@ from metergate.core.errors import (
 )
 from metergate.core.operations import AddGrant, CaptureStatus, Replayed, Reserve, Reserved, Settle
 from metergate.core.rating import RateCard
-from metergate.core.reservation import CloseCause, Owner
-from metergate.core.rows import TransferKind, WalletState
-from metergate.core.usage import TokenClass
+from metergate.core.reservation import Allocation, CloseCause, Owner
+from metergate.core.rows import Attempt, Channel, Charge, FinishReason, TransferKind, WalletState
+from metergate.core.usage import CountingSource, TokenClass, Usage
 from metergate.ports import ChargeFilter, LedgerStore, TransferFilter
-from metergate.stores.sqlite import SqliteLedgerStore
 
 OTHER_OWNER = Owner(owner_id="gateway-1", epoch=99)
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LedgerStore]:
-    clock = FakeClock(NOW_US)
-    opened: LedgerStore = (
-        MemoryLedgerStore(clock=clock)
-        if request.param == "memory"
-        else await SqliteLedgerStore.open(tmp_path / "ledger.db", clock=clock, owner_id="gateway-1", create=True)
-    )
-    yield opened
-    assert await differences(opened) == [], "every test leaves books that add up"
-    await opened.close()
 
 
 # --- reserving ------------------------------------------------------------------------------------------------------
@@ -223,6 +206,50 @@ async def test_a_settle_charges_in_burn_order_and_gives_the_rest_back(store: Led
     assert settled.spendable_microcredits == 40
     page = await store.list_transfers("alice", TransferFilter(app_id="app-1"), cursor=None, size=10)
     assert [(row.grant_id, row.amount_microcredits) for row in page.rows] == [("late", 20), ("soon", 60)]
+
+
+async def test_a_charge_is_kept_with_everything_that_is_known_of_its_request(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant("soon", 30, priority=1), a_grant("late", 100), channel=Channel.CLOUD_PHONE)
+    await reserve(store)
+    operation = a_settle(50, owner=store.owner, captured=60, close_cause=CloseCause.CLIENT_CANCELLED, now_us=NOW_US + 5)
+    assert operation.settlement is not None
+    settlement = replace(
+        operation.settlement,
+        usage_reported=Usage.of({TokenClass.PROMPT: 7, TokenClass.CACHED_PROMPT: 5, TokenClass.REASONING: 3}),
+        usage_mismatch=True,
+        attempts=(Attempt(backend_id="first", problem="refused"), Attempt(backend_id="second", problem="")),
+        finish_reason=FinishReason.INTERRUPTED,
+    )
+    await store.settle(replace(operation, settlement=settlement))
+    assert await store.get_charge("alice", "charge-of-res-1") == Charge(
+        charge_id="charge-of-res-1",
+        reservation_id="res-1",
+        subscriber_id="alice",
+        authorization_id="auth-1",
+        app_id="app-1",
+        channel=Channel.CLOUD_PHONE,
+        request_id="request-of-res-1",
+        content_hash=b"content",
+        model_id="model-1",
+        provider_id="provider-1",
+        attempts=settlement.attempts,
+        counting_source=CountingSource.TOKENIZER,
+        usage_counted=Usage.of({TokenClass.COMPLETION: 50}),
+        usage_reported=settlement.usage_reported,
+        usage_mismatch=True,
+        rate_card_id="card-1",
+        captured_microcredits=60,
+        charged_microcredits=50,
+        delivered_microcredits=50,
+        allocations=(
+            Allocation(grant_id="soon", amount_microcredits=30),
+            Allocation(grant_id="late", amount_microcredits=20),
+        ),
+        finish_reason=FinishReason.INTERRUPTED,
+        close_cause=CloseCause.CLIENT_CANCELLED,
+        create_time_us=NOW_US,
+        settle_time_us=NOW_US + 5,
+    )
 
 
 async def test_a_settle_again_is_the_first_outcome(store: LedgerStore) -> None:
@@ -526,7 +553,7 @@ async def test_an_id_that_is_not_short_and_printable_is_refused(store: LedgerSto
 async def test_a_wallet_holds_a_bounded_number_of_grants_with_credit(
     store: LedgerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(granting, "GRANTS_WITH_CREDIT_MAX", 3)
+    monkeypatch.setattr(postings, "GRANTS_WITH_CREDIT_MAX", 3)
     await open_wallet(store, a_grant("g1", 10, priority=1), *(a_grant(f"g{number}", 100) for number in (2, 3)))
     with pytest.raises(RequestInvalid, match="3 grants with credit"):
         await store.add_grant(a_grant("g4"))
@@ -551,10 +578,10 @@ async def test_a_stopped_wallet_or_authorization_may_spend_nothing(store: Ledger
         assert balance.spendable_microcredits == 0
 
 
-async def test_the_same_subscriber_in_another_state_is_a_conflict(store: LedgerStore) -> None:
+async def test_the_same_subscriber_again_is_the_wallet_as_it_is_now(store: LedgerStore) -> None:
     await store.add_subscriber(a_wallet())
-    with pytest.raises(IdConflict):
-        await store.add_subscriber(a_wallet(state=WalletState.SUSPENDED))
+    await store.set_wallet_state(a_state_change("stop", WalletState.SUSPENDED))
+    assert (await store.add_subscriber(a_wallet())).state is WalletState.SUSPENDED
 
 
 async def test_a_secret_has_one_key(store: LedgerStore) -> None:

@@ -1,58 +1,75 @@
-"""A gateway killed again and again while it streams, and what must hold after each restart (L5)."""
+"""One life of a gateway: streams run, it is killed at a moment of chance, the next one finds what it left."""
 
 import asyncio
 import random
-from collections.abc import Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
-from app_client import PROMPT, Answer, App, cause, inference
-from gateway_process import (
-    GatewayProcess,
-    cost,
-    count_prompt,
-    open_wallets,
-    openai_backend,
-    verify,
-    write_config,
-)
-from ledger_rows import differences
-from word_model import WordModel, speaking
-
-from metergate.stores.sqlite import SqliteLedgerReader
-from metergate.v1 import inference_pb2
+from app_client import Answer, App, cause, inference
+from gateway_process import GatewayProcess, cost
+from word_model import WordModel
 
 # The most of one delivery, the least that the configuration allows: so the bound of the loss is tight.
 DELIVERY_CHARACTERS = 16
 
-# Some answers end before most kills, some never.
-COMPLETION_TOKENS = (12, 120, 1_800, 1_800)
-
-# The kill comes when the streams together brought so much text; 0: as soon as they were asked for.
-CHARACTERS_MAX = 1_200
-ARRIVE_SECONDS_MAX = 30.0
-LOOK_SECONDS = 0.001
-
-
-@dataclass(slots=True)
-class Tally:
-    """What the kills met."""
-
-    kills: int = 0
-    cut_short: int = 0  # requests without a receipt
-    admission_lost: int = 0  # of them, those that were charged although not even their admission arrived
-    receipted: int = 0
-    most_lost_microcredits: int = 0  # captured and not arrived, of one stream
+# Of each answer: more than arrives before the kill.
+COMPLETION_TOKENS_MAX = 1_800
+KILLED_AFTER_CHARACTERS_MAX = 600
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request, the key it came with, and what arrived of its answer."""
+class Life:
+    """What one killed process had come to, over all its streams."""
 
-    request: inference_pb2.Inference
-    key: str
-    answer: Answer
+    streams: int
+    arrived_microcredits: int  # the price of what the apps got
+    charged_microcredits: int  # by recovery; never less
+
+    @property
+    def undelivered_microcredits(self) -> int:
+        """Debited, and lost with the process."""
+        return self.charged_microcredits - self.arrived_microcredits
+
+
+async def live_and_die(
+    gateway: GatewayProcess, key: str, model: WordModel, chance: random.Random, number: int, streams: int
+) -> Life:
+    """Run streams, kill the gateway, start it again, and check each stream's charge (L1, L3, L4, L5)."""
+    requests = [
+        inference(f"crash-{number}-{stream}", max_completion_tokens=COMPLETION_TOKENS_MAX) for stream in range(streams)
+    ]
+    async with App(gateway.port, key) as app:
+        answers = [app.stream(request) for request in requests]
+        await answers[0].until_characters(chance.randrange(1, KILLED_AFTER_CHARACTERS_MAX))
+        await asyncio.to_thread(gateway.kill)
+        for answer in answers:
+            await answer.ended()
+    await asyncio.to_thread(gateway.start)
+    assert gateway.books.open_reservations() == 0
+    charges = gateway.books.charges()
+    arrived = charged = 0
+    for request, answer in zip(requests, answers, strict=True):
+        assert answer.receipt is None
+        if answer.admission is None:  # killed before it was admitted; perhaps it had captured the prompt
+            continue
+        charged_microcredits, close_cause = charges[request.request_id]
+        arrived_microcredits = cost(answer.admission.prompt_tokens, answer.text)
+        assert close_cause == "CRASH"
+        assert arrived_microcredits <= charged_microcredits
+        assert charged_microcredits <= most_microcredits(answer.admission.prompt_tokens, model, answer.text)
+        arrived += arrived_microcredits
+        charged += charged_microcredits
+    async with App(gateway.port, key) as app:
+        replay = await app.stream(requests[0]).ended()
+    check_replay(replay, charges[requests[0].request_id][0])
+    return Life(streams=streams, arrived_microcredits=arrived, charged_microcredits=charged)
+
+
+def check_replay(replay: Answer, charged_microcredits: int) -> None:
+    """Asked again, the request is answered with the charge that recovery made of it."""
+    assert cause(replay.receipted) == "CRASH"
+    assert replay.receipted.replayed
+    assert replay.receipted.charged_microcredits == charged_microcredits
+    assert replay.text == "", "the text died with the gateway"
 
 
 def most_microcredits(prompt_tokens: int, model: WordModel, arrived: str) -> int:
@@ -64,110 +81,3 @@ def most_microcredits(prompt_tokens: int, model: WordModel, arrived: str) -> int
     text = model.text(length + DELIVERY_CHARACTERS)
     ends = range(max(length - DELIVERY_CHARACTERS, 0), length + DELIVERY_CHARACTERS + 1)
     return max(cost(prompt_tokens, text[:end]) for end in ends)
-
-
-async def kill_and_check(
-    folder: Path, *, kills: int, streams: int, seed: int, progress: Callable[[int], None] = lambda number: None
-) -> Tally:
-    """Kill a gateway so many times in the midst of so many streams, start it again on the same file, and check."""
-    keys = await open_wallets(folder / "ledger.db", {"alice": 10_000_000_000, "bob": 10_000_000_000})
-    chance, tally = random.Random(seed), Tally()
-    async with speaking(WordModel(words=None, interval_seconds=0.001)) as model:
-        write_config(folder, openai_backend(model.url), delivery_characters_max=DELIVERY_CHARACTERS)
-        with GatewayProcess(folder) as gateway:
-            for number in range(kills):
-                progress(number)
-                asked = await _stream_until_killed(gateway, list(keys.values()), streams, number, chance)
-                await asyncio.to_thread(gateway.start)
-                charges = gateway.books.charges()
-                for one in asked:
-                    _check(charges.get(one.request.request_id), one.answer, model, tally)
-                await _check_ledger(gateway)
-                await _check_replay(gateway, chance.choice(asked), model)
-                tally.kills += 1
-        verify(folder)
-    return tally
-
-
-async def _stream_until_killed(
-    gateway: GatewayProcess, keys: list[str], streams: int, number: int, chance: random.Random
-) -> list[Asked]:
-    """What was asked, and what had arrived of it when the gateway was gone."""
-    async with AsyncExitStack() as stack:
-        apps = [(key, await stack.enter_async_context(App(gateway.port, key))) for key in keys]
-        asked = []
-        for index in range(streams):
-            key, app = apps[index % len(apps)]
-            request = inference(f"crash-{number}-{index}", max_completion_tokens=chance.choice(COMPLETION_TOKENS))
-            asked.append(Asked(request, key, app.stream(request)))
-        await _until_arrived(asked, chance.randrange(CHARACTERS_MAX))
-        await asyncio.to_thread(gateway.kill)
-        for one in asked:
-            await one.answer.ended()
-        return asked
-
-
-async def _until_arrived(asked: list[Asked], characters: int) -> None:
-    """Wait until all answers together are so long, or all have ended."""
-    async with asyncio.timeout(ARRIVE_SECONDS_MAX):
-        while not _arrived(asked, characters):  # noqa: ASYNC110 - of many streams, none of which announces the sum
-            await asyncio.sleep(LOOK_SECONDS)
-
-
-def _arrived(asked: list[Asked], characters: int) -> bool:
-    text = sum(len(one.answer.text) for one in asked)
-    return text >= characters or all(one.answer.receipt is not None for one in asked)
-
-
-def _check(charge: tuple[int, str] | None, answer: Answer, model: WordModel, tally: Tally) -> None:
-    assert model.text(len(answer.text) + 1).startswith(answer.text)
-    if answer.receipt is not None:
-        tally.receipted += 1
-        assert charge == (answer.receipt.charged_microcredits, cause(answer.receipt))
-        return
-    tally.cut_short += 1
-    if answer.admission is None and charge is None:
-        assert not answer.text
-        return
-    assert charge is not None
-    prompt_tokens = count_prompt(PROMPT)
-    arrived_microcredits = 0
-    if answer.admission is None:
-        tally.admission_lost += 1
-    else:
-        assert answer.admission.prompt_tokens == prompt_tokens
-        arrived_microcredits = cost(prompt_tokens, answer.text)
-    charged_microcredits, close_cause = charge
-    # An answer whose receipt was on its way is settled at its own end.
-    assert close_cause in {"CRASH", "FINISHED"}
-    assert arrived_microcredits <= charged_microcredits
-    assert charged_microcredits <= most_microcredits(prompt_tokens, model, answer.text)
-    if answer.admission is not None:
-        lost_microcredits = charged_microcredits - arrived_microcredits
-        tally.most_lost_microcredits = max(tally.most_lost_microcredits, lost_microcredits)
-
-
-async def _check_ledger(gateway: GatewayProcess) -> None:
-    """Nothing is left open, nothing was charged twice, and everything adds up."""
-    assert gateway.books.open_reservations() == 0
-    assert gateway.books.charged_twice() == []
-    reader = await SqliteLedgerReader.open_read_only(gateway.books.store)
-    try:
-        assert await differences(reader) == []
-    finally:
-        await reader.close()
-
-
-async def _check_replay(gateway: GatewayProcess, asked: Asked, model: WordModel) -> None:
-    """Asking again for a request that was charged costs nothing more and does not reach the backend."""
-    charge = gateway.books.charges().get(asked.request.request_id)
-    if charge is None:
-        return
-    requests = model.requests
-    async with App(gateway.port, asked.key) as app:
-        replay = await app.stream(asked.request).ended()
-    assert (replay.receipted.charged_microcredits, cause(replay.receipted)) == charge
-    assert replay.receipted.replayed
-    assert replay.text == "", "the text died with the gateway"
-    assert model.requests == requests, "a replay reached the backend"
-    assert gateway.books.charges()[asked.request.request_id] == charge

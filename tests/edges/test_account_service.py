@@ -1,7 +1,10 @@
+from typing import Any
+
 import grpc
 import pytest
 from edge_harness import APP_KEY, FOREIGN_KEY, OTHER_APP_KEY, OWN_KEY, Edge, add_grant, bearer, refused
 from google.protobuf.timestamp_pb2 import Timestamp
+from ledger_rows import a_grant, a_refund, a_reversal, an_adjustment
 
 from metergate.core.errors import StoreUnavailable
 from metergate.core.operations import Reserve, Settle, Settlement
@@ -121,6 +124,35 @@ async def test_grants_are_listed_newest_first_with_what_is_left(busy: Edge) -> N
     assert response.grants[0].source == account_pb2.GRANT_SOURCE_TOP_UP
     assert not response.grants[0].HasField("expire_time")
     assert response.next_page_token == ""
+
+
+async def test_a_grants_rule_and_what_became_of_it_are_shown(busy: Edge) -> None:
+    now_us, store = busy.store.clock.now_us(), busy.store
+    content: dict[str, Any] = {"subscriber_id": "zhang", "effective_time_us": now_us, "create_time_us": now_us}
+    content |= {"priority": 0}  # drawn before g1, which never expires
+    june = a_grant("june", 70, **content, expire_time_us=now_us + 1, rollover_microcredits_max=50, rollover_seconds=60)
+    await store.add_grant(june)
+    store.clock.advance(1)
+    await store.expire_grants(now_us + 1, 9)
+    content = {"subscriber_id": "zhang", "now_us": now_us + 1}
+    await store.refund(a_refund(5, "c1", **content))
+    await store.adjust(an_adjustment(-3, **content))
+    await store.reverse(a_reversal("june", **content))
+    grants = (await busy.account.ListGrants(account_pb2.ListGrantsRequest(page_size=2), metadata=OWN)).grants
+    assert [row.name for row in grants] == ["subscribers/zhang/grants/rollover:june", "subscribers/zhang/grants/june"]
+    assert (grants[1].rollover_microcredits_max, grants[1].rollover_seconds) == (50, 60)
+    assert grants[0].source == account_pb2.GRANT_SOURCE_ROLLOVER
+    assert [row.reverse_time for row in grants] == [timestamp(now_us + 1)] * 2
+    request = account_pb2.ListTransfersRequest(page_size=5)
+    transfers = (await busy.account.ListTransfers(request, metadata=OWN)).transfers
+    assert [(row.kind, row.debit_account, row.credit_account, row.amount_microcredits) for row in transfers] == [
+        (account_pb2.TRANSFER_KIND_REVERSAL, "grant:rollover:june", "reversals", 47),
+        (account_pb2.TRANSFER_KIND_ADJUSTMENT, "grant:rollover:june", "goodwill", 3),
+        (account_pb2.TRANSFER_KIND_REFUND, "revenue", "grant:g1", 5),
+        (account_pb2.TRANSFER_KIND_EXPIRY, "grant:june", "breakage", 20),
+        (account_pb2.TRANSFER_KIND_ROLLOVER, "grant:june", "grant:rollover:june", 50),
+    ]
+    assert transfers[2].charge == "subscribers/zhang/charges/c1"
 
 
 async def test_an_apps_key_lists_neither_grants_nor_transfers(busy: Edge) -> None:

@@ -38,14 +38,15 @@ class Admin:
     store: MemoryLedgerStore
     path: Path
     forgotten: list[str] = field(default_factory=list)
+    erased: list[str] = field(default_factory=list)
 
 
 @asynccontextmanager
 async def serving(path: Path) -> AsyncIterator[Admin]:
-    store, forgotten = MemoryLedgerStore(), list[str]()
-    server = await start_admin_server(path, AdminServicer(store, store.clock, forgotten.append))
+    store, forgotten, erased = MemoryLedgerStore(), list[str](), list[str]()
+    server = await start_admin_server(path, AdminServicer(store, store.clock, forgotten.append, erased.append))
     async with grpc.aio.insecure_channel(admin_target(path)) as channel:
-        yield Admin(admin_pb2_grpc.AdminServiceStub(channel), store, path, forgotten)
+        yield Admin(admin_pb2_grpc.AdminServiceStub(channel), store, path, forgotten, erased)
     await server.stop(None)
 
 
@@ -109,6 +110,15 @@ async def test_a_subscriber_with_credit_a_consent_and_a_key_is_set_up(admin: Adm
     assert (grantee.authorization.app_id, grantee.authorization.channel) == ("notes", "CLOUD_PC")
 
 
+async def test_a_grant_that_rolls_over_says_by_what_rule(admin: Admin) -> None:
+    await set_up(admin)
+    request = a_grant(expire_time=Timestamp(seconds=5), rollover_microcredits_max=3, rollover_seconds=60)
+    grant = (await admin.stub.CreateGrant(request)).grant
+    assert (grant.rollover_microcredits_max, grant.rollover_seconds) == (3, 60)
+    refusal = await refused(admin.stub.CreateGrant(a_grant(expire_time=Timestamp(seconds=5))))
+    assert refusal.reason == "ID_CONFLICT", "the rule is part of the content"
+
+
 async def test_everything_may_be_asked_again_and_other_content_is_a_conflict(admin: Admin) -> None:
     for _ in range(2):
         await set_up(admin)
@@ -165,6 +175,9 @@ async def test_wrong_fields_are_told_by_name(admin: Admin) -> None:
     assert fields(await refused(admin.stub.CreateGrant(a_grant(amount_microcredits=-1)))) == {"amount_microcredits"}
     assert fields(await refused(admin.stub.CreateGrant(a_grant(priority=1_001)))) == {"priority"}
     assert fields(await refused(admin.stub.CreateGrant(a_grant(expire_time=Timestamp(seconds=1))))) == {"expire_time"}
+    rule = {"expire_time": Timestamp(seconds=5), "rollover_microcredits_max": 1}
+    assert fields(await refused(admin.stub.CreateGrant(a_grant(**rule)))) == {"rollover_seconds"}
+    assert fields(await refused(admin.stub.CreateGrant(a_grant(rollover_seconds=-1)))) == {"rollover_microcredits_max"}
     wrong = a_consent(authorization_id=BAD_ID, app="notes", channel=9, models=["a", "models/" + BAD_ID])
     assert fields(await refused(admin.stub.CreateAuthorization(wrong))) == {
         "authorization_id",
@@ -214,7 +227,7 @@ async def test_a_path_too_long_for_a_socket_is_refused_with_the_cure(tmp_path: P
     path = tmp_path / ("x" * PATH_BYTES_MAX)
     with pytest.raises(ListenerRefused, match="move the store to a shorter one"):
         await start_admin_server(
-            path, AdminServicer(MemoryLedgerStore(), MemoryLedgerStore().clock, list[str]().append)
+            path, AdminServicer(MemoryLedgerStore(), MemoryLedgerStore().clock, list[str]().append, list[str]().append)
         )
 
 
@@ -224,5 +237,40 @@ async def test_what_is_no_socket_is_not_removed(tmp_path: Path, kind: str) -> No
     path.write_text("mine") if kind == "file" else path.mkdir()
     store = MemoryLedgerStore()
     with pytest.raises(ListenerRefused):
-        await start_admin_server(path, AdminServicer(store, store.clock, list[str]().append))
+        await start_admin_server(path, AdminServicer(store, store.clock, list[str]().append, list[str]().append))
     assert path.exists()
+
+
+# --- forgetting -----------------------------------------------------------------------------------------------------
+
+
+def an_erasure(**values: Any) -> admin_pb2.EraseSubscriberRequest:
+    defaults: dict[str, Any] = {"name": "subscribers/zhang", "reason": "asked to be forgotten", "actor": "ops"}
+    return admin_pb2.EraseSubscriberRequest(**(defaults | values))
+
+
+async def test_a_forgotten_subscriber_is_found_under_its_pseudonym_only_and_the_caches_are_told(admin: Admin) -> None:
+    await set_up(admin)
+    await admin.stub.CreateKey(a_key())
+    response = await admin.stub.EraseSubscriber(an_erasure())
+    pseudonym = response.name.removeprefix("subscribers/")
+    assert admin.erased == ["zhang"]
+    assert admin.store.erasures[pseudonym].reason == "asked to be forgotten"
+    assert response.erase_time.ToMicroseconds() == admin.store.clock.now_us()
+    assert await admin.store.find_grantee(HASH) is None
+    refusal = await refused(admin.stub.EraseSubscriber(an_erasure()))
+    assert refusal.reason == "RESOURCE_NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [({"name": "zhang"}, "name"), ({"reason": "for zhang"}, "reason"), ({"actor": ""}, "actor")],
+)
+async def test_an_erasure_that_would_keep_the_id_or_says_not_why_is_refused(
+    admin: Admin, values: dict[str, str], field: str
+) -> None:
+    await set_up(admin)
+    refusal = await refused(admin.stub.EraseSubscriber(an_erasure(**values)))
+    assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert field in refusal.violations
+    assert admin.store.erasures == {}

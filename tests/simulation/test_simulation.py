@@ -1,8 +1,10 @@
 """The laws under everything that can go wrong at once, many times over, and each time the same for the same seed."""
 
+import asyncio
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -38,6 +40,10 @@ def simulate(seed: int) -> Simulation:
         exc.add_note(f"seed {seed}: METERGATE_FIRST_SEED={seed} METERGATE_SEEDS=1 replays it")
         raise
     finally:
+        for task in asyncio.all_tasks(loop):  # of a run that broke
+            task.cancel()
+        with suppress(NothingLeftToHappen, BaseException):
+            loop.run_until_complete(asyncio.sleep(60))
         loop.close()
 
 

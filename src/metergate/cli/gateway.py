@@ -10,16 +10,29 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_status import rpc_status
 
 from metergate.core.errors import CommandRefused
-from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber
-from metergate.core.rows import ApiKey, Authorization, Grant, Wallet
+from metergate.core.operations import (
+    AddAuthorization,
+    AddGrant,
+    AddSubscriber,
+    Adjust,
+    EraseSubscriber,
+    Refund,
+    Reverse,
+    SetWalletState,
+)
+from metergate.core.rows import ApiKey, Authorization, Correction, Erasure, Grant, Wallet, WalletState
 from metergate.edges.account import CHANNELS, GRANT_SOURCES
 from metergate.edges.admin_socket import admin_target
+from metergate.edges.corrections import CORRECTION_KINDS
 from metergate.edges.resources import (
     app_name,
     authorization_name,
+    charge_name,
+    grant_name,
     key_name,
     model_name,
     subscriber_name,
+    wallet_name,
 )
 from metergate.edges.responses import timestamp
 from metergate.ports import Page
@@ -28,6 +41,9 @@ from metergate.v1 import admin_pb2, admin_pb2_grpc
 
 # A gateway under load answers in milliseconds; one that is stuck must not hold a person's terminal for ever.
 CALL_SECONDS_MAX = 15.0
+
+# A subscriber with a million charges takes some ten seconds.
+ERASING_SECONDS_MAX = 120.0
 
 Response = TypeVar("Response")
 
@@ -45,6 +61,19 @@ class ServingGateway:
         await _answer(self._stub.CreateSubscriber(request, timeout=CALL_SECONDS_MAX))
         return operation.wallet
 
+    async def erase_subscriber(self, operation: EraseSubscriber) -> Erasure:
+        """Forget a subscriber, at the time of the gateway's own clock and under a pseudonym that it chose."""
+        request = admin_pb2.EraseSubscriberRequest(
+            name=subscriber_name(operation.subscriber_id), reason=operation.reason, actor=operation.actor
+        )
+        response = await _answer(self._stub.EraseSubscriber(request, timeout=ERASING_SECONDS_MAX))
+        return Erasure(
+            subscriber_id=response.name.removeprefix("subscribers/"),
+            reason=operation.reason,
+            actor=operation.actor,
+            erase_time_us=_time_us(response.erase_time),
+        )
+
     async def add_grant(self, operation: AddGrant) -> Grant:
         """Add credits to a wallet."""
         grant = operation.grant
@@ -56,6 +85,8 @@ class ServingGateway:
             amount_microcredits=grant.amount_microcredits,
             effective_time=timestamp(grant.effective_time_us),
             expire_time=_timestamp(grant.expire_time_us),
+            rollover_microcredits_max=grant.rollover_microcredits_max,
+            rollover_seconds=grant.rollover_seconds,
         )
         await _answer(self._stub.CreateGrant(request, timeout=CALL_SECONDS_MAX))
         return grant  # the content of an earlier one of this id is the same, or it would have been refused
@@ -92,6 +123,57 @@ class ServingGateway:
         response = await _answer(self._stub.RevokeKey(request, timeout=CALL_SECONDS_MAX))
         return _key(response.key)
 
+    async def refund(self, operation: Refund) -> Correction:
+        """Give back part of a charge."""
+        request = admin_pb2.RefundChargeRequest(
+            name=charge_name(operation.subscriber_id, operation.charge_id),
+            correction_id=operation.correction_id,
+            amount_microcredits=operation.amount_microcredits,
+            grant_seconds=operation.grant_seconds,
+            reason=operation.reason,
+            actor=operation.actor,
+        )
+        response = await _answer(self._stub.RefundCharge(request, timeout=CALL_SECONDS_MAX))
+        return _correction(response.correction)
+
+    async def adjust(self, operation: Adjust) -> Correction:
+        """Give credit, or take what is available."""
+        request = admin_pb2.AdjustWalletRequest(
+            name=wallet_name(operation.subscriber_id),
+            correction_id=operation.correction_id,
+            amount_microcredits=operation.amount_microcredits,
+            grant_seconds=operation.grant_seconds,
+            reason=operation.reason,
+            actor=operation.actor,
+        )
+        response = await _answer(self._stub.AdjustWallet(request, timeout=CALL_SECONDS_MAX))
+        return _correction(response.correction)
+
+    async def reverse(self, operation: Reverse) -> Correction:
+        """Take back a grant whose payment was taken back."""
+        request = admin_pb2.ReverseGrantRequest(
+            name=grant_name(operation.subscriber_id, operation.grant_id),
+            correction_id=operation.correction_id,
+            reason=operation.reason,
+            actor=operation.actor,
+        )
+        response = await _answer(self._stub.ReverseGrant(request, timeout=CALL_SECONDS_MAX))
+        return _correction(response.correction)
+
+    async def set_wallet_state(self, operation: SetWalletState) -> Correction:
+        """Stop a wallet, or let it be spent from again."""
+        content = {
+            "name": wallet_name(operation.subscriber_id),
+            "correction_id": operation.correction_id,
+            "reason": operation.reason,
+            "actor": operation.actor,
+        }
+        if operation.state is WalletState.SUSPENDED:
+            suspend = self._stub.SuspendWallet(admin_pb2.SuspendWalletRequest(**content), timeout=CALL_SECONDS_MAX)
+            return _correction((await _answer(suspend)).correction)
+        resume = self._stub.ResumeWallet(admin_pb2.ResumeWalletRequest(**content), timeout=CALL_SECONDS_MAX)
+        return _correction((await _answer(resume)).correction)
+
     async def list_grants(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grant]:
         """Grants, newest first."""
         return await self._reader.list_grants(subscriber_id, cursor=cursor, size=size)
@@ -123,6 +205,24 @@ def _timestamp(time_us: int | None) -> Timestamp | None:
 
 def _time_us(moment: Timestamp) -> int:
     return moment.seconds * 1_000_000 + moment.nanos // 1_000
+
+
+def _correction(message: admin_pb2.Correction) -> Correction:
+    _, subscriber_id, _, correction_id = message.name.split("/")
+    kinds = {number: kind for kind, number in CORRECTION_KINDS.items()}
+    return Correction(
+        correction_id=correction_id,
+        subscriber_id=subscriber_id,
+        kind=kinds[message.kind],
+        charge_id=message.charge.rpartition("/")[2],
+        grant_id=message.grant.rpartition("/")[2],
+        amount_microcredits=message.amount_microcredits,
+        shortfall_microcredits=message.shortfall_microcredits,
+        grant_seconds=message.grant_seconds if message.HasField("grant_seconds") else None,
+        reason=message.reason,
+        actor=message.actor,
+        create_time_us=_time_us(message.create_time),
+    )
 
 
 def _key(message: admin_pb2.Key) -> ApiKey:

@@ -7,12 +7,14 @@ from uuid import uuid4
 
 import typer
 
+from metergate.cli.corrections import Actor, CorrectionId, Reason, actor_of, id_of, tell
 from metergate.cli.parameters import (
     DEFAULT_CONFIG,
     ConfigFile,
     StorePath,
     SubscriberId,
     parse_amount,
+    parse_duration_seconds,
     parse_duration_us,
     parse_id,
     parse_time_us,
@@ -20,8 +22,8 @@ from metergate.cli.parameters import (
 )
 from metergate.cli.store import WritableLedger, clock, writing
 from metergate.cli.terminal import credits_of, explain, time_of
-from metergate.core.operations import AddGrant
-from metergate.core.rows import Grant, GrantSource
+from metergate.core.operations import AddGrant, Reverse
+from metergate.core.rows import Correction, Grant, GrantSource
 
 app = typer.Typer(help="Grants: credits added to a wallet.", no_args_is_help=True)
 
@@ -45,6 +47,21 @@ def add(
         int | None,
         typer.Option("--expire-time", parser=parse_time_us, metavar="TIME", help="As 2027-01-01T00:00:00+08:00."),
     ] = None,
+    rollover_max: Annotated[
+        int,
+        typer.Option(
+            "--rollover-max-credits",
+            parser=parse_amount,
+            metavar="N",
+            help="When they expire, at most so many of what is left go on in another grant.",
+        ),
+    ] = "0",  # type: ignore[assignment]  # typer parses defaults too
+    rollover_seconds: Annotated[
+        int | None,
+        typer.Option(
+            "--rollover-for", parser=parse_duration_seconds, metavar="31d", help="How long those live after that."
+        ),
+    ] = None,
     priority: Annotated[int, typer.Option(min=0, max=1_000, help="Lower is drawn first.")] = PRIORITY_DEFAULT,
     grant_id: Annotated[
         str | None,
@@ -56,6 +73,8 @@ def add(
     """Add credits to a wallet and print the grant's id. They never expire unless an expiry is given."""
     if expires_in_us is not None and expire_time_us is not None:
         raise typer.BadParameter("give either --expires-in or --expire-time")
+    if bool(rollover_max) != (rollover_seconds is not None):
+        raise typer.BadParameter("give both --rollover-max-credits and --rollover-for, or neither")
     now_us = clock.now_us()
     grant = Grant(
         grant_id=grant_id or uuid4().hex,
@@ -67,9 +86,13 @@ def add(
         effective_time_us=now_us,
         expire_time_us=expire_time_us if expires_in_us is None else now_us + expires_in_us,
         create_time_us=now_us,
+        rollover_microcredits_max=rollover_max,
+        rollover_seconds=rollover_seconds or 0,
     )
     added = asyncio.run(_add(store_of(config, store), grant, expires_in_us))
     explain(f"{credits_of(added.amount_microcredits)} for {subscriber}, expiring: {time_of(added.expire_time_us)}")
+    if added.rollover_microcredits_max:
+        explain(f"at most {credits_of(added.rollover_microcredits_max)} of it roll over then")
     typer.echo(added.grant_id)
 
 
@@ -103,4 +126,38 @@ def _as_of(first: Grant, grant: Grant, expires_in_us: int | None) -> Grant:
         effective_time_us=first.effective_time_us,
         expire_time_us=grant.expire_time_us if expires_in_us is None else first.effective_time_us + expires_in_us,
         create_time_us=first.create_time_us,
+        rollover_microcredits_max=grant.rollover_microcredits_max,
+        rollover_seconds=grant.rollover_seconds,
     )
+
+
+@app.command(epilog="Example: metergate grant reverse alice june --reason 'chargeback 4711' --id chargeback-4711")
+def reverse(
+    subscriber: SubscriberId,
+    grant_id: Annotated[
+        str, typer.Argument(metavar="GRANT", help="The grant whose payment was taken back.", parser=parse_id)
+    ],
+    reason: Reason,
+    actor: Actor = None,
+    correction_id: CorrectionId = None,
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+) -> None:
+    """Take back what is left of a grant whose payment was taken back, also while a gateway serves.
+
+    If that is not all of it, the wallet is suspended; see: metergate wallet resume --help. Prints the reversal's id.
+    """
+    operation = Reverse(
+        correction_id=id_of(correction_id),
+        subscriber_id=subscriber,
+        grant_id=grant_id,
+        reason=reason,
+        actor=actor_of(actor),
+        now_us=clock.now_us(),
+    )
+    tell(asyncio.run(_reverse(store_of(config, store), operation)))
+
+
+async def _reverse(path: Path, operation: Reverse) -> Correction:
+    async with writing(path) as ledger:
+        return await ledger.reverse(operation)

@@ -9,8 +9,17 @@ from uuid import uuid4
 
 from metergate.app import SystemClock
 from metergate.cli.gateway import serving_gateway
-from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber
-from metergate.core.rows import ApiKey, Authorization, Grant, Wallet
+from metergate.core.operations import (
+    AddAuthorization,
+    AddGrant,
+    AddSubscriber,
+    Adjust,
+    EraseSubscriber,
+    Refund,
+    Reverse,
+    SetWalletState,
+)
+from metergate.core.rows import ApiKey, Authorization, Correction, Erasure, Grant, Wallet
 from metergate.edges.admin_socket import admin_socket_path
 from metergate.ports import Page
 from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore
@@ -23,6 +32,10 @@ class WritableLedger(Protocol):
 
     async def add_subscriber(self, operation: AddSubscriber) -> Wallet:
         """Open a wallet."""
+        ...
+
+    async def erase_subscriber(self, operation: EraseSubscriber) -> Erasure:
+        """Forget a subscriber."""
         ...
 
     async def add_grant(self, operation: AddGrant) -> Grant:
@@ -39,6 +52,22 @@ class WritableLedger(Protocol):
 
     async def revoke_key(self, key_id: str, now_us: int) -> ApiKey:
         """Revoke a key."""
+        ...
+
+    async def refund(self, operation: Refund) -> Correction:
+        """Give back part of a charge."""
+        ...
+
+    async def adjust(self, operation: Adjust) -> Correction:
+        """Give credit, or take what is available."""
+        ...
+
+    async def reverse(self, operation: Reverse) -> Correction:
+        """Take back a grant whose payment was taken back."""
+        ...
+
+    async def set_wallet_state(self, operation: SetWalletState) -> Correction:
+        """Stop a wallet, or let it be spent from again."""
         ...
 
     async def list_grants(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grant]:

@@ -4,43 +4,36 @@ Charges and transfers are streamed and aggregated by grant and authorization, so
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from metergate.core.accounts import AccountBalance, RollUp
 from metergate.core.errors import RateCardInvalid
-from metergate.core.grants import is_expired
+from metergate.core.grants import rollover_grant_id
+from metergate.core.matching import Matching
+from metergate.core.movements import Movements
 from metergate.core.rating import RateCard, rate_ceil
-from metergate.core.reservation import Reservation
+from metergate.core.reservation import CloseCause, Reservation
 from metergate.core.rows import (
-    BREAKAGE_ACCOUNT,
     GOODWILL_ACCOUNT,
-    PAYMENTS_ACCOUNT,
-    REVENUE_ACCOUNT,
     Authorization,
     Charge,
+    Correction,
+    CorrectionKind,
     Grant,
     Transfer,
     TransferKind,
     Wallet,
-    funding_account,
-    grant_account,
+    WalletState,
 )
-from metergate.core.usage import Usage
+from metergate.core.usage import TokenClass, Usage
 
 # Differences named for one subscriber; a ledger with more is as broken as it can be.
 DIFFERENCES_MAX = 1_000
 
-# Charges whose transfers were not read yet, or the other way round. The two streams are in the same order, so in an
-# intact ledger there are two at most; a broken one must not fill the memory.
-UNMATCHED_MAX = 10_000
-
-# Which business accounts each kind of transfer may move credit from or to, on the other side of the grant.
-BUSINESS_ACCOUNTS = {
-    TransferKind.GRANT: (PAYMENTS_ACCOUNT, GOODWILL_ACCOUNT),
-    TransferKind.CHARGE: (REVENUE_ACCOUNT,),
-    TransferKind.EXPIRY: (BREAKAGE_ACCOUNT,),
-}
+# The widest tolerance of a model in tokens: reports that differ by more are flagged whatever the model.
+USAGE_TOLERANCE_TOKENS_MAX = 1_000
 
 
 class DifferenceKind(StrEnum):
@@ -52,9 +45,11 @@ class DifferenceKind(StrEnum):
     AUTHORIZATION = "AUTHORIZATION"
     RESERVATION = "RESERVATION"
     CHARGE = "CHARGE"
+    CORRECTION = "CORRECTION"
     PRICE = "PRICE"
     WALLET = "WALLET"
     TOTAL = "TOTAL"
+    ACCOUNT = "ACCOUNT"
     ROW = "ROW"  # what is stored cannot be read as what it should be
 
 
@@ -81,15 +76,33 @@ class SubscriberLedger:
     """Everything the ledger holds of one subscriber, for the audit. Sequences are read once, in order, lazily."""
 
     wallet: Wallet
+    is_erased: bool  # the subscriber was forgotten: its authorizations and keys are gone
     rate_cards: Mapping[str, RateCard]  # every one that was ever recorded, by id; the same for all subscribers
+    account_balances: Mapping[str, AccountBalance]  # as rolled up, of the whole ledger; the same for all subscribers
     grants: tuple[Grant, ...]
     authorizations: tuple[Authorization, ...]
     open_reservations: tuple[Reservation, ...]
     settled_reservation_ids_without_charge: tuple[str, ...]
-    charge_ids_without_settled_reservation: tuple[str, ...]  # none at all, not SETTLED, or of other content
+    closed_reservation_ids_with_allocations: tuple[str, ...]  # what is closed has nothing set aside any more
+    # None at all although it is not old enough to be pruned, not SETTLED, or of other content.
+    charge_ids_without_settled_reservation: tuple[str, ...]
+    charge_ids_refunded_too_much: tuple[str, ...]  # by more than they were, or no charge of this subscriber's
+    refunded_microcredits: Mapping[str, int]  # by authorization
     charges: AsyncIterator[Charge]  # in order of settling
+    corrections: AsyncIterator[Correction]  # in order of recording
     transfers: AsyncIterator[Transfer]  # in order of sequence
-    unreadable_rows: list[UnreadableRow] = field(default_factory=list)  # grows while charges and transfers are read
+    unreadable_rows: list[UnreadableRow] = field(default_factory=list)  # grows while the sequences are read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRound:
+    """What a look at some subscribers found."""
+
+    subscribers: int  # that were audited
+    different: int  # of these, those whose books differ
+    differences: tuple[Difference, ...]
+    account_balances: Mapping[str, AccountBalance]
+    seconds: float
 
 
 class Audit:
@@ -101,6 +114,8 @@ class Audit:
         self.transfers = 0
         # What moved into each business account less what moved out, from the transfers.
         self.business_microcredits: Counter[str] = Counter()
+        self._rolled_up = RollUp()
+        self._account_balances: Mapping[str, AccountBalance] = {}
         # What the operator still owes: what remains of grants and what open reservations set aside.
         self.owed_microcredits = 0
 
@@ -112,17 +127,38 @@ class Audit:
         self.charges += check.charges
         self.transfers += check.transfers
         self.business_microcredits.update(check.business)
+        self._rolled_up.merge(check.rolled_up)
+        self._account_balances = ledger.account_balances
         self.owed_microcredits += sum(grant.remaining_microcredits for grant in ledger.grants)
         self.owed_microcredits += sum(check.allocated.values())
         return tuple(check.differences)
 
     def check_totals(self) -> tuple[Difference, ...]:
-        """Double entry over all subscribers: what moved out of the business accounts is what subscribers still hold."""
+        """Double entry over all subscribers: what moved out of the business accounts is what subscribers still hold.
+
+        And the balances that were rolled up meanwhile are the sums of the transfers.
+        """
+        differences = [*self._check_accounts()]
         balance = sum(self.business_microcredits.values()) + self.owed_microcredits
-        if balance == 0:
-            return ()
-        sentence = f"The business accounts and what subscribers hold add up to {balance} microcredits instead of 0."
-        return (Difference(kind=DifferenceKind.TOTAL, subscriber_id="", resource_id="", sentence=sentence),)
+        if balance != 0:
+            sentence = f"The business accounts and what subscribers hold add up to {balance} microcredits instead of 0."
+            differences.append(
+                Difference(kind=DifferenceKind.TOTAL, subscriber_id="", resource_id="", sentence=sentence)
+            )
+        return tuple(differences)
+
+    def _check_accounts(self) -> Iterator[Difference]:
+        moved, stored = self._rolled_up.balances(), self._account_balances
+        for account in sorted({*moved, *stored}):
+            nothing = AccountBalance(account=account, debited_microcredits=0, credited_microcredits=0)
+            fact, said = moved.get(account, nothing), stored.get(account, nothing)
+            if fact != said:
+                sentence = (
+                    f"Account {account} is rolled up as {said.debited_microcredits} microcredits debited and "
+                    f"{said.credited_microcredits} credited, its transfers are {fact.debited_microcredits} and "
+                    f"{fact.credited_microcredits}."
+                )
+                yield Difference(kind=DifferenceKind.ACCOUNT, subscriber_id="", resource_id=account, sentence=sentence)
 
 
 class _SubscriberCheck:
@@ -133,22 +169,35 @@ class _SubscriberCheck:
         self.differences: list[Difference] = []
         self.charges = 0
         self.transfers = 0
-        self.business: Counter[str] = Counter()
+        self.rolled_up = RollUp()
         self.allocated = _allocated(ledger.open_reservations)
-        self._moved: dict[TransferKind, Counter[str]] = {kind: Counter() for kind in TransferKind}  # by grant
         self._charged: Counter[str] = Counter()  # by authorization
+        self._refunded = 0
         self._sequence = 0
         self._grants = {grant.grant_id: grant for grant in ledger.grants}
+        self._movements = Movements(self._grants)
         self._open_requests = {(row.authorization_id, row.request_id): row for row in ledger.open_reservations}
-        self._unmatched: dict[str, tuple[int, int]] = {}  # by charge: what it says, what its transfers moved
+        self._charge_matching = Matching()  # by charge and grant
+        self._correction_matching = Matching()  # by correction and charge
+        self._reversed: set[str] = set()  # grants that a correction reversed, and what they roll over into
+        self._state: WalletState | None = None  # what the last correction of it left; None: there was none
+
+    @property
+    def business(self) -> Counter[str]:
+        """What moved into each business account less what moved out."""
+        return self._movements.business
 
     async def run(self) -> None:
         for reservation in self._ledger.open_reservations:
             self._check_reservation(reservation)
         for reservation_id in self._ledger.settled_reservation_ids_without_charge:
             self._say(DifferenceKind.RESERVATION, reservation_id, "is SETTLED but has no charge")
+        for reservation_id in self._ledger.closed_reservation_ids_with_allocations:
+            self._say(DifferenceKind.RESERVATION, reservation_id, "is closed but has credit set aside")
         for charge_id in self._ledger.charge_ids_without_settled_reservation:
             self._say(DifferenceKind.CHARGE, charge_id, "has no settled reservation that agrees with it")
+        for charge_id in self._ledger.charge_ids_refunded_too_much:
+            self._say(DifferenceKind.CHARGE, charge_id, "is not there, or less than what was refunded of it")
         await self._check_streams()
         for grant in self._ledger.grants:
             self._check_grant(grant)
@@ -167,88 +216,113 @@ class _SubscriberCheck:
                 Difference(kind=kind, subscriber_id=subscriber_id, resource_id=resource_id, sentence=sentence)
             )
 
-    # --- charges and transfers, side by side ------------------------------------------------------------------------
+    # --- charges, corrections and transfers, side by side -----------------------------------------------------------
 
     async def _check_streams(self) -> None:
-        """Both streams are in order of settling: each charge is compared with the transfers it posted."""
-        groups = self._transfers_by_charge()
+        """All are in order of recording: each charge and correction is compared with the transfers it posted."""
+        groups = self._transfers_in_groups()
         async for charge in self._ledger.charges:
             self._check_charge(charge)
-            if charge.charged_microcredits > 0:
-                self._match(charge.charge_id, charge.charged_microcredits, 0)
-                group = await anext(groups, None)
-                if group is not None:
-                    self._match(group[0], 0, group[1])
-        async for charge_id, moved in groups:
-            self._match(charge_id, 0, moved)
-        for charge_id, (charged, moved) in self._unmatched.items():
-            self._say_unmatched(charge_id, charged, moved)
+            for part in charge.allocations:
+                self._charge_matching.state((charge.charge_id, part.grant_id), part.amount_microcredits)
+            if charge.allocations:
+                await anext(groups, None)
+        async for _ in groups:
+            pass
+        async for correction in self._ledger.corrections:
+            self._check_correction(correction)
+        for one in self._charge_matching.end():
+            finding = f"took {one.stated} microcredits of grant {one.key[1]}, its transfers moved {one.moved}"
+            self._say(DifferenceKind.CHARGE, one.key[0], finding)
+        for one in self._correction_matching.end():
+            finding = f"is of {one.stated} microcredits, its transfers moved {one.moved}"
+            self._say(DifferenceKind.CORRECTION, one.key[0], finding)
 
-    def _match(self, charge_id: str, charged: int, moved: int) -> None:
-        before_charged, before_moved = self._unmatched.pop(charge_id, (0, 0))
-        after = (before_charged + charged, before_moved + moved)
-        if after[0] == after[1]:
-            return
-        if len(self._unmatched) < UNMATCHED_MAX:
-            self._unmatched[charge_id] = after
-        else:
-            self._say_unmatched(charge_id, *after)
-
-    def _say_unmatched(self, charge_id: str, charged: int, moved: int) -> None:
-        self._say(DifferenceKind.CHARGE, charge_id, f"is of {charged} microcredits, its transfers moved {moved}")
-
-    async def _transfers_by_charge(self) -> AsyncIterator[tuple[str, int]]:
-        """Checks every transfer; what consecutive CHARGE transfers of one charge moved together."""
-        charge_id, moved = "", 0
+    async def _transfers_in_groups(self) -> AsyncIterator[None]:
+        """Checks every transfer; stops after those of each charge, and reads corrections along."""
+        charge_id = correction_id = ""
         async for transfer in self._ledger.transfers:
+            if transfer.correction_id not in ("", correction_id):
+                await self._check_next_correction()
+            correction_id = transfer.correction_id
+            if charge_id and (transfer.kind is not TransferKind.CHARGE or transfer.charge_id != charge_id):
+                yield
+            charge_id = transfer.charge_id if transfer.kind is TransferKind.CHARGE else ""
             self._check_transfer(transfer)
-            if transfer.kind is not TransferKind.CHARGE:
-                continue
-            if transfer.charge_id != charge_id:
-                if moved:
-                    yield charge_id, moved
-                charge_id, moved = transfer.charge_id, 0
-            moved += transfer.amount_microcredits
-        if moved:
-            yield charge_id, moved
+        if charge_id:
+            yield
+
+    async def _check_next_correction(self) -> None:
+        """Reads corrections up to the next that posted transfers."""
+        async for correction in self._ledger.corrections:
+            self._check_correction(correction)
+            if correction.amount_microcredits:
+                return
 
     def _check_transfer(self, transfer: Transfer) -> None:
         self.transfers += 1
+        self.rolled_up.add(transfer)
         name = str(transfer.sequence)
         if transfer.sequence != self._sequence + 1:
             self._say(DifferenceKind.SEQUENCE, name, f"follows {self._sequence}")
         self._sequence = transfer.sequence
         if transfer.amount_microcredits <= 0:
             self._say(DifferenceKind.TRANSFER, name, f"moves {transfer.amount_microcredits} microcredits")
-        is_grant = transfer.kind is TransferKind.GRANT
-        accounts = (transfer.debit_account, transfer.credit_account)
-        business, mine = accounts if is_grant else reversed(accounts)
-        if mine != grant_account(transfer.grant_id) or business not in BUSINESS_ACCOUNTS[transfer.kind]:
-            self._say(DifferenceKind.TRANSFER, name, f"moves a {transfer.kind} from {accounts[0]} to {accounts[1]}")
-        if bool(transfer.charge_id) != (transfer.kind is TransferKind.CHARGE):
-            self._say(DifferenceKind.TRANSFER, name, f"is a {transfer.kind} of the charge {transfer.charge_id!r}")
-        grant = self._grants.get(transfer.grant_id)
-        if grant is None:
-            self._say(DifferenceKind.TRANSFER, name, f"moves credit of grant {transfer.grant_id}, which is not there")
-        else:
-            self._moved[transfer.kind][transfer.grant_id] += transfer.amount_microcredits
-            self._check_transfer_of(grant, transfer)
-        if business in BUSINESS_ACCOUNTS[transfer.kind]:
-            self.business[business] += -transfer.amount_microcredits if is_grant else transfer.amount_microcredits
-
-    def _check_transfer_of(self, grant: Grant, transfer: Transfer) -> None:
-        name = str(transfer.sequence)
-        if transfer.kind is TransferKind.GRANT and transfer.debit_account != funding_account(grant.source):
-            finding = f"books grant {grant.grant_id}, a {grant.source}, on {transfer.debit_account}"
+        for finding in self._movements.add(transfer):
             self._say(DifferenceKind.TRANSFER, name, finding)
-        if transfer.kind is TransferKind.EXPIRY and not is_expired(grant, transfer.create_time_us):
-            self._say(DifferenceKind.TRANSFER, name, f"takes what grant {grant.grant_id} holds before it expires")
+        if transfer.kind is TransferKind.CHARGE:
+            self._charge_matching.move((transfer.charge_id, transfer.grant_id), transfer.amount_microcredits)
+        if transfer.correction_id:
+            is_taken = transfer.kind is TransferKind.ADJUSTMENT and transfer.credit_account == GOODWILL_ACCOUNT
+            amount = -transfer.amount_microcredits if is_taken else transfer.amount_microcredits
+            self._correction_matching.move((transfer.correction_id, transfer.charge_id), amount)
+
+    def _check_correction(self, correction: Correction) -> None:
+        name = correction.correction_id
+        self._correction_matching.state((name, correction.charge_id), correction.amount_microcredits)
+        match correction.kind:
+            case CorrectionKind.REFUND:
+                self._refunded += correction.amount_microcredits
+            case CorrectionKind.SUSPENSION:
+                self._state = WalletState.SUSPENDED
+            case CorrectionKind.RESUMPTION:
+                self._state = WalletState.ACTIVE
+            case CorrectionKind.REVERSAL:
+                self._check_reversal(correction)
+        if bool(correction.charge_id) != (correction.kind is CorrectionKind.REFUND):
+            self._say(DifferenceKind.CORRECTION, name, f"is a {correction.kind} of the charge {correction.charge_id!r}")
+
+    def _check_reversal(self, correction: Correction) -> None:
+        name = correction.correction_id
+        if correction.shortfall_microcredits:
+            self._state = WalletState.SUSPENDED
+        self._reversed |= {correction.grant_id, rollover_grant_id(correction.grant_id)}
+        grant = self._grants.get(correction.grant_id)
+        if grant is None or grant.reverse_time_us != correction.create_time_us:
+            self._say(DifferenceKind.CORRECTION, name, f"reverses grant {correction.grant_id}, which does not say so")
+            return
+        if correction.amount_microcredits + correction.shortfall_microcredits != grant.amount_microcredits:
+            finding = (
+                f"takes back {correction.amount_microcredits} microcredits and lacks "
+                f"{correction.shortfall_microcredits} of grant {grant.grant_id}, of {grant.amount_microcredits}"
+            )
+            self._say(DifferenceKind.CORRECTION, name, finding)
 
     def _check_charge(self, charge: Charge) -> None:
         self.charges += 1
         self._charged[charge.authorization_id] += charge.charged_microcredits
         if charge.charged_microcredits > charge.captured_microcredits:
             finding = f"is of {charge.charged_microcredits} microcredits, only {charge.captured_microcredits} captured"
+            self._say(DifferenceKind.CHARGE, charge.charge_id, finding)
+        if not 0 <= charge.delivered_microcredits <= charge.charged_microcredits:
+            finding = f"is of {charge.charged_microcredits} microcredits, {charge.delivered_microcredits} delivered"
+            self._say(DifferenceKind.CHARGE, charge.charge_id, finding)
+        paid = sum(part.amount_microcredits for part in charge.allocations)
+        if paid != charge.charged_microcredits:
+            finding = f"is of {charge.charged_microcredits} microcredits, its grants paid {paid}"
+            self._say(DifferenceKind.CHARGE, charge.charge_id, finding)
+        if not _is_flag_right(charge):
+            finding = f"is flagged {charge.usage_mismatch} for how its usage and the backend's report differ"
             self._say(DifferenceKind.CHARGE, charge.charge_id, finding)
         again = self._open_requests.get((charge.authorization_id, charge.request_id))
         if again is not None:
@@ -302,29 +376,45 @@ class _SubscriberCheck:
         )
 
     def _check_grant(self, grant: Grant) -> None:
-        granted = self._moved[TransferKind.GRANT][grant.grant_id]
-        charged = self._moved[TransferKind.CHARGE][grant.grant_id]
-        expired = self._moved[TransferKind.EXPIRY][grant.grant_id]
-        allocated, remaining = self.allocated[grant.grant_id], grant.remaining_microcredits
-        if granted != grant.amount_microcredits:
-            finding = f"is of {grant.amount_microcredits} microcredits, its transfers granted {granted}"
-            self._say(DifferenceKind.GRANT, grant.grant_id, finding)
+        name, moved = grant.grant_id, self._movements
+        funded, refunded = moved.funded[name], moved.refunded[name]
+        allocated, remaining = self.allocated[name], grant.remaining_microcredits
+        left = {kind: moved.left(kind, name) for kind in TransferKind}
+        if funded != grant.amount_microcredits:
+            finding = f"is of {grant.amount_microcredits} microcredits, its transfers granted {funded}"
+            self._say(DifferenceKind.GRANT, name, finding)
         if remaining < 0:
-            self._say(DifferenceKind.GRANT, grant.grant_id, f"has {remaining} microcredits remaining")
-        if grant.amount_microcredits != remaining + allocated + charged + expired:
+            self._say(DifferenceKind.GRANT, name, f"has {remaining} microcredits remaining")
+        if refunded > left[TransferKind.CHARGE]:
+            finding = f"got {refunded} microcredits back, of {left[TransferKind.CHARGE]} charged"
+            self._say(DifferenceKind.GRANT, name, finding)
+        used = remaining + allocated + sum(left.values())
+        if grant.amount_microcredits + refunded != used:
+            parts = " + ".join(f"{amount} by {kind}" for kind, amount in left.items() if amount)
             finding = (
-                f"is of {grant.amount_microcredits} microcredits, but {remaining} remaining + {allocated} reserved "
-                f"+ {charged} charged + {expired} expired are {remaining + allocated + charged + expired}"
+                f"is of {grant.amount_microcredits} microcredits, and {refunded} came back, but {remaining} remaining "
+                f"+ {allocated} reserved{parts and ' + '}{parts} are {used}"
             )
+            self._say(DifferenceKind.GRANT, name, finding)
+        self._check_reversed(grant)
+
+    def _check_reversed(self, grant: Grant) -> None:
+        is_reversed = grant.grant_id in self._reversed
+        if is_reversed != (grant.reverse_time_us is not None):
+            finding = "is reversed without a correction" if not is_reversed else "does not say that it is reversed"
+            self._say(DifferenceKind.GRANT, grant.grant_id, finding)
+        if is_reversed and grant.remaining_microcredits > 0:
+            finding = f"is reversed, but has {grant.remaining_microcredits} microcredits remaining"
             self._say(DifferenceKind.GRANT, grant.grant_id, finding)
 
     def _check_authorization(self, authorization: Authorization) -> None:
         name = authorization.authorization_id
-        charged = self._charged[name]
+        charged = self._charged[name] - self._ledger.refunded_microcredits.get(name, 0)
         mine = (row for row in self._ledger.open_reservations if row.authorization_id == name)
         reserved = sum(row.reserved_microcredits for row in mine)
         if authorization.charged_microcredits != charged:
-            finding = f"counts {authorization.charged_microcredits} microcredits charged, its charges are {charged}"
+            counted = authorization.charged_microcredits
+            finding = f"counts {counted} microcredits charged, its charges less refunds are {charged}"
             self._say(DifferenceKind.AUTHORIZATION, name, finding)
         if authorization.reserved_microcredits != reserved:
             finding = f"counts {authorization.reserved_microcredits} microcredits reserved, in fact {reserved}"
@@ -338,7 +428,7 @@ class _SubscriberCheck:
         """What is spent or set aside in the name of rows that are not there."""
         known = {row.authorization_id for row in self._ledger.authorizations}
         spenders = set(self._charged) | {row.authorization_id for row in self._ledger.open_reservations}
-        for authorization_id in sorted(spenders - known):
+        for authorization_id in sorted(spenders - known) if not self._ledger.is_erased else ():
             self._say(DifferenceKind.AUTHORIZATION, authorization_id, "spends but is not there")
         for grant_id in sorted(set(self.allocated) - set(self._grants)):
             self._say(DifferenceKind.GRANT, grant_id, "is reserved from but is not there")
@@ -350,15 +440,24 @@ class _SubscriberCheck:
         if wallet.sequence != self._sequence:
             finding = f"says its last transfer is {wallet.sequence}, in fact it is {self._sequence}"
             self._say(DifferenceKind.SEQUENCE, str(wallet.sequence), finding)
-        granted = sum(grant.amount_microcredits for grant in self._ledger.grants)
+        if self._state not in (None, wallet.state):
+            finding = f"is {wallet.state}, but was left {self._state} by the last correction"
+            self._say(DifferenceKind.WALLET, wallet.subscriber_id, finding)
+        moved = self._movements
+        # What came from outside: what rolled over, and what a refund made a grant of, was there before.
+        rolled = moved.left(TransferKind.ROLLOVER)
+        regranted = moved.came(TransferKind.REFUND) - moved.refunded.total()
+        granted = sum(grant.amount_microcredits for grant in self._ledger.grants) - rolled - regranted
         available = sum(grant.remaining_microcredits for grant in self._ledger.grants)
         reserved = sum(row.reserved_microcredits for row in self._ledger.open_reservations)
-        charged = sum(self._charged.values())
-        expired = sum(self._moved[TransferKind.EXPIRY].values())
-        if granted != available + reserved + charged + expired:
+        charged = sum(self._charged.values()) - self._refunded
+        expired = moved.left(TransferKind.EXPIRY)
+        taken = moved.left(TransferKind.ADJUSTMENT) + moved.left(TransferKind.REVERSAL)
+        if granted != available + reserved + charged + expired + taken:
             finding = (
                 f"was granted {granted} microcredits, but {available} available + {reserved} reserved + {charged} "
-                f"charged + {expired} expired are {available + reserved + charged + expired}"
+                f"charged and not refunded + {expired} expired + {taken} taken back are "
+                f"{available + reserved + charged + expired + taken}"
             )
             self._say(DifferenceKind.WALLET, wallet.subscriber_id, finding)
 
@@ -370,3 +469,19 @@ def _allocated(reservations: Sequence[Reservation]) -> Counter[str]:
         for part in reservation.allocations:
             allocated[part.grant_id] += part.amount_microcredits
     return allocated
+
+
+def _is_flag_right(charge: Charge) -> bool:
+    """Whether usage_mismatch can be as it is, whatever tolerance the model had."""
+    if charge.usage_reported is None:
+        return not charge.usage_mismatch
+    counted, reported = _prompt_and_answer(charge.usage_counted), _prompt_and_answer(charge.usage_reported)
+    most = max(abs(one - other) for one, other in zip(counted, reported, strict=True))
+    if charge.usage_mismatch:
+        return most > 0
+    return most <= USAGE_TOLERANCE_TOKENS_MAX or charge.close_cause is not CloseCause.FINISHED
+
+
+def _prompt_and_answer(usage: Usage) -> tuple[int, int]:
+    prompt = usage.get(TokenClass.PROMPT) + usage.get(TokenClass.CACHED_PROMPT)
+    return prompt, usage.total() - prompt

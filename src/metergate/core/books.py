@@ -8,13 +8,14 @@ from typing import Generic, TypeVar
 
 from metergate.core.changes import changed
 from metergate.core.reservation import Reservation, ReservationState
-from metergate.core.rows import Authorization, Charge, Grant, Transfer, TransferKind, Wallet
+from metergate.core.rows import Authorization, Charge, Correction, Grant, Transfer, TransferKind, Wallet
 
 Key = TypeVar("Key")
 Row = TypeVar("Row")
 
 RequestKey = tuple[str, str, str]  # subscriber_id, authorization_id, request_id
 GrantKey = tuple[str, str]  # subscriber_id, grant_id
+CorrectionKey = tuple[str, str]  # subscriber_id, correction_id
 
 
 class Table(Generic[Key, Row]):
@@ -59,11 +60,13 @@ class Books:
         self.authorizations: Table[str, Authorization] = Table()
         self.reservations: Table[str, Reservation] = Table()
         self.charges: Table[str, Charge] = Table()
+        self.corrections: Table[CorrectionKey, Correction] = Table()
         self.transfers: list[Transfer] = []  # all new, in order
         self._grant_keys: dict[str, list[GrantKey]] = {}  # by subscriber
         self._active: dict[RequestKey, str] = {}  # reservation ids
         self._charged: dict[RequestKey, str] = {}  # charge ids
         self._charge_of: dict[str, str] = {}  # charge ids by reservation id
+        self._refunds: dict[str, list[CorrectionKey]] = {}  # by charge
 
     # --- loading ----------------------------------------------------------------------------------------------------
 
@@ -81,6 +84,13 @@ class Books:
         """A stored charge."""
         self.charges.rows[charge.charge_id] = charge
         self._index_charge(charge)
+
+    def load_correction(self, correction: Correction) -> None:
+        """A stored correction; twice is harmless."""
+        key = (correction.subscriber_id, correction.correction_id)
+        if key not in self.corrections.rows:
+            self.corrections.rows[key] = correction
+            self._index_correction(correction)
 
     # --- looking up -------------------------------------------------------------------------------------------------
 
@@ -103,6 +113,10 @@ class Books:
         charge_id = self._charge_of.get(reservation_id)
         return None if charge_id is None else self.charges.get(charge_id)
 
+    def refunded_microcredits(self, charge_id: str) -> int:
+        """What was refunded of a charge, whose refunds are all loaded."""
+        return sum(self.corrections.rows[key].amount_microcredits for key in self._refunds.get(charge_id, ()))
+
     # --- changing ---------------------------------------------------------------------------------------------------
 
     def add_grant(self, grant: Grant) -> None:
@@ -119,6 +133,17 @@ class Books:
         self.grants.change(key, after)
         return after
 
+    def grow_grant(self, subscriber_id: str, grant_id: str, by_microcredits: int) -> None:
+        """Add to a grant after it was made: amount and remaining."""
+        key = (subscriber_id, grant_id)
+        grant = self.grants.rows[key]
+        after = changed(
+            grant,
+            amount_microcredits=grant.amount_microcredits + by_microcredits,
+            remaining_microcredits=grant.remaining_microcredits + by_microcredits,
+        )
+        self.grants.change(key, after)
+
     def add_reservation(self, reservation: Reservation) -> None:
         """A new reservation."""
         self.reservations.add(reservation.reservation_id, reservation)
@@ -134,6 +159,11 @@ class Books:
         self.charges.add(charge.charge_id, charge)
         self._index_charge(charge)
 
+    def add_correction(self, correction: Correction) -> None:
+        """A new correction."""
+        self.corrections.add((correction.subscriber_id, correction.correction_id), correction)
+        self._index_correction(correction)
+
     def post(
         self,
         kind: TransferKind,
@@ -143,8 +173,10 @@ class Books:
         credit_account: str,
         amount_microcredits: int,
         grant_id: str,
-        charge_id: str,
         now_us: int,
+        charge_id: str = "",
+        correction_id: str = "",
+        grant_expire_time_us: int | None = None,
     ) -> None:
         """A new transfer, next in the subscriber's gapless sequence."""
         assert amount_microcredits > 0, amount_microcredits
@@ -162,12 +194,15 @@ class Books:
                 grant_id=grant_id,
                 charge_id=charge_id,
                 create_time_us=now_us,
+                correction_id=correction_id,
+                grant_expire_time_us=grant_expire_time_us,
             )
         )
 
     def mark_stored(self) -> None:
         """Everything so far is stored."""
-        for table in (self.wallets, self.grants, self.authorizations, self.reservations, self.charges):
+        tables = (self.wallets, self.grants, self.authorizations, self.reservations, self.charges, self.corrections)
+        for table in tables:
             table.mark_stored()
         self.transfers = []
 
@@ -183,6 +218,11 @@ class Books:
     def _index_charge(self, charge: Charge) -> None:
         self._charged[(charge.subscriber_id, charge.authorization_id, charge.request_id)] = charge.charge_id
         self._charge_of[charge.reservation_id] = charge.charge_id
+
+    def _index_correction(self, correction: Correction) -> None:
+        if correction.charge_id:
+            key = (correction.subscriber_id, correction.correction_id)
+            self._refunds.setdefault(correction.charge_id, []).append(key)
 
 
 def request_key(reservation: Reservation) -> RequestKey:

@@ -7,6 +7,25 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from metergate.core.reservation import Allocation
 from metergate.core.rows import Grant
+from metergate.core.times import MICROSECONDS_PER_SECOND
+
+# Marks the ids of grants that the ledger itself adds: no other may have it, so that their ids are certain to be free.
+OWN_MARK = ":"
+
+
+def rollover_grant_id(grant_id: str) -> str:
+    """The grant that what is left of this one goes on in."""
+    return f"rollover{OWN_MARK}{grant_id}"
+
+
+def refund_grant_id(refund_id: str) -> str:
+    """The grant for what expired grants had paid."""
+    return f"refund{OWN_MARK}{refund_id}"
+
+
+def adjustment_grant_id(adjustment_id: str) -> str:
+    """The grant of credit that was given by hand."""
+    return f"adjustment{OWN_MARK}{adjustment_id}"
 
 
 def burn_key(grant: Grant) -> tuple[int, bool, int, int, str]:
@@ -25,9 +44,23 @@ def is_spendable(grant: Grant, now_us: int) -> bool:
     return grant.remaining_microcredits > 0 and grant.effective_time_us <= now_us and not is_expired(grant, now_us)
 
 
-def available(grants: Iterable[Grant], now_us: int) -> int:
-    """Microcredits that could be reserved now."""
-    return sum(grant.remaining_microcredits for grant in grants if is_spendable(grant, now_us))
+def rollover_expire_time(grant: Grant) -> int:
+    """When the rollover grant of one that expires and rolls over is over itself."""
+    assert grant.expire_time_us is not None, grant
+    return grant.expire_time_us + grant.rollover_seconds * MICROSECONDS_PER_SECOND
+
+
+def rollable(grant: Grant, rollover: Grant | None, now_us: int) -> int:
+    """How much of what remains of an expired grant goes on in its rollover grant, which is there already or not.
+
+    As much as the rule allows beside what went before; nothing once that one is over too, or the grant was reversed.
+    """
+    if grant.rollover_microcredits_max == 0 or grant.reverse_time_us is not None:
+        return 0
+    if rollover_expire_time(grant) <= now_us:
+        return 0
+    before = 0 if rollover is None else rollover.amount_microcredits
+    return min(grant.rollover_microcredits_max - before, grant.remaining_microcredits)
 
 
 def allocate(grants: Iterable[Grant], amount_microcredits: int, now_us: int) -> tuple[Allocation, ...]:

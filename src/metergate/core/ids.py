@@ -17,6 +17,13 @@ def check_ids(**ids: str) -> None:
         raise RequestInvalid(*(Violation(name, problem) for name in wrong))
 
 
+def check_no_mark(mark: str, **ids: str) -> None:
+    """RequestInvalid, naming each, if one of these ids has the mark, which is kept for the ledger's own."""
+    wrong = [name for name, value in ids.items() if mark in value]
+    if wrong:
+        raise RequestInvalid(*(Violation(name, f"must not have a {mark!r}") for name in wrong))
+
+
 def check_own_ids(**ids: str) -> None:
     """LedgerInvariantBroken unless these ids, which the gateway itself makes, are such."""
     for name, value in ids.items():

@@ -1,7 +1,8 @@
 """The ledger: decides one operation at a time over loaded rows, and refuses without having changed anything.
 
 Stores load the rows, hand over a batch in ``in_order`` and write what changed; nothing here waits or reads a clock.
-Grants whose time is over become breakage whenever an operation changes their wallet: lazily, once, never below zero.
+Grants whose time is over roll over or become breakage whenever an operation changes their wallet: lazily, once, never
+below zero.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,7 +10,9 @@ from functools import partial
 from typing import Any
 
 from metergate.core.books import Books, request_key
+from metergate.core.capturing import answer, debited
 from metergate.core.changes import changed
+from metergate.core.correcting import adjust, refund, reverse, set_wallet_state
 from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
 from metergate.core.errors import (
     AuthorizationRevoked,
@@ -22,24 +25,38 @@ from metergate.core.errors import (
     WalletSuspended,
 )
 from metergate.core.granting import add_grant
-from metergate.core.grants import allocate, available, give_back, merge
-from metergate.core.ids import check_ids, check_own_ids
+from metergate.core.grants import OWN_MARK, allocate, give_back, merge
+from metergate.core.ids import check_ids, check_no_mark, check_own_ids
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
     AddSubscriber,
+    Adjust,
     Capture,
     Captured,
     CaptureStatus,
+    Expire,
     Recover,
+    Refund,
     Replayed,
     Reserve,
     Reserved,
+    Reverse,
     Settle,
     Settled,
     Settlement,
+    SetWalletState,
 )
-from metergate.core.postings import cap_left, expire, find_reservation, move_counters, payer, post_from_grant, spendable
+from metergate.core.postings import (
+    available,
+    cap_left,
+    expire,
+    find_reservation,
+    move_counters,
+    payer,
+    post_from_grant,
+    spendable,
+)
 from metergate.core.reservation import (
     Allocation,
     CloseCause,
@@ -52,17 +69,31 @@ from metergate.core.rows import (
     Authorization,
     Channel,
     Charge,
+    Correction,
     FinishReason,
     Grant,
     TransferKind,
     Wallet,
     WalletState,
 )
-from metergate.core.set_up import add_authorization, add_subscriber
+from metergate.core.set_up import add_authorization, add_subscriber, expire_wallet
 from metergate.core.usage import CountingSource
 
-Operation = Capture | Settle | Recover | Reserve | AddGrant | AddSubscriber | AddAuthorization
-Outcome = Captured | Settled | Reserved | Replayed | Grant | Wallet | Authorization
+Operation = (
+    Capture
+    | Settle
+    | Recover
+    | Reserve
+    | AddGrant
+    | AddSubscriber
+    | AddAuthorization
+    | Refund
+    | Adjust
+    | Reverse
+    | SetWalletState
+    | Expire
+)
+Outcome = Captured | Settled | Reserved | Replayed | Grant | Wallet | Authorization | Correction
 
 # What a capture of a reservation that is not there is answered with.
 _UNKNOWN = Captured(status=CaptureStatus.CLOSED, captured_microcredits=0, reserved_microcredits=0, refusal=None)
@@ -96,6 +127,9 @@ def check_ids_of(operation: Operation) -> None:
             check_own_ids(charge_id=charge_id)
         case AddGrant(grant=grant):
             check_ids(subscriber_id=grant.subscriber_id, grant_id=grant.grant_id)
+            check_no_mark(OWN_MARK, grant_id=grant.grant_id)
+        case Refund() | Adjust() | Reverse() | SetWalletState():
+            check_ids(correction_id=operation.correction_id, reason=operation.reason, actor=operation.actor)
         case AddSubscriber(wallet=wallet):
             check_ids(subscriber_id=wallet.subscriber_id)
         case AddAuthorization(authorization=authorization):
@@ -121,6 +155,11 @@ class Ledger:
             AddGrant: partial(add_grant, books),
             AddSubscriber: partial(add_subscriber, books),
             AddAuthorization: partial(add_authorization, books),
+            Refund: partial(refund, books),
+            Adjust: partial(adjust, books),
+            Reverse: partial(reverse, books),
+            SetWalletState: partial(set_wallet_state, books),
+            Expire: partial(expire_wallet, books),
         }
 
     def decide(self, operation: Operation) -> Outcome:
@@ -207,7 +246,7 @@ class Ledger:
         in_cap = cap_left(authorization)
         if in_cap < minimum:
             raise CapReached(cap="authorization's cap", remaining_microcredits=in_cap, required_microcredits=minimum)
-        credit = available(self._books.grants_of(operation.subscriber_id), operation.now_us)
+        credit = available(self._books, operation.subscriber_id, operation.now_us)
         if credit < minimum:
             raise InsufficientCredit(available_microcredits=credit, required_microcredits=minimum)
         return min(operation.wanted_microcredits, limit, in_cap, credit)
@@ -234,32 +273,20 @@ class Ledger:
         if before is None or before.subscriber_id != operation.subscriber_id:
             return _UNKNOWN
         if before.state is not ReservationState.ACTIVE:
-            return _captured(CaptureStatus.CLOSED, before)
+            return answer(CaptureStatus.CLOSED, before)
         if before.owner != operation.owner:
-            return _captured(CaptureStatus.NOT_OWNER, before)
+            return answer(CaptureStatus.NOT_OWNER, before)
         target = operation.target_microcredits
         wanted = max(operation.wanted_microcredits, target)
         reserved, refusal = before.reserved_microcredits, None
         if wanted > reserved:
             more, refusal = self._extension(before, wanted, operation.now_us)
             reserved += more
-        captures = before.captured_microcredits <= target <= reserved
-        captured = target if captures else before.captured_microcredits
-        delivered = max(before.delivered_microcredits, operation.delivered_microcredits)
-        if delivered > captured:
-            raise LedgerInvariantBroken(problem=f"{delivered} microcredits delivered, only {captured} captured")
-        after = changed(
-            before,
-            reserved_microcredits=reserved,
-            captured_microcredits=captured,
-            captured_usage=operation.target_usage if captures else before.captured_usage,
-            delivered_microcredits=delivered,
-            allocations=before.allocations,
-        )
+        after = debited(before, operation, reserved)
         if reserved > before.reserved_microcredits:
             after = self._extend(after, reserved - before.reserved_microcredits, operation.now_us)
         self._books.reservations.change(after.reservation_id, after)
-        return _captured(CaptureStatus.OPEN, after, refusal)
+        return answer(CaptureStatus.OPEN, after, refusal)
 
     def _extension(self, reservation: Reservation, wanted: int, now_us: int) -> tuple[int, CloseCause | None]:
         """By how much a reservation can grow towards ``wanted``, and what keeps it from all of it.
@@ -270,7 +297,7 @@ class Ledger:
         missing = wanted - reservation.reserved_microcredits
         in_cap = 0 if authorization.revoke_time_us is not None else cap_left(authorization)
         is_suspended = wallet.state is WalletState.SUSPENDED
-        credit = 0 if is_suspended else available(self._books.grants_of(reservation.subscriber_id), now_us)
+        credit = 0 if is_suspended else available(self._books, reservation.subscriber_id, now_us)
         limit_left = min(reservation.limit_microcredits, AMOUNT_MICROCREDITS_MAX) - reservation.reserved_microcredits
         bounds = (
             (limit_left, CloseCause.CREDIT_LIMIT_REACHED),
@@ -304,7 +331,7 @@ class Ledger:
         return self._close(reservation, operation.close_cause, operation.settlement, operation.now_us)
 
     def recover(self, operation: Recover) -> Settled | Reserved:
-        """Close what a dead owner left open, at what it had captured; Reserved if its owner is the survivor."""
+        """Close what nobody runs any more, at what it had captured; Reserved if its owner is the survivor."""
         reservation = find_reservation(self._books, operation.reservation_id, operation.subscriber_id)
         if reservation.state is not ReservationState.ACTIVE:
             return self._settled(reservation, operation.now_us)
@@ -348,7 +375,7 @@ class Ledger:
         expire(self._books, subscriber_id, now_us)
         consumed, returned = give_back(reservation.allocations, reservation.reserved_microcredits - charged)
         if settlement is not None:
-            self._books.add_charge(_charge(closed, settlement))
+            self._books.add_charge(_charge(closed, settlement, consumed))
             for part in consumed:
                 post_from_grant(self._books, subscriber_id, TransferKind.CHARGE, part, settlement.charge_id, now_us)
         for part in returned:
@@ -379,22 +406,14 @@ class Ledger:
         )
 
     def _spendable(self, wallet: Wallet, authorization: Authorization, now_us: int) -> int:
-        return spendable(wallet, authorization, available(self._books.grants_of(wallet.subscriber_id), now_us))
+        return spendable(wallet, authorization, available(self._books, wallet.subscriber_id, now_us))
 
 
-def _captured(status: CaptureStatus, reservation: Reservation, refusal: CloseCause | None = None) -> Captured:
-    return Captured(
-        status=status,
-        captured_microcredits=reservation.captured_microcredits,
-        reserved_microcredits=reservation.reserved_microcredits,
-        refusal=refusal,
-    )
-
-
-def _charge(closed: Reservation, settlement: Settlement) -> Charge:
+def _charge(closed: Reservation, settlement: Settlement, consumed: tuple[Allocation, ...]) -> Charge:
     """The record of a reservation that was just closed."""
     assert closed.close_cause is not None
     assert closed.close_time_us is not None
+    is_crash = closed.close_cause is CloseCause.CRASH
     return Charge(
         charge_id=settlement.charge_id,
         reservation_id=closed.reservation_id,
@@ -414,6 +433,8 @@ def _charge(closed: Reservation, settlement: Settlement) -> Charge:
         rate_card_id=closed.rate_card_id,
         captured_microcredits=closed.captured_microcredits,
         charged_microcredits=settlement.charged_microcredits,
+        delivered_microcredits=closed.delivered_microcredits if is_crash else settlement.charged_microcredits,
+        allocations=consumed,
         finish_reason=settlement.finish_reason,
         close_cause=closed.close_cause,
         create_time_us=closed.create_time_us,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from metergate.core.reservation import CloseCause, Owner, Reservation
-from metergate.core.rows import Attempt, Authorization, Charge, FinishReason, Grant, Wallet
+from metergate.core.rows import Attempt, Authorization, Charge, FinishReason, Grant, Wallet, WalletState
 from metergate.core.usage import CountingSource, Usage
 
 
@@ -129,12 +129,12 @@ class Settle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recover:
-    """Settle an ACTIVE reservation of an owner that died at what was captured; release it if that is nothing (L5)."""
+    """Settle an ACTIVE reservation that nobody runs any more at what was captured; if nothing was, release it (L5)."""
 
     reservation_id: str
     subscriber_id: str
     charge_id: str
-    survivor: Owner  # a reservation of this owner is alive and is left alone
+    survivor: Owner | None  # a reservation of this owner is alive and is left alone; None: nobody runs it
     now_us: int
 
 
@@ -147,8 +147,22 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EraseSubscriber:
+    """Replace what names a subscriber by a pseudonym that tells nothing; its keys and authorizations go.
+
+    Asked again it finds no such subscriber: that it was there is forgotten, too.
+    """
+
+    subscriber_id: str
+    pseudonym: str  # random
+    reason: str  # kept, as the actor is: neither may have the subscriber's id
+    actor: str
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AddSubscriber:
-    """Open a wallet. The same subscriber again answers with the first wallet; in another state it is IdConflict."""
+    """Open a wallet. The same subscriber again answers with the wallet as it is now, whatever state it is in."""
 
     wallet: Wallet  # sequence == 0
 
@@ -158,3 +172,62 @@ class AddAuthorization:
     """Record a subscriber's consent. The same id with other content is IdConflict."""
 
     authorization: Authorization  # charged and reserved are 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refund:
+    """Give back part of a charge. The same id with other content is IdConflict."""
+
+    correction_id: str  # unique within the subscriber among all corrections
+    subscriber_id: str
+    charge_id: str
+    amount_microcredits: int  # at most what was charged and not refunded yet
+    grant_seconds: int  # how long the grant lives that is made where a grant that paid has expired
+    reason: str
+    actor: str
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adjust:
+    """Give credit, or take what is available. The same id with other content is IdConflict."""
+
+    correction_id: str  # unique within the subscriber among all corrections
+    subscriber_id: str
+    amount_microcredits: int  # below 0: taken
+    grant_seconds: int | None  # how long what is given lives; None: for ever
+    reason: str
+    actor: str
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reverse:
+    """Take back a grant whose payment was taken back. The same id with other content is IdConflict."""
+
+    correction_id: str  # unique within the subscriber among all corrections
+    subscriber_id: str
+    grant_id: str
+    reason: str
+    actor: str
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetWalletState:
+    """Stop a wallet, or let it be spent from again. The same id with other content is IdConflict."""
+
+    correction_id: str  # unique within the subscriber among all corrections
+    subscriber_id: str
+    state: WalletState
+    reason: str
+    actor: str
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expire:
+    """Move on what remains of a wallet's grants whose time is over; answered with the wallet."""
+
+    subscriber_id: str
+    now_us: int

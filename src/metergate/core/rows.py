@@ -8,13 +8,14 @@ constants below. Times are microseconds since the epoch, UTC.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from metergate.core.reservation import CloseCause
+from metergate.core.reservation import Allocation, CloseCause
 from metergate.core.usage import CountingSource, Usage
 
 PAYMENTS_ACCOUNT = "payments"  # debited for credits that were paid for
 GOODWILL_ACCOUNT = "goodwill"  # debited for credits that were given away
 REVENUE_ACCOUNT = "revenue"  # credited with every charge
 BREAKAGE_ACCOUNT = "breakage"  # credited with what expired unused
+REVERSALS_ACCOUNT = "reversals"  # credited with what was taken back because its payment was
 
 
 def grant_account(grant_id: str) -> str:
@@ -59,9 +60,23 @@ class Channel(StrEnum):
 class TransferKind(StrEnum):
     """Why credit moved."""
 
-    GRANT = "GRANT"
-    CHARGE = "CHARGE"
-    EXPIRY = "EXPIRY"
+    GRANT = "GRANT"  # added to the wallet
+    CHARGE = "CHARGE"  # spent on a request
+    EXPIRY = "EXPIRY"  # not spent in time
+    ROLLOVER = "ROLLOVER"  # not spent in time, and moved on to another grant
+    REFUND = "REFUND"  # given back for a charge
+    ADJUSTMENT = "ADJUSTMENT"  # given or taken by an operator
+    REVERSAL = "REVERSAL"  # taken back with its payment
+
+
+class CorrectionKind(StrEnum):
+    """What an operator did to a wallet."""
+
+    REFUND = "REFUND"
+    ADJUSTMENT = "ADJUSTMENT"
+    REVERSAL = "REVERSAL"
+    SUSPENSION = "SUSPENSION"
+    RESUMPTION = "RESUMPTION"
 
 
 class FinishReason(StrEnum):
@@ -87,17 +102,20 @@ class Wallet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """Credits added to a wallet."""
+    """Credits added to a wallet. Ids with a colon are of grants that the ledger itself adds (``core.grants``)."""
 
     grant_id: str  # unique within the subscriber
     subscriber_id: str
     source: GrantSource
     priority: int  # lower is drawn first
-    amount_microcredits: int  # > 0
-    remaining_microcredits: int  # neither reserved, charged nor expired
+    amount_microcredits: int  # > 0; only a rollover grant's grows
+    remaining_microcredits: int  # neither reserved, charged, expired nor taken back
     effective_time_us: int  # inclusive
     expire_time_us: int | None  # exclusive; None: never
     create_time_us: int
+    rollover_microcredits_max: int = 0  # when it expires, at most so much goes on in a rollover grant; 0: none
+    rollover_seconds: int = 0  # how long that one lives, from this one's expiry on; 0: there is none
+    reverse_time_us: int | None = None  # when its payment was taken back; None: it was not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +128,7 @@ class Authorization:
     channel: Channel
     cap_microcredits: int | None  # most it may ever spend; None: all the wallet has
     allowed_models: tuple[str, ...]  # empty: every model
-    charged_microcredits: int
+    charged_microcredits: int  # less what was refunded
     reserved_microcredits: int  # of its open reservations
     create_time_us: int
     revoke_time_us: int | None
@@ -170,10 +188,24 @@ class Charge:
     rate_card_id: str
     captured_microcredits: int  # >= charged_microcredits
     charged_microcredits: int
+    # What is known to have been delivered: as much as was charged; after a CRASH, what the last capture before it knew.
+    # The rest of the charge is what an app may claim back.
+    delivered_microcredits: int
+    allocations: tuple[Allocation, ...]  # what paid it, in burn order
     finish_reason: FinishReason
     close_cause: CloseCause
     create_time_us: int  # of the reservation
     settle_time_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erasure:
+    """The record that a subscriber was forgotten."""
+
+    subscriber_id: str  # the pseudonym
+    reason: str
+    actor: str  # who did it, as they said
+    erase_time_us: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +218,25 @@ class Transfer:
     debit_account: str
     credit_account: str
     amount_microcredits: int  # > 0
-    grant_id: str
-    charge_id: str  # "" if no charge moved it
+    grant_id: str  # of a rollover: the one that expired
+    charge_id: str  # "" if it is of no charge
+    create_time_us: int
+    correction_id: str = ""  # "" if no correction moved it
+    grant_expire_time_us: int | None = None  # of the grant that it adds, as agreed; None: never, or it adds none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """The immutable record of what an operator did to a wallet."""
+
+    correction_id: str  # unique within the subscriber, whatever the kind
+    subscriber_id: str
+    kind: CorrectionKind
+    charge_id: str  # of a REFUND; else ""
+    grant_id: str  # of a REVERSAL; else ""
+    amount_microcredits: int  # REFUND: given back; ADJUSTMENT: given, or below 0 taken; REVERSAL: taken at once; else 0
+    shortfall_microcredits: int  # of a REVERSAL: what could not be taken at once; else 0
+    grant_seconds: int | None  # how long a grant that it adds lives; None: for ever, or it adds none
+    reason: str
+    actor: str  # who did it, as they said
     create_time_us: int

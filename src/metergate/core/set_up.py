@@ -6,22 +6,29 @@ from metergate.core.books import Books
 from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
 from metergate.core.errors import IdConflict, LedgerInvariantBroken, RequestInvalid, ResourceNotFound, Violation
 from metergate.core.keys import SHOWN_CHARACTERS
-from metergate.core.operations import AddAuthorization, AddSubscriber
+from metergate.core.operations import AddAuthorization, AddSubscriber, Expire
+from metergate.core.postings import expire
 from metergate.core.rows import ApiKey, Authorization, Wallet
 from metergate.core.times import OUT_OF_RANGE, is_time_us
 
 
 def add_subscriber(books: Books, operation: AddSubscriber) -> Wallet:
-    """Open a wallet, or answer with the one that is open already; refusals: IdConflict, RequestInvalid."""
+    """Open a wallet, or answer with the one that is open already; refusals: RequestInvalid (an id that is none)."""
     first = books.wallets.get(operation.wallet.subscriber_id)
     if first is not None:
-        if first.state is not operation.wallet.state:
-            raise IdConflict(resource="subscriber", id=first.subscriber_id)
         return first
     if operation.wallet.sequence != 0:
         raise LedgerInvariantBroken(problem="a new wallet's sequence is not 0")
     books.wallets.add(operation.wallet.subscriber_id, operation.wallet)
     return operation.wallet
+
+
+def expire_wallet(books: Books, operation: Expire) -> Wallet:
+    """Move on what remains of grants whose time is over; refusals: ResourceNotFound (no such subscriber)."""
+    if books.wallets.get(operation.subscriber_id) is None:
+        raise ResourceNotFound(resource_name=f"subscribers/{operation.subscriber_id}")
+    expire(books, operation.subscriber_id, operation.now_us)
+    return books.wallets.rows[operation.subscriber_id]
 
 
 def add_authorization(books: Books, operation: AddAuthorization) -> Authorization:

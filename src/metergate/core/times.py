@@ -4,6 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
+MICROSECONDS_PER_SECOND = 1_000_000
+
 # Nothing here happened before the epoch, so no time is negative.
 TIME_US_MIN = 0
 

@@ -211,6 +211,9 @@ def grant_message(grant: Grant) -> account_pb2.Grant:
         effective_time=timestamp(grant.effective_time_us),
         expire_time=None if grant.expire_time_us is None else timestamp(grant.expire_time_us),
         create_time=timestamp(grant.create_time_us),
+        rollover_microcredits_max=grant.rollover_microcredits_max,
+        rollover_seconds=grant.rollover_seconds,
+        reverse_time=None if grant.reverse_time_us is None else timestamp(grant.reverse_time_us),
     )
 
 

@@ -1,20 +1,23 @@
 """AdminService: what operators do to the ledger of a gateway that serves. Who may call it, its socket decides."""
 
+import secrets
 from collections.abc import Callable, Mapping
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber
+from metergate.core.erasing import PSEUDONYM_BYTES, subscriber_pseudonym
+from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber, EraseSubscriber
 from metergate.core.rows import ApiKey, Authorization, Channel, Grant, GrantSource, Wallet, WalletState
 from metergate.edges.account import CHANNELS, GRANT_SOURCES, grant_message
 from metergate.edges.calls import Behaviour, Context
+from metergate.edges.corrections import Corrections
 from metergate.edges.pages import read_time_us
+from metergate.edges.reading import read_id, read_name
 from metergate.edges.resources import (
     authorization_name,
     key_name,
     parse_app,
     parse_authorization,
-    parse_id,
     parse_key,
     parse_model,
     parse_subscriber,
@@ -35,14 +38,26 @@ _CHANNELS = {number: channel for channel, number in CHANNELS.items()}
 
 
 class AdminServicer:
-    """Writes to the ledger. ``forget`` is told the id of every key that was revoked, and must not raise."""
+    """Writes to the ledger.
+
+    ``forget`` is told the id of every key that was revoked, ``forget_subscriber`` that of every subscriber that was
+    erased; neither may raise.
+    """
 
     service: ServiceDescriptor = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
 
-    def __init__(self, store: LedgerStore, clock: Clock, forget: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        store: LedgerStore,
+        clock: Clock,
+        forget: Callable[[str], None],
+        forget_subscriber: Callable[[str], None],
+    ) -> None:
         self._store = store
         self._clock = clock
         self._forget = forget
+        self._forget_subscriber = forget_subscriber
+        self._corrections = Corrections(store, clock)
 
     def behaviours(self) -> Mapping[str, Behaviour]:
         """What each method does."""
@@ -52,19 +67,43 @@ class AdminServicer:
             "CreateAuthorization": self._create_authorization,
             "CreateKey": self._create_key,
             "RevokeKey": self._revoke_key,
+            "EraseSubscriber": self._erase_subscriber,
+            **self._corrections.behaviours(),
         }
 
     async def _create_subscriber(
         self, caller: object, request: admin_pb2.CreateSubscriberRequest, context: Context
     ) -> admin_pb2.CreateSubscriberResponse:
         violations = Violations()
-        subscriber_id = _read_id(request.subscriber_id, "subscriber_id", violations)
+        subscriber_id = read_id(request.subscriber_id, "subscriber_id", violations)
         violations.check()
         wallet = Wallet(
             subscriber_id=subscriber_id, state=WalletState.ACTIVE, sequence=0, create_time_us=self._clock.now_us()
         )
         await self._store.add_subscriber(AddSubscriber(wallet=wallet))
         return admin_pb2.CreateSubscriberResponse(name=subscriber_name(subscriber_id))
+
+    async def _erase_subscriber(
+        self, caller: object, request: admin_pb2.EraseSubscriberRequest, context: Context
+    ) -> admin_pb2.EraseSubscriberResponse:
+        violations = Violations()
+        form = "subscribers/{subscriber}"
+        subscriber_id = read_name(parse_subscriber, request.name, "name", form, violations)
+        violations.check()
+        operation = EraseSubscriber(
+            subscriber_id=subscriber_id,
+            pseudonym=subscriber_pseudonym(secrets.token_bytes(PSEUDONYM_BYTES)),
+            reason=request.reason,
+            actor=request.actor,
+            now_us=self._clock.now_us(),
+        )
+        try:
+            erasure = await self._store.erase_subscriber(operation)
+        finally:  # done, or perhaps done
+            self._forget_subscriber(subscriber_id)
+        return admin_pb2.EraseSubscriberResponse(
+            name=subscriber_name(erasure.subscriber_id), erase_time=timestamp(erasure.erase_time_us)
+        )
 
     async def _create_grant(
         self, caller: object, request: admin_pb2.CreateGrantRequest, context: Context
@@ -89,7 +128,7 @@ class AdminServicer:
         self, caller: object, request: admin_pb2.RevokeKeyRequest, context: Context
     ) -> admin_pb2.RevokeKeyResponse:
         violations = Violations()
-        key_id = _read(parse_key, request.name, "name", "keys/{key}", violations)
+        key_id = read_name(parse_key, request.name, "name", "keys/{key}", violations)
         violations.check()
         key = await self._store.revoke_key(key_id, self._clock.now_us())
         self._forget(key_id)
@@ -99,22 +138,10 @@ class AdminServicer:
 # --- from the wire --------------------------------------------------------------------------------------------------
 
 
-def _read(parse: Callable[[str], str | None], name: str, field: str, form: str, violations: Violations) -> str:
-    found = parse(name)
-    if found is None:
-        violations.add(field, f"must be {form}")
-    return found or ""
-
-
-def _read_id(text: str, field: str, violations: Violations) -> str:
-    form = "1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit"
-    return _read(parse_id, text, field, form, violations)
-
-
 def _read_grant(request: admin_pb2.CreateGrantRequest, now_us: int) -> Grant:
     violations = Violations()
-    subscriber_id = _read(parse_subscriber, request.parent, "parent", "subscribers/{subscriber}", violations)
-    grant_id = _read_id(request.grant_id, "grant_id", violations)
+    subscriber_id = read_name(parse_subscriber, request.parent, "parent", "subscribers/{subscriber}", violations)
+    grant_id = read_id(request.grant_id, "grant_id", violations)
     source = _SOURCES.get(request.source)
     if source is None:
         violations.add("source", "must be one of GrantSource")
@@ -137,21 +164,23 @@ def _read_grant(request: admin_pb2.CreateGrantRequest, now_us: int) -> Grant:
         effective_time_us=effective_time_us,
         expire_time_us=expire_time_us,
         create_time_us=now_us,
+        rollover_microcredits_max=request.rollover_microcredits_max,
+        rollover_seconds=request.rollover_seconds,
     )
 
 
 def _read_authorization(request: admin_pb2.CreateAuthorizationRequest, now_us: int) -> Authorization:
     violations = Violations()
-    subscriber_id = _read(parse_subscriber, request.parent, "parent", "subscribers/{subscriber}", violations)
-    authorization_id = _read_id(request.authorization_id, "authorization_id", violations)
-    app_id = _read(parse_app, request.app, "app", "apps/{app}", violations) if request.app else ""
+    subscriber_id = read_name(parse_subscriber, request.parent, "parent", "subscribers/{subscriber}", violations)
+    authorization_id = read_id(request.authorization_id, "authorization_id", violations)
+    app_id = read_name(parse_app, request.app, "app", "apps/{app}", violations) if request.app else ""
     channel = _CHANNELS.get(request.channel)
     if channel is None:
         violations.add("channel", "must be one of Channel")
     if len(request.models) > MODELS_MAX:
         violations.add("models", f"must be at most {MODELS_MAX}")
     models = {
-        _read(parse_model, name, f"models[{index}]", "models/{model}", violations)
+        read_name(parse_model, name, f"models[{index}]", "models/{model}", violations)
         for index, name in enumerate(request.models[:MODELS_MAX])
     }
     violations.check()
@@ -172,8 +201,8 @@ def _read_authorization(request: admin_pb2.CreateAuthorizationRequest, now_us: i
 def _read_key(request: admin_pb2.CreateKeyRequest, now_us: int) -> ApiKey:
     violations = Violations()
     form = "authorizations/{authorization}"
-    authorization_id = _read(parse_authorization, request.authorization, "authorization", form, violations)
-    key_id = _read_id(request.key_id, "key_id", violations)
+    authorization_id = read_name(parse_authorization, request.authorization, "authorization", form, violations)
+    key_id = read_id(request.key_id, "key_id", violations)
     if len(request.secret_hash) != SECRET_HASH_BYTES:
         violations.add("secret_hash", f"must have {SECRET_HASH_BYTES} bytes")
     expire_time_us = None

@@ -11,6 +11,8 @@ _AUTHORIZATION = re.compile(rf"authorizations/({_ID})", re.ASCII)
 _KEY = re.compile(rf"keys/({_ID})", re.ASCII)
 _SUBSCRIBER = re.compile(rf"subscribers/({_ID})", re.ASCII)
 _WALLET = re.compile(rf"subscribers/({_ID})/wallet", re.ASCII)
+# What the ledger's own grants are named after; ids that people choose have no colon.
+_GRANT = re.compile(rf"subscribers/({_ID})/grants/((?:(?:rollover|refund|adjustment):)?{_ID})", re.ASCII)
 _CHARGE = re.compile(rf"subscribers/({_ID})/charges/({_ID})", re.ASCII)
 
 
@@ -52,6 +54,12 @@ def parse_wallet(name: str) -> str | None:
 def parse_charge(name: str) -> tuple[str, str] | None:
     """The subscriber's and the charge's id, or None if this is no charge's name."""
     match = _CHARGE.fullmatch(name)
+    return (match[1], match[2]) if match else None
+
+
+def parse_grant(name: str) -> tuple[str, str] | None:
+    """The subscriber's and the grant's id, or None if this is no grant's name."""
+    match = _GRANT.fullmatch(name)
     return (match[1], match[2]) if match else None
 
 
@@ -108,6 +116,11 @@ def reservation_name(subscriber_id: str, reservation_id: str) -> str:
 def charge_name(subscriber_id: str, charge_id: str | None) -> str:
     """``subscribers/{subscriber}/charges/{charge}``, or nothing without a charge."""
     return f"subscribers/{subscriber_id}/charges/{charge_id}" if charge_id else ""
+
+
+def correction_name(subscriber_id: str, correction_id: str) -> str:
+    """``subscribers/{subscriber}/corrections/{correction}``."""
+    return f"subscribers/{subscriber_id}/corrections/{correction_id}"
 
 
 def transfer_name(subscriber_id: str, sequence: int) -> str:

@@ -28,49 +28,49 @@ from metergate.v1 import inference_pb2 as metergate_dot_v1_dot_inference__pb2
 from metergate.v1 import usage_pb2 as metergate_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ametergate/v1/account.proto\x12\x0cmetergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17metergate/v1/chat.proto\x1a\x1cmetergate/v1/inference.proto\x1a\x18metergate/v1/usage.proto\"\xb4\x01\n\x06Wallet\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1e\n\x16spendable_microcredits\x18\x02 \x01(\x03\x12#\n\x16\x61vailable_microcredits\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\"\n\x15reserved_microcredits\x18\x04 \x01(\x03H\x01\x88\x01\x01\x42\x19\n\x17_available_microcreditsB\x18\n\x16_reserved_microcredits\"\xa5\x02\n\x05Grant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x06source\x18\x02 \x01(\x0e\x32\x19.metergate.v1.GrantSource\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x1b\n\x13\x61mount_microcredits\x18\x04 \x01(\x03\x12\x1e\n\x16remaining_microcredits\x18\x05 \x01(\x03\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9d\x04\n\x06\x43harge\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0b\n\x03\x61pp\x18\x03 \x01(\t\x12&\n\x07\x63hannel\x18\x04 \x01(\x0e\x32\x15.metergate.v1.Channel\x12\r\n\x05model\x18\x05 \x01(\t\x12\x10\n\x08provider\x18\x06 \x01(\t\x12*\n\rusage_counted\x18\x07 \x01(\x0b\x32\x13.metergate.v1.Usage\x12+\n\x0eusage_reported\x18\x08 \x01(\x0b\x32\x13.metergate.v1.Usage\x12\x16\n\x0eusage_mismatch\x18\t \x01(\x08\x12\x35\n\x0f\x63ounting_source\x18\n \x01(\x0e\x32\x1c.metergate.v1.CountingSource\x12\x11\n\trate_card\x18\x0b \x01(\t\x12\x1c\n\x14\x63harged_microcredits\x18\x0c \x01(\x03\x12\x31\n\rfinish_reason\x18\r \x01(\x0e\x32\x1a.metergate.v1.FinishReason\x12-\n\x0b\x63lose_cause\x18\x0e \x01(\x0e\x32\x18.metergate.v1.CloseCause\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bsettle_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xde\x01\n\x08Transfer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.metergate.v1.TransferKind\x12\x15\n\rdebit_account\x18\x03 \x01(\t\x12\x16\n\x0e\x63redit_account\x18\x04 \x01(\t\x12\x1b\n\x13\x61mount_microcredits\x18\x05 \x01(\x03\x12\r\n\x05grant\x18\x06 \x01(\t\x12\x0e\n\x06\x63harge\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\" \n\x10GetWalletRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x11GetWalletResponse\x12$\n\x06wallet\x18\x01 \x01(\x0b\x32\x14.metergate.v1.Wallet\"J\n\x11ListGrantsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"R\n\x12ListGrantsResponse\x12#\n\x06grants\x18\x01 \x03(\x0b\x32\x13.metergate.v1.Grant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x86\x01\n\nListFilter\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03\x61pp\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\"u\n\x12ListChargesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12(\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x18.metergate.v1.ListFilter\"U\n\x13ListChargesResponse\x12%\n\x07\x63harges\x18\x01 \x03(\x0b\x32\x14.metergate.v1.Charge\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10GetChargeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x11GetChargeResponse\x12$\n\x06\x63harge\x18\x01 \x01(\x0b\x32\x14.metergate.v1.Charge\"w\n\x14ListTransfersRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12(\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x18.metergate.v1.ListFilter\"[\n\x15ListTransfersResponse\x12)\n\ttransfers\x18\x01 \x03(\x0b\x32\x16.metergate.v1.Transfer\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xac\x01\n\x0bGrantSource\x12\x1c\n\x18GRANT_SOURCE_UNSPECIFIED\x10\x00\x12\x1b\n\x17GRANT_SOURCE_PLAN_CYCLE\x10\x01\x12\x17\n\x13GRANT_SOURCE_TOP_UP\x10\x02\x12\x15\n\x11GRANT_SOURCE_GIFT\x10\x03\x12\x17\n\x13GRANT_SOURCE_REFUND\x10\x04\x12\x19\n\x15GRANT_SOURCE_ROLLOVER\x10\x05*b\n\x07\x43hannel\x12\x17\n\x13\x43HANNEL_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x43HANNEL_APP\x10\x01\x12\x17\n\x13\x43HANNEL_CLOUD_PHONE\x10\x02\x12\x14\n\x10\x43HANNEL_CLOUD_PC\x10\x03*z\n\x0cTransferKind\x12\x1d\n\x19TRANSFER_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13TRANSFER_KIND_GRANT\x10\x01\x12\x18\n\x14TRANSFER_KIND_CHARGE\x10\x02\x12\x18\n\x14TRANSFER_KIND_EXPIRY\x10\x03\x32\xab\x03\n\x0e\x41\x63\x63ountService\x12L\n\tGetWallet\x12\x1e.metergate.v1.GetWalletRequest\x1a\x1f.metergate.v1.GetWalletResponse\x12O\n\nListGrants\x12\x1f.metergate.v1.ListGrantsRequest\x1a .metergate.v1.ListGrantsResponse\x12R\n\x0bListCharges\x12 .metergate.v1.ListChargesRequest\x1a!.metergate.v1.ListChargesResponse\x12L\n\tGetCharge\x12\x1e.metergate.v1.GetChargeRequest\x1a\x1f.metergate.v1.GetChargeResponse\x12X\n\rListTransfers\x12\".metergate.v1.ListTransfersRequest\x1a#.metergate.v1.ListTransfersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ametergate/v1/account.proto\x12\x0cmetergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17metergate/v1/chat.proto\x1a\x1cmetergate/v1/inference.proto\x1a\x18metergate/v1/usage.proto\"\xb4\x01\n\x06Wallet\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1e\n\x16spendable_microcredits\x18\x02 \x01(\x03\x12#\n\x16\x61vailable_microcredits\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\"\n\x15reserved_microcredits\x18\x04 \x01(\x03H\x01\x88\x01\x01\x42\x19\n\x17_available_microcreditsB\x18\n\x16_reserved_microcredits\"\x94\x03\n\x05Grant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x06source\x18\x02 \x01(\x0e\x32\x19.metergate.v1.GrantSource\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x1b\n\x13\x61mount_microcredits\x18\x04 \x01(\x03\x12\x1e\n\x16remaining_microcredits\x18\x05 \x01(\x03\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x19rollover_microcredits_max\x18\t \x01(\x03\x12\x18\n\x10rollover_seconds\x18\n \x01(\x03\x12\x30\n\x0creverse_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9d\x04\n\x06\x43harge\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0b\n\x03\x61pp\x18\x03 \x01(\t\x12&\n\x07\x63hannel\x18\x04 \x01(\x0e\x32\x15.metergate.v1.Channel\x12\r\n\x05model\x18\x05 \x01(\t\x12\x10\n\x08provider\x18\x06 \x01(\t\x12*\n\rusage_counted\x18\x07 \x01(\x0b\x32\x13.metergate.v1.Usage\x12+\n\x0eusage_reported\x18\x08 \x01(\x0b\x32\x13.metergate.v1.Usage\x12\x16\n\x0eusage_mismatch\x18\t \x01(\x08\x12\x35\n\x0f\x63ounting_source\x18\n \x01(\x0e\x32\x1c.metergate.v1.CountingSource\x12\x11\n\trate_card\x18\x0b \x01(\t\x12\x1c\n\x14\x63harged_microcredits\x18\x0c \x01(\x03\x12\x31\n\rfinish_reason\x18\r \x01(\x0e\x32\x1a.metergate.v1.FinishReason\x12-\n\x0b\x63lose_cause\x18\x0e \x01(\x0e\x32\x18.metergate.v1.CloseCause\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bsettle_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xde\x01\n\x08Transfer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.metergate.v1.TransferKind\x12\x15\n\rdebit_account\x18\x03 \x01(\t\x12\x16\n\x0e\x63redit_account\x18\x04 \x01(\t\x12\x1b\n\x13\x61mount_microcredits\x18\x05 \x01(\x03\x12\r\n\x05grant\x18\x06 \x01(\t\x12\x0e\n\x06\x63harge\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\" \n\x10GetWalletRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x11GetWalletResponse\x12$\n\x06wallet\x18\x01 \x01(\x0b\x32\x14.metergate.v1.Wallet\"J\n\x11ListGrantsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"R\n\x12ListGrantsResponse\x12#\n\x06grants\x18\x01 \x03(\x0b\x32\x13.metergate.v1.Grant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x86\x01\n\nListFilter\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03\x61pp\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\"u\n\x12ListChargesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12(\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x18.metergate.v1.ListFilter\"U\n\x13ListChargesResponse\x12%\n\x07\x63harges\x18\x01 \x03(\x0b\x32\x14.metergate.v1.Charge\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10GetChargeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x11GetChargeResponse\x12$\n\x06\x63harge\x18\x01 \x01(\x0b\x32\x14.metergate.v1.Charge\"w\n\x14ListTransfersRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12(\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x18.metergate.v1.ListFilter\"[\n\x15ListTransfersResponse\x12)\n\ttransfers\x18\x01 \x03(\x0b\x32\x16.metergate.v1.Transfer\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xac\x01\n\x0bGrantSource\x12\x1c\n\x18GRANT_SOURCE_UNSPECIFIED\x10\x00\x12\x1b\n\x17GRANT_SOURCE_PLAN_CYCLE\x10\x01\x12\x17\n\x13GRANT_SOURCE_TOP_UP\x10\x02\x12\x15\n\x11GRANT_SOURCE_GIFT\x10\x03\x12\x17\n\x13GRANT_SOURCE_REFUND\x10\x04\x12\x19\n\x15GRANT_SOURCE_ROLLOVER\x10\x05*b\n\x07\x43hannel\x12\x17\n\x13\x43HANNEL_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x43HANNEL_APP\x10\x01\x12\x17\n\x13\x43HANNEL_CLOUD_PHONE\x10\x02\x12\x14\n\x10\x43HANNEL_CLOUD_PC\x10\x03*\xea\x01\n\x0cTransferKind\x12\x1d\n\x19TRANSFER_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13TRANSFER_KIND_GRANT\x10\x01\x12\x18\n\x14TRANSFER_KIND_CHARGE\x10\x02\x12\x18\n\x14TRANSFER_KIND_EXPIRY\x10\x03\x12\x1a\n\x16TRANSFER_KIND_ROLLOVER\x10\x04\x12\x18\n\x14TRANSFER_KIND_REFUND\x10\x05\x12\x1c\n\x18TRANSFER_KIND_ADJUSTMENT\x10\x06\x12\x1a\n\x16TRANSFER_KIND_REVERSAL\x10\x07\x32\xab\x03\n\x0e\x41\x63\x63ountService\x12L\n\tGetWallet\x12\x1e.metergate.v1.GetWalletRequest\x1a\x1f.metergate.v1.GetWalletResponse\x12O\n\nListGrants\x12\x1f.metergate.v1.ListGrantsRequest\x1a .metergate.v1.ListGrantsResponse\x12R\n\x0bListCharges\x12 .metergate.v1.ListChargesRequest\x1a!.metergate.v1.ListChargesResponse\x12L\n\tGetCharge\x12\x1e.metergate.v1.GetChargeRequest\x1a\x1f.metergate.v1.GetChargeResponse\x12X\n\rListTransfers\x12\".metergate.v1.ListTransfersRequest\x1a#.metergate.v1.ListTransfersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'metergate.v1.account_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GRANTSOURCE']._serialized_start=2310
-  _globals['_GRANTSOURCE']._serialized_end=2482
-  _globals['_CHANNEL']._serialized_start=2484
-  _globals['_CHANNEL']._serialized_end=2582
-  _globals['_TRANSFERKIND']._serialized_start=2584
-  _globals['_TRANSFERKIND']._serialized_end=2706
+  _globals['_GRANTSOURCE']._serialized_start=2421
+  _globals['_GRANTSOURCE']._serialized_end=2593
+  _globals['_CHANNEL']._serialized_start=2595
+  _globals['_CHANNEL']._serialized_end=2693
+  _globals['_TRANSFERKIND']._serialized_start=2696
+  _globals['_TRANSFERKIND']._serialized_end=2930
   _globals['_WALLET']._serialized_start=159
   _globals['_WALLET']._serialized_end=339
   _globals['_GRANT']._serialized_start=342
-  _globals['_GRANT']._serialized_end=635
-  _globals['_CHARGE']._serialized_start=638
-  _globals['_CHARGE']._serialized_end=1179
-  _globals['_TRANSFER']._serialized_start=1182
-  _globals['_TRANSFER']._serialized_end=1404
-  _globals['_GETWALLETREQUEST']._serialized_start=1406
-  _globals['_GETWALLETREQUEST']._serialized_end=1438
-  _globals['_GETWALLETRESPONSE']._serialized_start=1440
-  _globals['_GETWALLETRESPONSE']._serialized_end=1497
-  _globals['_LISTGRANTSREQUEST']._serialized_start=1499
-  _globals['_LISTGRANTSREQUEST']._serialized_end=1573
-  _globals['_LISTGRANTSRESPONSE']._serialized_start=1575
-  _globals['_LISTGRANTSRESPONSE']._serialized_end=1657
-  _globals['_LISTFILTER']._serialized_start=1660
-  _globals['_LISTFILTER']._serialized_end=1794
-  _globals['_LISTCHARGESREQUEST']._serialized_start=1796
-  _globals['_LISTCHARGESREQUEST']._serialized_end=1913
-  _globals['_LISTCHARGESRESPONSE']._serialized_start=1915
-  _globals['_LISTCHARGESRESPONSE']._serialized_end=2000
-  _globals['_GETCHARGEREQUEST']._serialized_start=2002
-  _globals['_GETCHARGEREQUEST']._serialized_end=2034
-  _globals['_GETCHARGERESPONSE']._serialized_start=2036
-  _globals['_GETCHARGERESPONSE']._serialized_end=2093
-  _globals['_LISTTRANSFERSREQUEST']._serialized_start=2095
-  _globals['_LISTTRANSFERSREQUEST']._serialized_end=2214
-  _globals['_LISTTRANSFERSRESPONSE']._serialized_start=2216
-  _globals['_LISTTRANSFERSRESPONSE']._serialized_end=2307
-  _globals['_ACCOUNTSERVICE']._serialized_start=2709
-  _globals['_ACCOUNTSERVICE']._serialized_end=3136
+  _globals['_GRANT']._serialized_end=746
+  _globals['_CHARGE']._serialized_start=749
+  _globals['_CHARGE']._serialized_end=1290
+  _globals['_TRANSFER']._serialized_start=1293
+  _globals['_TRANSFER']._serialized_end=1515
+  _globals['_GETWALLETREQUEST']._serialized_start=1517
+  _globals['_GETWALLETREQUEST']._serialized_end=1549
+  _globals['_GETWALLETRESPONSE']._serialized_start=1551
+  _globals['_GETWALLETRESPONSE']._serialized_end=1608
+  _globals['_LISTGRANTSREQUEST']._serialized_start=1610
+  _globals['_LISTGRANTSREQUEST']._serialized_end=1684
+  _globals['_LISTGRANTSRESPONSE']._serialized_start=1686
+  _globals['_LISTGRANTSRESPONSE']._serialized_end=1768
+  _globals['_LISTFILTER']._serialized_start=1771
+  _globals['_LISTFILTER']._serialized_end=1905
+  _globals['_LISTCHARGESREQUEST']._serialized_start=1907
+  _globals['_LISTCHARGESREQUEST']._serialized_end=2024
+  _globals['_LISTCHARGESRESPONSE']._serialized_start=2026
+  _globals['_LISTCHARGESRESPONSE']._serialized_end=2111
+  _globals['_GETCHARGEREQUEST']._serialized_start=2113
+  _globals['_GETCHARGEREQUEST']._serialized_end=2145
+  _globals['_GETCHARGERESPONSE']._serialized_start=2147
+  _globals['_GETCHARGERESPONSE']._serialized_end=2204
+  _globals['_LISTTRANSFERSREQUEST']._serialized_start=2206
+  _globals['_LISTTRANSFERSREQUEST']._serialized_end=2325
+  _globals['_LISTTRANSFERSRESPONSE']._serialized_start=2327
+  _globals['_LISTTRANSFERSRESPONSE']._serialized_end=2418
+  _globals['_ACCOUNTSERVICE']._serialized_start=2933
+  _globals['_ACCOUNTSERVICE']._serialized_end=3360
 # @@protoc_insertion_point(module_scope)

@@ -101,6 +101,14 @@ class _TransferKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Transfer
     """A request was charged."""
     TRANSFER_KIND_EXPIRY: _TransferKind.ValueType  # 3
     """Credits expired."""
+    TRANSFER_KIND_ROLLOVER: _TransferKind.ValueType  # 4
+    """Credits expired, and went on in another grant."""
+    TRANSFER_KIND_REFUND: _TransferKind.ValueType  # 5
+    """Part of a charge was given back."""
+    TRANSFER_KIND_ADJUSTMENT: _TransferKind.ValueType  # 6
+    """The operator gave or took credits."""
+    TRANSFER_KIND_REVERSAL: _TransferKind.ValueType  # 7
+    """A payment was taken back, and with it what was left of its credits."""
 
 class TransferKind(_TransferKind, metaclass=_TransferKindEnumTypeWrapper):
     """Why credit moved."""
@@ -113,6 +121,14 @@ TRANSFER_KIND_CHARGE: TransferKind.ValueType  # 2
 """A request was charged."""
 TRANSFER_KIND_EXPIRY: TransferKind.ValueType  # 3
 """Credits expired."""
+TRANSFER_KIND_ROLLOVER: TransferKind.ValueType  # 4
+"""Credits expired, and went on in another grant."""
+TRANSFER_KIND_REFUND: TransferKind.ValueType  # 5
+"""Part of a charge was given back."""
+TRANSFER_KIND_ADJUSTMENT: TransferKind.ValueType  # 6
+"""The operator gave or took credits."""
+TRANSFER_KIND_REVERSAL: TransferKind.ValueType  # 7
+"""A payment was taken back, and with it what was left of its credits."""
 Global___TransferKind: _TypeAlias = TransferKind  # noqa: Y015
 
 @_typing.final
@@ -170,16 +186,27 @@ class Grant(_message.Message):
     EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    ROLLOVER_MICROCREDITS_MAX_FIELD_NUMBER: _builtins.int
+    ROLLOVER_SECONDS_FIELD_NUMBER: _builtins.int
+    REVERSE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`subscribers/{subscriber}/grants/{grant}`."""
+    """`subscribers/{subscriber}/grants/{grant}`. Grants that the ledger adds by itself are named after what made them:
+    `rollover:{grant}`, `refund:{correction}`, `adjustment:{correction}`.
+    """
     source: Global___GrantSource.ValueType
     """Where they came from."""
     priority: _builtins.int
     """Grants of a lower priority are drawn first; within one, those that expire first."""
     amount_microcredits: _builtins.int
-    """What was added, in microcredits: above 0."""
+    """What was added, in microcredits: above 0. Only that of a rollover grant grows, by what comes back from a request later."""
     remaining_microcredits: _builtins.int
     """What is left and set aside for nothing, in microcredits: 0 or more."""
+    rollover_microcredits_max: _builtins.int
+    """When it expires, at most so much of what is left goes on in the grant `rollover:{grant}`, in microcredits: 0 or more. 0:
+    nothing does.
+    """
+    rollover_seconds: _builtins.int
+    """How long that one lives, in seconds from this one's expire_time on: 0 or more. 0: there is none."""
     @_builtins.property
     def effective_time(self) -> _timestamp_pb2.Timestamp:
         """From when it may be spent."""
@@ -192,6 +219,10 @@ class Grant(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was added."""
 
+    @_builtins.property
+    def reverse_time(self) -> _timestamp_pb2.Timestamp:
+        """When its payment was taken back, and what was left of it. Not set: it was not."""
+
     def __init__(
         self,
         *,
@@ -203,10 +234,13 @@ class Grant(_message.Message):
         effective_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        rollover_microcredits_max: _builtins.int = ...,
+        rollover_seconds: _builtins.int = ...,
+        reverse_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effective_time", b"effective_time", "expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effective_time", b"effective_time", "expire_time", b"expire_time", "reverse_time", b"reverse_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_microcredits", b"amount_microcredits", "create_time", b"create_time", "effective_time", b"effective_time", "expire_time", b"expire_time", "name", b"name", "priority", b"priority", "remaining_microcredits", b"remaining_microcredits", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_microcredits", b"amount_microcredits", "create_time", b"create_time", "effective_time", b"effective_time", "expire_time", b"expire_time", "name", b"name", "priority", b"priority", "remaining_microcredits", b"remaining_microcredits", "reverse_time", b"reverse_time", "rollover_microcredits_max", b"rollover_microcredits_max", "rollover_seconds", b"rollover_seconds", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -327,9 +361,9 @@ class Transfer(_message.Message):
     amount_microcredits: _builtins.int
     """How much, in microcredits: above 0."""
     grant: _builtins.str
-    """The grant concerned: `subscribers/{subscriber}/grants/{grant}`."""
+    """The grant concerned: `subscribers/{subscriber}/grants/{grant}`. Of a rollover: the one that expired."""
     charge: _builtins.str
-    """The charge that moved it: `subscribers/{subscriber}/charges/{charge}`. Empty: none did."""
+    """The charge that moved it, or that it refunds: `subscribers/{subscriber}/charges/{charge}`. Empty: it is of none."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When."""

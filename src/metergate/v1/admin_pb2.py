@@ -26,35 +26,63 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from metergate.v1 import account_pb2 as metergate_dot_v1_dot_account__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18metergate/v1/admin.proto\x12\x0cmetergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ametergate/v1/account.proto\"\x81\x02\n\x03Key\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rauthorization\x18\x02 \x01(\t\x12\x0e\n\x06prefix\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_used_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"0\n\x17\x43reateSubscriberRequest\x12\x15\n\rsubscriber_id\x18\x01 \x01(\t\"(\n\x18\x43reateSubscriberResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xf5\x01\n\x12\x43reateGrantRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08grant_id\x18\x02 \x01(\t\x12)\n\x06source\x18\x03 \x01(\x0e\x32\x19.metergate.v1.GrantSource\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x1b\n\x13\x61mount_microcredits\x18\x05 \x01(\x03\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"9\n\x13\x43reateGrantResponse\x12\"\n\x05grant\x18\x01 \x01(\x0b\x32\x13.metergate.v1.Grant\"\xbf\x01\n\x1a\x43reateAuthorizationRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x18\n\x10\x61uthorization_id\x18\x02 \x01(\t\x12\x0b\n\x03\x61pp\x18\x03 \x01(\t\x12&\n\x07\x63hannel\x18\x04 \x01(\x0e\x32\x15.metergate.v1.Channel\x12\x1d\n\x10\x63\x61p_microcredits\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06models\x18\x06 \x03(\tB\x13\n\x11_cap_microcredits\"+\n\x1b\x43reateAuthorizationResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x8f\x01\n\x10\x43reateKeyRequest\x12\x15\n\rauthorization\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x13\n\x0bsecret_hash\x18\x03 \x01(\x0c\x12\x0e\n\x06prefix\x18\x04 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"3\n\x11\x43reateKeyResponse\x12\x1e\n\x03key\x18\x01 \x01(\x0b\x32\x11.metergate.v1.Key\" \n\x10RevokeKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x11RevokeKeyResponse\x12\x1e\n\x03key\x18\x01 \x01(\x0b\x32\x11.metergate.v1.Key2\xcd\x03\n\x0c\x41\x64minService\x12\x61\n\x10\x43reateSubscriber\x12%.metergate.v1.CreateSubscriberRequest\x1a&.metergate.v1.CreateSubscriberResponse\x12R\n\x0b\x43reateGrant\x12 .metergate.v1.CreateGrantRequest\x1a!.metergate.v1.CreateGrantResponse\x12j\n\x13\x43reateAuthorization\x12(.metergate.v1.CreateAuthorizationRequest\x1a).metergate.v1.CreateAuthorizationResponse\x12L\n\tCreateKey\x12\x1e.metergate.v1.CreateKeyRequest\x1a\x1f.metergate.v1.CreateKeyResponse\x12L\n\tRevokeKey\x12\x1e.metergate.v1.RevokeKeyRequest\x1a\x1f.metergate.v1.RevokeKeyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18metergate/v1/admin.proto\x12\x0cmetergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ametergate/v1/account.proto\"\xa0\x02\n\nCorrection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x04kind\x18\x02 \x01(\x0e\x32\x1c.metergate.v1.CorrectionKind\x12\x0e\n\x06\x63harge\x18\x03 \x01(\t\x12\r\n\x05grant\x18\x04 \x01(\t\x12\x1b\n\x13\x61mount_microcredits\x18\x05 \x01(\x03\x12\x1e\n\x16shortfall_microcredits\x18\x06 \x01(\x03\x12\x1a\n\rgrant_seconds\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\r\n\x05\x61\x63tor\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x10\n\x0e_grant_seconds\"\x81\x02\n\x03Key\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rauthorization\x18\x02 \x01(\t\x12\x0e\n\x06prefix\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_used_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"0\n\x17\x43reateSubscriberRequest\x12\x15\n\rsubscriber_id\x18\x01 \x01(\t\"(\n\x18\x43reateSubscriberResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xb2\x02\n\x12\x43reateGrantRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08grant_id\x18\x02 \x01(\t\x12)\n\x06source\x18\x03 \x01(\x0e\x32\x19.metergate.v1.GrantSource\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x1b\n\x13\x61mount_microcredits\x18\x05 \x01(\x03\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x19rollover_microcredits_max\x18\x08 \x01(\x03\x12\x18\n\x10rollover_seconds\x18\t \x01(\x03\"9\n\x13\x43reateGrantResponse\x12\"\n\x05grant\x18\x01 \x01(\x0b\x32\x13.metergate.v1.Grant\"\xbf\x01\n\x1a\x43reateAuthorizationRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x18\n\x10\x61uthorization_id\x18\x02 \x01(\t\x12\x0b\n\x03\x61pp\x18\x03 \x01(\t\x12&\n\x07\x63hannel\x18\x04 \x01(\x0e\x32\x15.metergate.v1.Channel\x12\x1d\n\x10\x63\x61p_microcredits\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06models\x18\x06 \x03(\tB\x13\n\x11_cap_microcredits\"+\n\x1b\x43reateAuthorizationResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x8f\x01\n\x10\x43reateKeyRequest\x12\x15\n\rauthorization\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x13\n\x0bsecret_hash\x18\x03 \x01(\x0c\x12\x0e\n\x06prefix\x18\x04 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"3\n\x11\x43reateKeyResponse\x12\x1e\n\x03key\x18\x01 \x01(\x0b\x32\x11.metergate.v1.Key\" \n\x10RevokeKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x11RevokeKeyResponse\x12\x1e\n\x03key\x18\x01 \x01(\x0b\x32\x11.metergate.v1.Key\"\x8d\x01\n\x13RefundChargeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rcorrection_id\x18\x02 \x01(\t\x12\x1b\n\x13\x61mount_microcredits\x18\x03 \x01(\x03\x12\x15\n\rgrant_seconds\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\"D\n\x14RefundChargeResponse\x12,\n\ncorrection\x18\x01 \x01(\x0b\x32\x18.metergate.v1.Correction\"\xa4\x01\n\x13\x41\x64justWalletRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rcorrection_id\x18\x02 \x01(\t\x12\x1b\n\x13\x61mount_microcredits\x18\x03 \x01(\x03\x12\x1a\n\rgrant_seconds\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\tB\x10\n\x0e_grant_seconds\"D\n\x14\x41\x64justWalletResponse\x12,\n\ncorrection\x18\x01 \x01(\x0b\x32\x18.metergate.v1.Correction\"Y\n\x13ReverseGrantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rcorrection_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\"D\n\x14ReverseGrantResponse\x12,\n\ncorrection\x18\x01 \x01(\x0b\x32\x18.metergate.v1.Correction\"Z\n\x14SuspendWalletRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rcorrection_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\"E\n\x15SuspendWalletResponse\x12,\n\ncorrection\x18\x01 \x01(\x0b\x32\x18.metergate.v1.Correction\"Y\n\x13ResumeWalletRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rcorrection_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\"D\n\x14ResumeWalletResponse\x12,\n\ncorrection\x18\x01 \x01(\x0b\x32\x18.metergate.v1.Correction\"E\n\x16\x45raseSubscriberRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\"W\n\x17\x45raseSubscriberResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\nerase_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xcb\x01\n\x0e\x43orrectionKind\x12\x1f\n\x1b\x43ORRECTION_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43ORRECTION_KIND_REFUND\x10\x01\x12\x1e\n\x1a\x43ORRECTION_KIND_ADJUSTMENT\x10\x02\x12\x1c\n\x18\x43ORRECTION_KIND_REVERSAL\x10\x03\x12\x1e\n\x1a\x43ORRECTION_KIND_SUSPENSION\x10\x04\x12\x1e\n\x1a\x43ORRECTION_KIND_RESUMPTION\x10\x05\x32\xe3\x07\n\x0c\x41\x64minService\x12\x61\n\x10\x43reateSubscriber\x12%.metergate.v1.CreateSubscriberRequest\x1a&.metergate.v1.CreateSubscriberResponse\x12R\n\x0b\x43reateGrant\x12 .metergate.v1.CreateGrantRequest\x1a!.metergate.v1.CreateGrantResponse\x12j\n\x13\x43reateAuthorization\x12(.metergate.v1.CreateAuthorizationRequest\x1a).metergate.v1.CreateAuthorizationResponse\x12L\n\tCreateKey\x12\x1e.metergate.v1.CreateKeyRequest\x1a\x1f.metergate.v1.CreateKeyResponse\x12L\n\tRevokeKey\x12\x1e.metergate.v1.RevokeKeyRequest\x1a\x1f.metergate.v1.RevokeKeyResponse\x12U\n\x0cRefundCharge\x12!.metergate.v1.RefundChargeRequest\x1a\".metergate.v1.RefundChargeResponse\x12U\n\x0c\x41\x64justWallet\x12!.metergate.v1.AdjustWalletRequest\x1a\".metergate.v1.AdjustWalletResponse\x12U\n\x0cReverseGrant\x12!.metergate.v1.ReverseGrantRequest\x1a\".metergate.v1.ReverseGrantResponse\x12X\n\rSuspendWallet\x12\".metergate.v1.SuspendWalletRequest\x1a#.metergate.v1.SuspendWalletResponse\x12U\n\x0cResumeWallet\x12!.metergate.v1.ResumeWalletRequest\x1a\".metergate.v1.ResumeWalletResponse\x12^\n\x0f\x45raseSubscriber\x12$.metergate.v1.EraseSubscriberRequest\x1a%.metergate.v1.EraseSubscriberResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'metergate.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KEY']._serialized_start=104
-  _globals['_KEY']._serialized_end=361
-  _globals['_CREATESUBSCRIBERREQUEST']._serialized_start=363
-  _globals['_CREATESUBSCRIBERREQUEST']._serialized_end=411
-  _globals['_CREATESUBSCRIBERRESPONSE']._serialized_start=413
-  _globals['_CREATESUBSCRIBERRESPONSE']._serialized_end=453
-  _globals['_CREATEGRANTREQUEST']._serialized_start=456
-  _globals['_CREATEGRANTREQUEST']._serialized_end=701
-  _globals['_CREATEGRANTRESPONSE']._serialized_start=703
-  _globals['_CREATEGRANTRESPONSE']._serialized_end=760
-  _globals['_CREATEAUTHORIZATIONREQUEST']._serialized_start=763
-  _globals['_CREATEAUTHORIZATIONREQUEST']._serialized_end=954
-  _globals['_CREATEAUTHORIZATIONRESPONSE']._serialized_start=956
-  _globals['_CREATEAUTHORIZATIONRESPONSE']._serialized_end=999
-  _globals['_CREATEKEYREQUEST']._serialized_start=1002
-  _globals['_CREATEKEYREQUEST']._serialized_end=1145
-  _globals['_CREATEKEYRESPONSE']._serialized_start=1147
-  _globals['_CREATEKEYRESPONSE']._serialized_end=1198
-  _globals['_REVOKEKEYREQUEST']._serialized_start=1200
-  _globals['_REVOKEKEYREQUEST']._serialized_end=1232
-  _globals['_REVOKEKEYRESPONSE']._serialized_start=1234
-  _globals['_REVOKEKEYRESPONSE']._serialized_end=1285
-  _globals['_ADMINSERVICE']._serialized_start=1288
-  _globals['_ADMINSERVICE']._serialized_end=1749
+  _globals['_CORRECTIONKIND']._serialized_start=2736
+  _globals['_CORRECTIONKIND']._serialized_end=2939
+  _globals['_CORRECTION']._serialized_start=104
+  _globals['_CORRECTION']._serialized_end=392
+  _globals['_KEY']._serialized_start=395
+  _globals['_KEY']._serialized_end=652
+  _globals['_CREATESUBSCRIBERREQUEST']._serialized_start=654
+  _globals['_CREATESUBSCRIBERREQUEST']._serialized_end=702
+  _globals['_CREATESUBSCRIBERRESPONSE']._serialized_start=704
+  _globals['_CREATESUBSCRIBERRESPONSE']._serialized_end=744
+  _globals['_CREATEGRANTREQUEST']._serialized_start=747
+  _globals['_CREATEGRANTREQUEST']._serialized_end=1053
+  _globals['_CREATEGRANTRESPONSE']._serialized_start=1055
+  _globals['_CREATEGRANTRESPONSE']._serialized_end=1112
+  _globals['_CREATEAUTHORIZATIONREQUEST']._serialized_start=1115
+  _globals['_CREATEAUTHORIZATIONREQUEST']._serialized_end=1306
+  _globals['_CREATEAUTHORIZATIONRESPONSE']._serialized_start=1308
+  _globals['_CREATEAUTHORIZATIONRESPONSE']._serialized_end=1351
+  _globals['_CREATEKEYREQUEST']._serialized_start=1354
+  _globals['_CREATEKEYREQUEST']._serialized_end=1497
+  _globals['_CREATEKEYRESPONSE']._serialized_start=1499
+  _globals['_CREATEKEYRESPONSE']._serialized_end=1550
+  _globals['_REVOKEKEYREQUEST']._serialized_start=1552
+  _globals['_REVOKEKEYREQUEST']._serialized_end=1584
+  _globals['_REVOKEKEYRESPONSE']._serialized_start=1586
+  _globals['_REVOKEKEYRESPONSE']._serialized_end=1637
+  _globals['_REFUNDCHARGEREQUEST']._serialized_start=1640
+  _globals['_REFUNDCHARGEREQUEST']._serialized_end=1781
+  _globals['_REFUNDCHARGERESPONSE']._serialized_start=1783
+  _globals['_REFUNDCHARGERESPONSE']._serialized_end=1851
+  _globals['_ADJUSTWALLETREQUEST']._serialized_start=1854
+  _globals['_ADJUSTWALLETREQUEST']._serialized_end=2018
+  _globals['_ADJUSTWALLETRESPONSE']._serialized_start=2020
+  _globals['_ADJUSTWALLETRESPONSE']._serialized_end=2088
+  _globals['_REVERSEGRANTREQUEST']._serialized_start=2090
+  _globals['_REVERSEGRANTREQUEST']._serialized_end=2179
+  _globals['_REVERSEGRANTRESPONSE']._serialized_start=2181
+  _globals['_REVERSEGRANTRESPONSE']._serialized_end=2249
+  _globals['_SUSPENDWALLETREQUEST']._serialized_start=2251
+  _globals['_SUSPENDWALLETREQUEST']._serialized_end=2341
+  _globals['_SUSPENDWALLETRESPONSE']._serialized_start=2343
+  _globals['_SUSPENDWALLETRESPONSE']._serialized_end=2412
+  _globals['_RESUMEWALLETREQUEST']._serialized_start=2414
+  _globals['_RESUMEWALLETREQUEST']._serialized_end=2503
+  _globals['_RESUMEWALLETRESPONSE']._serialized_start=2505
+  _globals['_RESUMEWALLETRESPONSE']._serialized_end=2573
+  _globals['_ERASESUBSCRIBERREQUEST']._serialized_start=2575
+  _globals['_ERASESUBSCRIBERREQUEST']._serialized_end=2644
+  _globals['_ERASESUBSCRIBERRESPONSE']._serialized_start=2646
+  _globals['_ERASESUBSCRIBERRESPONSE']._serialized_end=2733
+  _globals['_ADMINSERVICE']._serialized_start=2942
+  _globals['_ADMINSERVICE']._serialized_end=3937
 # @@protoc_insertion_point(module_scope)

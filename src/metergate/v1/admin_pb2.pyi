@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from metergate.v1 import account_pb2 as _account_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,104 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _CorrectionKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CorrectionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CorrectionKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CORRECTION_KIND_UNSPECIFIED: _CorrectionKind.ValueType  # 0
+    """Never sent."""
+    CORRECTION_KIND_REFUND: _CorrectionKind.ValueType  # 1
+    """Part of a charge was given back."""
+    CORRECTION_KIND_ADJUSTMENT: _CorrectionKind.ValueType  # 2
+    """Credit was given or taken."""
+    CORRECTION_KIND_REVERSAL: _CorrectionKind.ValueType  # 3
+    """A payment was taken back."""
+    CORRECTION_KIND_SUSPENSION: _CorrectionKind.ValueType  # 4
+    """The wallet was stopped."""
+    CORRECTION_KIND_RESUMPTION: _CorrectionKind.ValueType  # 5
+    """The wallet may be spent from again."""
+
+class CorrectionKind(_CorrectionKind, metaclass=_CorrectionKindEnumTypeWrapper):
+    """What was done to a wallet."""
+
+CORRECTION_KIND_UNSPECIFIED: CorrectionKind.ValueType  # 0
+"""Never sent."""
+CORRECTION_KIND_REFUND: CorrectionKind.ValueType  # 1
+"""Part of a charge was given back."""
+CORRECTION_KIND_ADJUSTMENT: CorrectionKind.ValueType  # 2
+"""Credit was given or taken."""
+CORRECTION_KIND_REVERSAL: CorrectionKind.ValueType  # 3
+"""A payment was taken back."""
+CORRECTION_KIND_SUSPENSION: CorrectionKind.ValueType  # 4
+"""The wallet was stopped."""
+CORRECTION_KIND_RESUMPTION: CorrectionKind.ValueType  # 5
+"""The wallet may be spent from again."""
+Global___CorrectionKind: _TypeAlias = CorrectionKind  # noqa: Y015
+
+@_typing.final
+class Correction(_message.Message):
+    """The immutable record of what was done to a wallet, why, and by whom."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    CHARGE_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
+    AMOUNT_MICROCREDITS_FIELD_NUMBER: _builtins.int
+    SHORTFALL_MICROCREDITS_FIELD_NUMBER: _builtins.int
+    GRANT_SECONDS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`subscribers/{subscriber}/corrections/{correction}`."""
+    kind: Global___CorrectionKind.ValueType
+    """What was done."""
+    charge: _builtins.str
+    """Of a refund, the charge: `subscribers/{subscriber}/charges/{charge}`. Else empty."""
+    grant: _builtins.str
+    """Of a reversal, the grant: `subscribers/{subscriber}/grants/{grant}`. Else empty."""
+    amount_microcredits: _builtins.int
+    """Given back, given (below 0: taken), or taken back at once, in microcredits. 0: nothing moved."""
+    shortfall_microcredits: _builtins.int
+    """Of a reversal: what of the grant could not be taken back at once, in microcredits. Else 0."""
+    grant_seconds: _builtins.int
+    """How long a grant that it made lives, in seconds. Not set: for ever, or it made none."""
+    reason: _builtins.str
+    """Why."""
+    actor: _builtins.str
+    """Who did it, as they said."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: Global___CorrectionKind.ValueType = ...,
+        charge: _builtins.str = ...,
+        grant: _builtins.str = ...,
+        amount_microcredits: _builtins.int = ...,
+        shortfall_microcredits: _builtins.int = ...,
+        grant_seconds: _builtins.int | None = ...,
+        reason: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_grant_seconds", b"_grant_seconds", "create_time", b"create_time", "grant_seconds", b"grant_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grant_seconds", b"_grant_seconds", "actor", b"actor", "amount_microcredits", b"amount_microcredits", "charge", b"charge", "create_time", b"create_time", "grant", b"grant", "grant_seconds", b"grant_seconds", "kind", b"kind", "name", b"name", "reason", b"reason", "shortfall_microcredits", b"shortfall_microcredits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__grant_seconds: _TypeAlias = _typing.Literal["grant_seconds"]  # noqa: Y015
+    _WhichOneofArgType__grant_seconds: _TypeAlias = _typing.Literal["_grant_seconds", b"_grant_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__grant_seconds) -> _WhichOneofReturnType__grant_seconds | None: ...
+
+Global___Correction: _TypeAlias = Correction  # noqa: Y015
 
 @_typing.final
 class Key(_message.Message):
@@ -131,6 +230,8 @@ class CreateGrantRequest(_message.Message):
     AMOUNT_MICROCREDITS_FIELD_NUMBER: _builtins.int
     EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    ROLLOVER_MICROCREDITS_MAX_FIELD_NUMBER: _builtins.int
+    ROLLOVER_SECONDS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`subscribers/{subscriber}`. Required. NOT_FOUND without such a subscriber."""
     grant_id: _builtins.str
@@ -141,6 +242,12 @@ class CreateGrantRequest(_message.Message):
     """Grants of a lower priority are drawn first: 0 to 1,000. Default: 0."""
     amount_microcredits: _builtins.int
     """How much, in microcredits: 1 or more. Required."""
+    rollover_microcredits_max: _builtins.int
+    """When it expires, at most so much of what is left goes on in another grant, in microcredits. Default (0): nothing does.
+    Needs an expire_time and rollover_seconds, and a source that is not a rollover itself.
+    """
+    rollover_seconds: _builtins.int
+    """How long that other grant lives, in seconds from expire_time on: 1 or more where there is a rollover_microcredits_max."""
     @_builtins.property
     def effective_time(self) -> _timestamp_pb2.Timestamp:
         """From when it may be spent. Required: it is part of the content that must be the same when this is called again."""
@@ -159,10 +266,12 @@ class CreateGrantRequest(_message.Message):
         amount_microcredits: _builtins.int = ...,
         effective_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        rollover_microcredits_max: _builtins.int = ...,
+        rollover_seconds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_microcredits", b"amount_microcredits", "effective_time", b"effective_time", "expire_time", b"expire_time", "grant_id", b"grant_id", "parent", b"parent", "priority", b"priority", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_microcredits", b"amount_microcredits", "effective_time", b"effective_time", "expire_time", b"expire_time", "grant_id", b"grant_id", "parent", b"parent", "priority", b"priority", "rollover_microcredits_max", b"rollover_microcredits_max", "rollover_seconds", b"rollover_seconds", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -369,3 +478,371 @@ class RevokeKeyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevokeKeyResponse: _TypeAlias = RevokeKeyResponse  # noqa: Y015
+
+@_typing.final
+class RefundChargeRequest(_message.Message):
+    """Request of AdminService.RefundCharge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CORRECTION_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_MICROCREDITS_FIELD_NUMBER: _builtins.int
+    GRANT_SECONDS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`subscribers/{subscriber}/charges/{charge}`. Required. NOT_FOUND if there is none."""
+    correction_id: _builtins.str
+    """The correction's id, unique within the subscriber whatever is done. Required."""
+    amount_microcredits: _builtins.int
+    """How much, in microcredits: 1 or more. Required."""
+    grant_seconds: _builtins.int
+    """How long the grant lives that takes what expired grants paid, in seconds: 1 or more. Required."""
+    reason: _builtins.str
+    """Why: 1 to 256 printable characters. Required."""
+    actor: _builtins.str
+    """Who does it: 1 to 256 printable characters. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        correction_id: _builtins.str = ...,
+        amount_microcredits: _builtins.int = ...,
+        grant_seconds: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "amount_microcredits", b"amount_microcredits", "correction_id", b"correction_id", "grant_seconds", b"grant_seconds", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundChargeRequest: _TypeAlias = RefundChargeRequest  # noqa: Y015
+
+@_typing.final
+class RefundChargeResponse(_message.Message):
+    """Response of AdminService.RefundCharge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORRECTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def correction(self) -> Global___Correction:
+        """What was done."""
+
+    def __init__(
+        self,
+        *,
+        correction: Global___Correction | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["correction", b"correction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correction", b"correction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundChargeResponse: _TypeAlias = RefundChargeResponse  # noqa: Y015
+
+@_typing.final
+class AdjustWalletRequest(_message.Message):
+    """Request of AdminService.AdjustWallet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CORRECTION_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_MICROCREDITS_FIELD_NUMBER: _builtins.int
+    GRANT_SECONDS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`subscribers/{subscriber}/wallet`. Required. NOT_FOUND if there is none."""
+    correction_id: _builtins.str
+    """The correction's id, unique within the subscriber whatever is done. Required."""
+    amount_microcredits: _builtins.int
+    """How much is given, or below 0 taken, in microcredits; not 0. Required."""
+    grant_seconds: _builtins.int
+    """How long the grant of what is given lives, in seconds: 1 or more. Not set: for ever. INVALID_ARGUMENT where credit is
+    taken.
+    """
+    reason: _builtins.str
+    """Why: 1 to 256 printable characters. Required."""
+    actor: _builtins.str
+    """Who does it: 1 to 256 printable characters. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        correction_id: _builtins.str = ...,
+        amount_microcredits: _builtins.int = ...,
+        grant_seconds: _builtins.int | None = ...,
+        reason: _builtins.str = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_grant_seconds", b"_grant_seconds", "grant_seconds", b"grant_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grant_seconds", b"_grant_seconds", "actor", b"actor", "amount_microcredits", b"amount_microcredits", "correction_id", b"correction_id", "grant_seconds", b"grant_seconds", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__grant_seconds: _TypeAlias = _typing.Literal["grant_seconds"]  # noqa: Y015
+    _WhichOneofArgType__grant_seconds: _TypeAlias = _typing.Literal["_grant_seconds", b"_grant_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__grant_seconds) -> _WhichOneofReturnType__grant_seconds | None: ...
+
+Global___AdjustWalletRequest: _TypeAlias = AdjustWalletRequest  # noqa: Y015
+
+@_typing.final
+class AdjustWalletResponse(_message.Message):
+    """Response of AdminService.AdjustWallet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORRECTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def correction(self) -> Global___Correction:
+        """What was done."""
+
+    def __init__(
+        self,
+        *,
+        correction: Global___Correction | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["correction", b"correction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correction", b"correction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdjustWalletResponse: _TypeAlias = AdjustWalletResponse  # noqa: Y015
+
+@_typing.final
+class ReverseGrantRequest(_message.Message):
+    """Request of AdminService.ReverseGrant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CORRECTION_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`subscribers/{subscriber}/grants/{grant}`, of source PLAN_CYCLE or TOP_UP. Required. NOT_FOUND if there is none."""
+    correction_id: _builtins.str
+    """The correction's id, unique within the subscriber whatever is done. Required."""
+    reason: _builtins.str
+    """Why: 1 to 256 printable characters. Required."""
+    actor: _builtins.str
+    """Who does it: 1 to 256 printable characters. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        correction_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "correction_id", b"correction_id", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReverseGrantRequest: _TypeAlias = ReverseGrantRequest  # noqa: Y015
+
+@_typing.final
+class ReverseGrantResponse(_message.Message):
+    """Response of AdminService.ReverseGrant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORRECTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def correction(self) -> Global___Correction:
+        """What was done."""
+
+    def __init__(
+        self,
+        *,
+        correction: Global___Correction | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["correction", b"correction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correction", b"correction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReverseGrantResponse: _TypeAlias = ReverseGrantResponse  # noqa: Y015
+
+@_typing.final
+class SuspendWalletRequest(_message.Message):
+    """Request of AdminService.SuspendWallet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CORRECTION_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`subscribers/{subscriber}/wallet`. Required. NOT_FOUND if there is none."""
+    correction_id: _builtins.str
+    """The correction's id, unique within the subscriber whatever is done. Required."""
+    reason: _builtins.str
+    """Why: 1 to 256 printable characters. Required."""
+    actor: _builtins.str
+    """Who does it: 1 to 256 printable characters. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        correction_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "correction_id", b"correction_id", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuspendWalletRequest: _TypeAlias = SuspendWalletRequest  # noqa: Y015
+
+@_typing.final
+class SuspendWalletResponse(_message.Message):
+    """Response of AdminService.SuspendWallet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORRECTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def correction(self) -> Global___Correction:
+        """What was done."""
+
+    def __init__(
+        self,
+        *,
+        correction: Global___Correction | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["correction", b"correction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correction", b"correction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuspendWalletResponse: _TypeAlias = SuspendWalletResponse  # noqa: Y015
+
+@_typing.final
+class ResumeWalletRequest(_message.Message):
+    """Request of AdminService.ResumeWallet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CORRECTION_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`subscribers/{subscriber}/wallet`. Required. NOT_FOUND if there is none."""
+    correction_id: _builtins.str
+    """The correction's id, unique within the subscriber whatever is done. Required."""
+    reason: _builtins.str
+    """Why: 1 to 256 printable characters. Required."""
+    actor: _builtins.str
+    """Who does it: 1 to 256 printable characters. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        correction_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "correction_id", b"correction_id", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeWalletRequest: _TypeAlias = ResumeWalletRequest  # noqa: Y015
+
+@_typing.final
+class ResumeWalletResponse(_message.Message):
+    """Response of AdminService.ResumeWallet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORRECTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def correction(self) -> Global___Correction:
+        """What was done."""
+
+    def __init__(
+        self,
+        *,
+        correction: Global___Correction | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["correction", b"correction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correction", b"correction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeWalletResponse: _TypeAlias = ResumeWalletResponse  # noqa: Y015
+
+@_typing.final
+class EraseSubscriberRequest(_message.Message):
+    """Request of AdminService.EraseSubscriber."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`subscribers/{subscriber}`. Required. NOT_FOUND if there is none."""
+    reason: _builtins.str
+    """Why: 1 to 256 printable characters, without the subscriber's id. Required."""
+    actor: _builtins.str
+    """Who does it: 1 to 256 printable characters, without the subscriber's id. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseSubscriberRequest: _TypeAlias = EraseSubscriberRequest  # noqa: Y015
+
+@_typing.final
+class EraseSubscriberResponse(_message.Message):
+    """Response of AdminService.EraseSubscriber."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ERASE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`subscribers/{subscriber}`: the pseudonym under which what stays is found."""
+    @_builtins.property
+    def erase_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was done."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        erase_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["erase_time", b"erase_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erase_time", b"erase_time", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseSubscriberResponse: _TypeAlias = EraseSubscriberResponse  # noqa: Y015

@@ -28,7 +28,7 @@ if _version_not_supported:
 class AdminServiceStub:
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
     `.admin` added, mode 0600), never on the listener that apps call: who may open the socket may do everything here, without
-    a key. `metergate subscriber`, `grant` and `key` call it while a gateway serves. Every method may be called again with the
+    a key. `metergate subscriber`, `grant`, `key`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
     same content and answers as it first did; the same id with other content is ALREADY_EXISTS (ID_CONFLICT). Fields this
     version does not know are refused with INVALID_ARGUMENT. Ids are 1 to 128 of a-z, A-Z, 0-9, dot, underscore and dash,
     beginning with a letter or a digit.
@@ -65,12 +65,42 @@ class AdminServiceStub:
                 request_serializer=metergate_dot_v1_dot_admin__pb2.RevokeKeyRequest.SerializeToString,
                 response_deserializer=metergate_dot_v1_dot_admin__pb2.RevokeKeyResponse.FromString,
                 _registered_method=True)
+        self.RefundCharge = channel.unary_unary(
+                '/metergate.v1.AdminService/RefundCharge',
+                request_serializer=metergate_dot_v1_dot_admin__pb2.RefundChargeRequest.SerializeToString,
+                response_deserializer=metergate_dot_v1_dot_admin__pb2.RefundChargeResponse.FromString,
+                _registered_method=True)
+        self.AdjustWallet = channel.unary_unary(
+                '/metergate.v1.AdminService/AdjustWallet',
+                request_serializer=metergate_dot_v1_dot_admin__pb2.AdjustWalletRequest.SerializeToString,
+                response_deserializer=metergate_dot_v1_dot_admin__pb2.AdjustWalletResponse.FromString,
+                _registered_method=True)
+        self.ReverseGrant = channel.unary_unary(
+                '/metergate.v1.AdminService/ReverseGrant',
+                request_serializer=metergate_dot_v1_dot_admin__pb2.ReverseGrantRequest.SerializeToString,
+                response_deserializer=metergate_dot_v1_dot_admin__pb2.ReverseGrantResponse.FromString,
+                _registered_method=True)
+        self.SuspendWallet = channel.unary_unary(
+                '/metergate.v1.AdminService/SuspendWallet',
+                request_serializer=metergate_dot_v1_dot_admin__pb2.SuspendWalletRequest.SerializeToString,
+                response_deserializer=metergate_dot_v1_dot_admin__pb2.SuspendWalletResponse.FromString,
+                _registered_method=True)
+        self.ResumeWallet = channel.unary_unary(
+                '/metergate.v1.AdminService/ResumeWallet',
+                request_serializer=metergate_dot_v1_dot_admin__pb2.ResumeWalletRequest.SerializeToString,
+                response_deserializer=metergate_dot_v1_dot_admin__pb2.ResumeWalletResponse.FromString,
+                _registered_method=True)
+        self.EraseSubscriber = channel.unary_unary(
+                '/metergate.v1.AdminService/EraseSubscriber',
+                request_serializer=metergate_dot_v1_dot_admin__pb2.EraseSubscriberRequest.SerializeToString,
+                response_deserializer=metergate_dot_v1_dot_admin__pb2.EraseSubscriberResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
     `.admin` added, mode 0600), never on the listener that apps call: who may open the socket may do everything here, without
-    a key. `metergate subscriber`, `grant` and `key` call it while a gateway serves. Every method may be called again with the
+    a key. `metergate subscriber`, `grant`, `key`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
     same content and answers as it first did; the same id with other content is ALREADY_EXISTS (ID_CONFLICT). Fields this
     version does not know are refused with INVALID_ARGUMENT. Ids are 1 to 128 of a-z, A-Z, 0-9, dot, underscore and dash,
     beginning with a letter or a digit.
@@ -112,6 +142,52 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RefundCharge(self, request, context):
+        """Gives back part of a charge, to the grants that paid it, the last drawn first; what an expired grant paid goes to a new
+        grant. FAILED_PRECONDITION (REFUND_EXCEEDS_CHARGE) above what was charged and not refunded yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdjustWallet(self, request, context):
+        """Gives credit, in a new grant, or takes what is available: never more (FAILED_PRECONDITION, INSUFFICIENT_CREDIT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReverseGrant(self, request, context):
+        """Takes back what is left of a grant whose payment was taken back, and suspends the wallet if that is not all of it. What
+        of the rest comes back later is taken then. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SuspendWallet(self, request, context):
+        """Stops a wallet: nothing new is admitted, and running requests set no more credit aside.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeWallet(self, request, context):
+        """Lets a suspended wallet be spent from again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseSubscriber(self, request, context):
+        """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
+        its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
+        (RESERVATIONS_OPEN) while a request of it runs. Called again it is NOT_FOUND: that it was there is forgotten, too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -140,6 +216,36 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=metergate_dot_v1_dot_admin__pb2.RevokeKeyRequest.FromString,
                     response_serializer=metergate_dot_v1_dot_admin__pb2.RevokeKeyResponse.SerializeToString,
             ),
+            'RefundCharge': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefundCharge,
+                    request_deserializer=metergate_dot_v1_dot_admin__pb2.RefundChargeRequest.FromString,
+                    response_serializer=metergate_dot_v1_dot_admin__pb2.RefundChargeResponse.SerializeToString,
+            ),
+            'AdjustWallet': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdjustWallet,
+                    request_deserializer=metergate_dot_v1_dot_admin__pb2.AdjustWalletRequest.FromString,
+                    response_serializer=metergate_dot_v1_dot_admin__pb2.AdjustWalletResponse.SerializeToString,
+            ),
+            'ReverseGrant': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReverseGrant,
+                    request_deserializer=metergate_dot_v1_dot_admin__pb2.ReverseGrantRequest.FromString,
+                    response_serializer=metergate_dot_v1_dot_admin__pb2.ReverseGrantResponse.SerializeToString,
+            ),
+            'SuspendWallet': grpc.unary_unary_rpc_method_handler(
+                    servicer.SuspendWallet,
+                    request_deserializer=metergate_dot_v1_dot_admin__pb2.SuspendWalletRequest.FromString,
+                    response_serializer=metergate_dot_v1_dot_admin__pb2.SuspendWalletResponse.SerializeToString,
+            ),
+            'ResumeWallet': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeWallet,
+                    request_deserializer=metergate_dot_v1_dot_admin__pb2.ResumeWalletRequest.FromString,
+                    response_serializer=metergate_dot_v1_dot_admin__pb2.ResumeWalletResponse.SerializeToString,
+            ),
+            'EraseSubscriber': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseSubscriber,
+                    request_deserializer=metergate_dot_v1_dot_admin__pb2.EraseSubscriberRequest.FromString,
+                    response_serializer=metergate_dot_v1_dot_admin__pb2.EraseSubscriberResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'metergate.v1.AdminService', rpc_method_handlers)
@@ -151,7 +257,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 class AdminService:
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
     `.admin` added, mode 0600), never on the listener that apps call: who may open the socket may do everything here, without
-    a key. `metergate subscriber`, `grant` and `key` call it while a gateway serves. Every method may be called again with the
+    a key. `metergate subscriber`, `grant`, `key`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
     same content and answers as it first did; the same id with other content is ALREADY_EXISTS (ID_CONFLICT). Fields this
     version does not know are refused with INVALID_ARGUMENT. Ids are 1 to 128 of a-z, A-Z, 0-9, dot, underscore and dash,
     beginning with a letter or a digit.
@@ -282,6 +388,168 @@ class AdminService:
             '/metergate.v1.AdminService/RevokeKey',
             metergate_dot_v1_dot_admin__pb2.RevokeKeyRequest.SerializeToString,
             metergate_dot_v1_dot_admin__pb2.RevokeKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefundCharge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metergate.v1.AdminService/RefundCharge',
+            metergate_dot_v1_dot_admin__pb2.RefundChargeRequest.SerializeToString,
+            metergate_dot_v1_dot_admin__pb2.RefundChargeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdjustWallet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metergate.v1.AdminService/AdjustWallet',
+            metergate_dot_v1_dot_admin__pb2.AdjustWalletRequest.SerializeToString,
+            metergate_dot_v1_dot_admin__pb2.AdjustWalletResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReverseGrant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metergate.v1.AdminService/ReverseGrant',
+            metergate_dot_v1_dot_admin__pb2.ReverseGrantRequest.SerializeToString,
+            metergate_dot_v1_dot_admin__pb2.ReverseGrantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SuspendWallet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metergate.v1.AdminService/SuspendWallet',
+            metergate_dot_v1_dot_admin__pb2.SuspendWalletRequest.SerializeToString,
+            metergate_dot_v1_dot_admin__pb2.SuspendWalletResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeWallet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metergate.v1.AdminService/ResumeWallet',
+            metergate_dot_v1_dot_admin__pb2.ResumeWalletRequest.SerializeToString,
+            metergate_dot_v1_dot_admin__pb2.ResumeWalletResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseSubscriber(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metergate.v1.AdminService/EraseSubscriber',
+            metergate_dot_v1_dot_admin__pb2.EraseSubscriberRequest.SerializeToString,
+            metergate_dot_v1_dot_admin__pb2.EraseSubscriberResponse.FromString,
             options,
             channel_credentials,
             insecure,

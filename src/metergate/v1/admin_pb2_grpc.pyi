@@ -29,7 +29,7 @@ GRPC_VERSION: str
 class AdminServiceStub:
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
     `.admin` added, mode 0600), never on the listener that apps call: who may open the socket may do everything here, without
-    a key. `metergate subscriber`, `grant` and `key` call it while a gateway serves. Every method may be called again with the
+    a key. `metergate subscriber`, `grant`, `key`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
     same content and answers as it first did; the same id with other content is ALREADY_EXISTS (ID_CONFLICT). Fields this
     version does not know are refused with INVALID_ARGUMENT. Ids are 1 to 128 of a-z, A-Z, 0-9, dot, underscore and dash,
     beginning with a letter or a digit.
@@ -51,12 +51,31 @@ class AdminServiceStub:
     """Revokes a key, for ever. No new call of this gateway is let in with it from the moment of the response; running ones end
     by themselves.
     """
+    RefundCharge: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RefundChargeRequest, _admin_pb2.RefundChargeResponse]
+    """Gives back part of a charge, to the grants that paid it, the last drawn first; what an expired grant paid goes to a new
+    grant. FAILED_PRECONDITION (REFUND_EXCEEDS_CHARGE) above what was charged and not refunded yet.
+    """
+    AdjustWallet: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AdjustWalletRequest, _admin_pb2.AdjustWalletResponse]
+    """Gives credit, in a new grant, or takes what is available: never more (FAILED_PRECONDITION, INSUFFICIENT_CREDIT)."""
+    ReverseGrant: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReverseGrantRequest, _admin_pb2.ReverseGrantResponse]
+    """Takes back what is left of a grant whose payment was taken back, and suspends the wallet if that is not all of it. What
+    of the rest comes back later is taken then. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
+    """
+    SuspendWallet: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SuspendWalletRequest, _admin_pb2.SuspendWalletResponse]
+    """Stops a wallet: nothing new is admitted, and running requests set no more credit aside."""
+    ResumeWallet: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ResumeWalletRequest, _admin_pb2.ResumeWalletResponse]
+    """Lets a suspended wallet be spent from again."""
+    EraseSubscriber: _grpc.UnaryUnaryMultiCallable[_admin_pb2.EraseSubscriberRequest, _admin_pb2.EraseSubscriberResponse]
+    """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
+    its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
+    (RESERVATIONS_OPEN) while a request of it runs. Called again it is NOT_FOUND: that it was there is forgotten, too.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
     `.admin` added, mode 0600), never on the listener that apps call: who may open the socket may do everything here, without
-    a key. `metergate subscriber`, `grant` and `key` call it while a gateway serves. Every method may be called again with the
+    a key. `metergate subscriber`, `grant`, `key`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
     same content and answers as it first did; the same id with other content is ALREADY_EXISTS (ID_CONFLICT). Fields this
     version does not know are refused with INVALID_ARGUMENT. Ids are 1 to 128 of a-z, A-Z, 0-9, dot, underscore and dash,
     beginning with a letter or a digit.
@@ -75,11 +94,30 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Revokes a key, for ever. No new call of this gateway is let in with it from the moment of the response; running ones end
     by themselves.
     """
+    RefundCharge: _aio.UnaryUnaryMultiCallable[_admin_pb2.RefundChargeRequest, _admin_pb2.RefundChargeResponse]  # type: ignore[assignment]
+    """Gives back part of a charge, to the grants that paid it, the last drawn first; what an expired grant paid goes to a new
+    grant. FAILED_PRECONDITION (REFUND_EXCEEDS_CHARGE) above what was charged and not refunded yet.
+    """
+    AdjustWallet: _aio.UnaryUnaryMultiCallable[_admin_pb2.AdjustWalletRequest, _admin_pb2.AdjustWalletResponse]  # type: ignore[assignment]
+    """Gives credit, in a new grant, or takes what is available: never more (FAILED_PRECONDITION, INSUFFICIENT_CREDIT)."""
+    ReverseGrant: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReverseGrantRequest, _admin_pb2.ReverseGrantResponse]  # type: ignore[assignment]
+    """Takes back what is left of a grant whose payment was taken back, and suspends the wallet if that is not all of it. What
+    of the rest comes back later is taken then. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
+    """
+    SuspendWallet: _aio.UnaryUnaryMultiCallable[_admin_pb2.SuspendWalletRequest, _admin_pb2.SuspendWalletResponse]  # type: ignore[assignment]
+    """Stops a wallet: nothing new is admitted, and running requests set no more credit aside."""
+    ResumeWallet: _aio.UnaryUnaryMultiCallable[_admin_pb2.ResumeWalletRequest, _admin_pb2.ResumeWalletResponse]  # type: ignore[assignment]
+    """Lets a suspended wallet be spent from again."""
+    EraseSubscriber: _aio.UnaryUnaryMultiCallable[_admin_pb2.EraseSubscriberRequest, _admin_pb2.EraseSubscriberResponse]  # type: ignore[assignment]
+    """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
+    its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
+    (RESERVATIONS_OPEN) while a request of it runs. Called again it is NOT_FOUND: that it was there is forgotten, too.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
     `.admin` added, mode 0600), never on the listener that apps call: who may open the socket may do everything here, without
-    a key. `metergate subscriber`, `grant` and `key` call it while a gateway serves. Every method may be called again with the
+    a key. `metergate subscriber`, `grant`, `key`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
     same content and answers as it first did; the same id with other content is ALREADY_EXISTS (ID_CONFLICT). Fields this
     version does not know are refused with INVALID_ARGUMENT. Ids are 1 to 128 of a-z, A-Z, 0-9, dot, underscore and dash,
     beginning with a letter or a digit.
@@ -125,6 +163,61 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.RevokeKeyResponse, _abc.Awaitable[_admin_pb2.RevokeKeyResponse]]:
         """Revokes a key, for ever. No new call of this gateway is let in with it from the moment of the response; running ones end
         by themselves.
+        """
+
+    @_abc_1.abstractmethod
+    def RefundCharge(
+        self,
+        request: _admin_pb2.RefundChargeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RefundChargeResponse, _abc.Awaitable[_admin_pb2.RefundChargeResponse]]:
+        """Gives back part of a charge, to the grants that paid it, the last drawn first; what an expired grant paid goes to a new
+        grant. FAILED_PRECONDITION (REFUND_EXCEEDS_CHARGE) above what was charged and not refunded yet.
+        """
+
+    @_abc_1.abstractmethod
+    def AdjustWallet(
+        self,
+        request: _admin_pb2.AdjustWalletRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.AdjustWalletResponse, _abc.Awaitable[_admin_pb2.AdjustWalletResponse]]:
+        """Gives credit, in a new grant, or takes what is available: never more (FAILED_PRECONDITION, INSUFFICIENT_CREDIT)."""
+
+    @_abc_1.abstractmethod
+    def ReverseGrant(
+        self,
+        request: _admin_pb2.ReverseGrantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ReverseGrantResponse, _abc.Awaitable[_admin_pb2.ReverseGrantResponse]]:
+        """Takes back what is left of a grant whose payment was taken back, and suspends the wallet if that is not all of it. What
+        of the rest comes back later is taken then. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
+        """
+
+    @_abc_1.abstractmethod
+    def SuspendWallet(
+        self,
+        request: _admin_pb2.SuspendWalletRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.SuspendWalletResponse, _abc.Awaitable[_admin_pb2.SuspendWalletResponse]]:
+        """Stops a wallet: nothing new is admitted, and running requests set no more credit aside."""
+
+    @_abc_1.abstractmethod
+    def ResumeWallet(
+        self,
+        request: _admin_pb2.ResumeWalletRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ResumeWalletResponse, _abc.Awaitable[_admin_pb2.ResumeWalletResponse]]:
+        """Lets a suspended wallet be spent from again."""
+
+    @_abc_1.abstractmethod
+    def EraseSubscriber(
+        self,
+        request: _admin_pb2.EraseSubscriberRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.EraseSubscriberResponse, _abc.Awaitable[_admin_pb2.EraseSubscriberResponse]]:
+        """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
+        its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
+        (RESERVATIONS_OPEN) while a request of it runs. Called again it is NOT_FOUND: that it was there is forgotten, too.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -13,6 +13,8 @@ from metergate.core.rows import (
     Authorization,
     Channel,
     Charge,
+    Correction,
+    CorrectionKind,
     FinishReason,
     Grant,
     GrantSource,
@@ -28,7 +30,7 @@ Columns = tuple[Any, ...]  # one row as the driver binds and returns it
 WALLET = "subscriber_id, state, sequence, create_time_us"
 GRANT = (
     "grant_id, subscriber_id, source, priority, amount_microcredits, remaining_microcredits, effective_time_us, "
-    "expire_time_us, create_time_us"
+    "expire_time_us, create_time_us, rollover_microcredits_max, rollover_seconds, reverse_time_us"
 )
 AUTHORIZATION = (
     "authorization_id, subscriber_id, app_id, channel, cap_microcredits, allowed_models, charged_microcredits, "
@@ -45,11 +47,16 @@ RESERVATION = (
 CHARGE = (
     "charge_id, reservation_id, subscriber_id, authorization_id, app_id, channel, request_id, content_hash, model_id, "
     "provider_id, attempts, counting_source, usage_counted, usage_reported, usage_mismatch, rate_card_id, "
-    "captured_microcredits, charged_microcredits, finish_reason, close_cause, create_time_us, settle_time_us"
+    "captured_microcredits, charged_microcredits, delivered_microcredits, allocations, finish_reason, close_cause, "
+    "create_time_us, settle_time_us"
 )
 TRANSFER = (
     "subscriber_id, sequence, kind, debit_account, credit_account, amount_microcredits, grant_id, charge_id, "
-    "create_time_us"
+    "create_time_us, correction_id, grant_expire_time_us"
+)
+CORRECTION = (
+    "correction_id, subscriber_id, kind, charge_id, grant_id, amount_microcredits, shortfall_microcredits, "
+    "grant_seconds, reason, actor, create_time_us"
 )
 
 _encoder = msgspec.json.Encoder()
@@ -69,6 +76,11 @@ def to_json(value: object) -> str:
     return _encoder.encode(value).decode()
 
 
+def amounts(text: str) -> list[tuple[str, int]]:
+    """Names with amounts, of allocations or usage as JSON text."""
+    return _amounts.decode(text)
+
+
 def usage_columns(usage: Usage) -> str:
     """Usage as JSON text."""
     return to_json(usage.tokens)
@@ -77,6 +89,12 @@ def usage_columns(usage: Usage) -> str:
 def allocation_columns(allocations: Iterable[Allocation]) -> str:
     """Allocations as JSON text."""
     return to_json([(part.grant_id, part.amount_microcredits) for part in allocations])
+
+
+def _allocations(text: str) -> tuple[Allocation, ...]:
+    return tuple(
+        [Allocation(grant_id=grant_id, amount_microcredits=amount) for grant_id, amount in _amounts.decode(text)]
+    )
 
 
 def _usage(text: str) -> Usage:
@@ -103,6 +121,9 @@ def grant_columns(row: Grant) -> Columns:
         row.effective_time_us,
         row.expire_time_us,
         row.create_time_us,
+        row.rollover_microcredits_max,
+        row.rollover_seconds,
+        row.reverse_time_us,
     )
 
 
@@ -196,6 +217,8 @@ def charge_columns(row: Charge) -> Columns:
         row.rate_card_id,
         row.captured_microcredits,
         row.charged_microcredits,
+        row.delivered_microcredits,
+        allocation_columns(row.allocations),
         row.finish_reason,
         row.close_cause,
         row.create_time_us,
@@ -214,6 +237,25 @@ def transfer_columns(row: Transfer) -> Columns:
         row.amount_microcredits,
         row.grant_id,
         row.charge_id,
+        row.create_time_us,
+        row.correction_id,
+        row.grant_expire_time_us,
+    )
+
+
+def correction_columns(row: Correction) -> Columns:
+    """``CORRECTION``."""
+    return (
+        row.correction_id,
+        row.subscriber_id,
+        row.kind,
+        row.charge_id,
+        row.grant_id,
+        row.amount_microcredits,
+        row.shortfall_microcredits,
+        row.grant_seconds,
+        row.reason,
+        row.actor,
         row.create_time_us,
     )
 
@@ -241,6 +283,9 @@ def grant(columns: Columns) -> Grant:
         effective_time_us=columns[6],
         expire_time_us=columns[7],
         create_time_us=columns[8],
+        rollover_microcredits_max=columns[9],
+        rollover_seconds=columns[10],
+        reverse_time_us=columns[11],
     )
 
 
@@ -308,10 +353,7 @@ def reservation(columns: Columns) -> Reservation:
         captured_microcredits=columns[17],
         captured_usage=_usage(columns[18]),
         delivered_microcredits=columns[19],
-        allocations=tuple(
-            Allocation(grant_id=grant_id, amount_microcredits=amount)
-            for grant_id, amount in _amounts.decode(columns[20])
-        ),
+        allocations=_allocations(columns[20]),
         create_time_us=columns[21],
         close_time_us=columns[22],
     )
@@ -351,10 +393,12 @@ def charge(columns: Columns) -> Charge:
         rate_card_id=columns[15],
         captured_microcredits=columns[16],
         charged_microcredits=columns[17],
-        finish_reason=FinishReason(columns[18]),
-        close_cause=CloseCause(columns[19]),
-        create_time_us=columns[20],
-        settle_time_us=columns[21],
+        delivered_microcredits=columns[18],
+        allocations=_allocations(columns[19]),
+        finish_reason=FinishReason(columns[20]),
+        close_cause=CloseCause(columns[21]),
+        create_time_us=columns[22],
+        settle_time_us=columns[23],
     )
 
 
@@ -370,4 +414,23 @@ def transfer(columns: Columns) -> Transfer:
         grant_id=columns[6],
         charge_id=columns[7],
         create_time_us=columns[8],
+        correction_id=columns[9],
+        grant_expire_time_us=columns[10],
+    )
+
+
+def correction(columns: Columns) -> Correction:
+    """A row of ``CORRECTION``."""
+    return Correction(
+        correction_id=columns[0],
+        subscriber_id=columns[1],
+        kind=CorrectionKind(columns[2]),
+        charge_id=columns[3],
+        grant_id=columns[4],
+        amount_microcredits=columns[5],
+        shortfall_microcredits=columns[6],
+        grant_seconds=columns[7],
+        reason=columns[8],
+        actor=columns[9],
+        create_time_us=columns[10],
     )

@@ -4,18 +4,25 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from metergate.core.books import Books, GrantKey, RequestKey, request_key
+from metergate.core.books import Books, CorrectionKey, GrantKey, RequestKey, request_key
+from metergate.core.grants import is_expired, rollover_grant_id
 from metergate.core.ledger import Operation
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
     AddSubscriber,
+    Adjust,
     Capture,
+    Expire,
     Recover,
+    Refund,
     Reserve,
+    Reverse,
     Settle,
+    SetWalletState,
 )
 from metergate.core.reservation import Reservation
+from metergate.core.rows import Wallet
 from metergate.stores.sqlite import codec
 
 Row = TypeVar("Row")
@@ -59,6 +66,17 @@ GRANTS_WITH_CREDIT = _select(
 GRANTS_BY_ID = _select(
     "grants", codec.GRANT, "grants.subscriber_id = wanted.value ->> 0 AND grants.grant_id = wanted.value ->> 1"
 )
+CORRECTIONS_BY_ID = _select(
+    "corrections",
+    codec.CORRECTION,
+    "corrections.subscriber_id = wanted.value ->> 0 AND corrections.correction_id = wanted.value ->> 1",
+)
+REFUNDS_BY_CHARGE = _select(
+    "corrections",
+    codec.CORRECTION,
+    "corrections.charge_id = wanted.value AND corrections.charge_id <> ''",
+    index="corrections_by_charge",
+)
 
 
 class Loader:
@@ -71,6 +89,8 @@ class Loader:
         self._authorizations: set[str] = set()
         self._grants: set[GrantKey] = set()
         self._charges: set[str] = set()
+        self._corrections: set[CorrectionKey] = set()
+        self._refunded: set[str] = set()  # charges of which something is refunded
         self._requests: set[RequestKey] = set()
         self._granted: set[str] = set()  # subscribers whose whole wallet must be summed up
 
@@ -80,7 +100,9 @@ class Loader:
         self._load_reservations(books, operations)
         for operation in operations:
             self._note(books, operation)
+        self._load_corrections(books)
         self._load_payers(books)
+        self._load_rollovers(books, operations)
         self._load_charges(books)
         return books
 
@@ -126,11 +148,25 @@ class Loader:
                 self._subscribers.add(grant.subscriber_id)
                 self._grants.add((grant.subscriber_id, grant.grant_id))
                 self._granted.add(grant.subscriber_id)
-            case AddSubscriber(wallet=wallet):
-                self._subscribers.add(wallet.subscriber_id)
+            case AddSubscriber(wallet=Wallet(subscriber_id=subscriber_id)) | Expire(subscriber_id=subscriber_id):
+                self._subscribers.add(subscriber_id)
             case AddAuthorization(authorization=authorization):
                 self._subscribers.add(authorization.subscriber_id)
                 self._authorizations.add(authorization.authorization_id)
+            case Refund() | Adjust() | Reverse() | SetWalletState():
+                self._note_correction(operation)
+
+    def _note_correction(self, operation: Refund | Adjust | Reverse | SetWalletState) -> None:
+        subscriber_id = operation.subscriber_id
+        self._subscribers.add(subscriber_id)
+        self._corrections.add((subscriber_id, operation.correction_id))
+        if isinstance(operation, Refund | Adjust):
+            self._granted.add(subscriber_id)
+        if isinstance(operation, Refund):
+            self._refunded.add(operation.charge_id)
+        if isinstance(operation, Reverse):
+            grant_ids = (operation.grant_id, rollover_grant_id(operation.grant_id))
+            self._grants.update((subscriber_id, grant_id) for grant_id in grant_ids)
 
     def _note_new_charge(self, operation: Settle | Recover) -> None:
         if isinstance(operation, Recover):
@@ -142,6 +178,18 @@ class Loader:
         self._subscribers.add(row.subscriber_id)
         self._authorizations.add(row.authorization_id)
         self._grants.update((row.subscriber_id, part.grant_id) for part in row.allocations)
+
+    # --- corrections ------------------------------------------------------------------------------------------------
+
+    def _load_corrections(self, books: Books) -> None:
+        """Corrections made before, and what a refund goes back to."""
+        for select, keys in ((CORRECTIONS_BY_ID, self._corrections), (REFUNDS_BY_CHARGE, self._refunded)):
+            for correction in self._rows(select, keys, codec.correction):
+                books.load_correction(correction)
+        for charge in self._rows(CHARGES_BY_ID, self._refunded, codec.charge):
+            books.load_charge(charge)
+            self._authorizations.add(charge.authorization_id)
+            self._grants.update((charge.subscriber_id, part.grant_id) for part in charge.allocations)
 
     # --- the rest ---------------------------------------------------------------------------------------------------
 
@@ -163,6 +211,18 @@ class Loader:
                 if (grant.subscriber_id, grant.grant_id) not in books.grants.rows:
                     books.load_grant(grant)
 
+    def _load_rollovers(self, books: Books, operations: Sequence[Operation]) -> None:
+        """The rollover grants of those that are over by the latest of the batch's times: what comes back goes there."""
+        ruled = [grant for grant in books.grants.rows.values() if grant.rollover_microcredits_max > 0]
+        if not ruled:
+            return
+        now_us = max(map(_time_of, operations))
+        expired = [grant for grant in ruled if is_expired(grant, now_us)]
+        wanted = [(grant.subscriber_id, rollover_grant_id(grant.grant_id)) for grant in expired]
+        for grant in self._rows(GRANTS_BY_ID, wanted, codec.grant):
+            if (grant.subscriber_id, grant.grant_id) not in books.grants.rows:
+                books.load_grant(grant)
+
     def _load_charges(self, books: Books) -> None:
         closed = [row.reservation_id for row in books.reservations.rows.values() if row.close_cause is not None]
         charges: tuple[tuple[str, Collection[object]], ...] = (
@@ -178,3 +238,14 @@ class Loader:
         if not wanted:
             return ()
         return [decode(columns) for columns in self._connection.execute(select, (codec.to_json(wanted),))]
+
+
+def _time_of(operation: Operation) -> int:
+    """When the operation was asked for: what has expired by then moves."""
+    match operation:
+        case AddGrant(grant=grant):
+            return grant.create_time_us
+        case AddSubscriber() | AddAuthorization():
+            return 0
+        case _:
+            return operation.now_us

@@ -5,10 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from metergate.core.accounts import AccountBalance
+from metergate.core.credits import MICROCREDITS_PER_CREDIT
 from metergate.core.errors import RequestInvalid, ResourceNotFound, Violation
+from metergate.core.grants import rollable, rollover_grant_id
 from metergate.core.postings import spendable
-from metergate.core.rows import Authorization, Charge, Grant, Transfer
-from metergate.ports import Balance, ChargeFilter, Grantee, Page, TransferFilter
+from metergate.core.rows import Authorization, Charge, Correction, Grant, Transfer
+from metergate.ports import Balance, ChargeFilter, Days, Grantee, Page, TransferFilter
 from metergate.stores.sqlite import codec
 
 Row = TypeVar("Row")
@@ -20,6 +23,12 @@ AVAILABLE = """
     WHERE subscriber_id = ?1 AND remaining_microcredits > 0 AND effective_time_us <= ?2
         AND (expire_time_us IS NULL OR expire_time_us > ?2)
 """
+# What the next change of the wallet, or the sweep, will move on rather than let expire.
+ROLLING_OVER = f"""
+    SELECT {codec.GRANT} FROM grants INDEXED BY grants_with_credit
+    WHERE subscriber_id = ?1 AND remaining_microcredits > 0 AND expire_time_us <= ?2 AND rollover_microcredits_max > 0
+"""
+GRANT = f"SELECT {codec.GRANT} FROM grants WHERE subscriber_id = ? AND grant_id = ?"
 RESERVED = """
     SELECT coalesce(sum(reserved_microcredits), 0) FROM reservations INDEXED BY reservations_active
     WHERE subscriber_id = ? AND state = 'ACTIVE'
@@ -37,9 +46,17 @@ GRANTS_PAGE = f"""
     SELECT grant_number, {codec.GRANT} FROM grants
     WHERE subscriber_id = ? AND grant_number < ? ORDER BY grant_number DESC LIMIT ?
 """
+ACCOUNT_DAYS = """
+    SELECT account, debited_credits, debited_rest, credited_credits, credited_rest FROM account_days
+    WHERE day >= ? AND day <= ?
+"""
 CHARGES_PAGE = f"""
     SELECT charge_number, {codec.CHARGE} FROM charges
     WHERE subscriber_id = ? AND charge_number < ? {{conditions}} ORDER BY charge_number DESC LIMIT ?
+"""
+CORRECTIONS_PAGE = f"""
+    SELECT correction_number, {codec.CORRECTION} FROM corrections
+    WHERE subscriber_id = ? AND correction_number < ? ORDER BY correction_number DESC LIMIT ?
 """
 TRANSFERS_PAGE = f"""
     SELECT transfers.sequence, {codec.qualified("transfers", codec.TRANSFER)}
@@ -81,6 +98,7 @@ class Query:
                 raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}")
             wallet = codec.wallet(columns)
             (credit,) = self.connection.execute(AVAILABLE, (subscriber_id, now_us)).fetchone()
+            credit += self._rolling_over(subscriber_id, now_us)
             (reserved,) = self.connection.execute(RESERVED, (subscriber_id,)).fetchone()
             may_spend = credit
             if authorization_id is not None:
@@ -93,6 +111,14 @@ class Query:
             reserved_microcredits=reserved,
             spendable_microcredits=may_spend,
         )
+
+    def _rolling_over(self, subscriber_id: str, now_us: int) -> int:
+        amount = 0
+        for columns in self.connection.execute(ROLLING_OVER, (subscriber_id, now_us)).fetchall():
+            grant = codec.grant(columns)
+            rollover = self._one(GRANT, subscriber_id, rollover_grant_id(grant.grant_id))
+            amount += rollable(grant, None if rollover is None else codec.grant(rollover), now_us)
+        return amount
 
     def _authorization(self, subscriber_id: str, authorization_id: str) -> Authorization:
         columns = self._one(
@@ -107,6 +133,10 @@ class Query:
     def grants(self, subscriber_id: str, cursor: str | None, size: int) -> Page[Grant]:
         """Newest first."""
         return self._page(GRANTS_PAGE, [], codec.grant, subscriber_id, cursor, size)
+
+    def corrections(self, subscriber_id: str, cursor: str | None, size: int) -> Page[Correction]:
+        """Newest first."""
+        return self._page(CORRECTIONS_PAGE, [], codec.correction, subscriber_id, cursor, size)
 
     def charges(self, subscriber_id: str, where: ChargeFilter, cursor: str | None, size: int) -> Page[Charge]:
         """Newest first."""
@@ -137,6 +167,21 @@ class Query:
             ("transfers.create_time_us < ?", where.create_time_us_max),
         ]
         return self._page(TRANSFERS_PAGE, conditions, codec.transfer, subscriber_id, cursor, size)
+
+    def account_balances(self, days: Days) -> dict[str, AccountBalance]:
+        """By account. Added up here: SQLite's own sums end at 64 bits."""
+        moved: dict[str, tuple[int, int]] = {}
+        for account, *sums in self.connection.execute(ACCOUNT_DAYS, (days.first, days.last)):
+            debited, credited = moved.get(account, (0, 0))
+            debits, debit_rest, credits_, credit_rest = sums
+            moved[account] = (
+                debited + debits * MICROCREDITS_PER_CREDIT + debit_rest,
+                credited + credits_ * MICROCREDITS_PER_CREDIT + credit_rest,
+            )
+        return {
+            account: AccountBalance(account=account, debited_microcredits=debited, credited_microcredits=credited)
+            for account, (debited, credited) in sorted(moved.items())
+        }
 
     def count_subscribers(self) -> int:
         """How many wallets there are."""

@@ -2,8 +2,11 @@
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
+from metergate.core.accounts import AccountDayKey, roll_up
 from metergate.core.books import Books
+from metergate.core.credits import MICROCREDITS_PER_CREDIT
 from metergate.core.reservation import Reservation, ReservationState
 from metergate.core.rows import Authorization, Grant, Wallet
 from metergate.stores.sqlite import codec
@@ -25,9 +28,26 @@ INSERT_AUTHORIZATION = _insert("authorizations", codec.AUTHORIZATION)
 INSERT_RESERVATION = _insert("reservations", codec.RESERVATION)
 INSERT_CHARGE = _insert("charges", codec.CHARGE)
 INSERT_TRANSFER = _insert("transfers", codec.TRANSFER)
+INSERT_CORRECTION = _insert("corrections", codec.CORRECTION)
 
+# Whole credits carry what the rests beyond them add up to.
+ADD_TO_ACCOUNT_DAY = """
+    INSERT INTO account_days AS days (account, day, debited_credits, debited_rest, credited_credits, credited_rest)
+    VALUES (?, ?, ?, ?, ?, ?)
+    ON CONFLICT (account, day) DO UPDATE SET
+        debited_credits = days.debited_credits + excluded.debited_credits
+            + (days.debited_rest + excluded.debited_rest) / 1000000,
+        debited_rest = (days.debited_rest + excluded.debited_rest) % 1000000,
+        credited_credits = days.credited_credits + excluded.credited_credits
+            + (days.credited_rest + excluded.credited_rest) / 1000000,
+        credited_rest = (days.credited_rest + excluded.credited_rest) % 1000000
+"""
 UPDATE_WALLET = "UPDATE wallets SET sequence = ? WHERE subscriber_id = ?"
-UPDATE_GRANT = "UPDATE grants SET remaining_microcredits = ? WHERE subscriber_id = ? AND grant_id = ?"
+UPDATE_WALLET_STATE = "UPDATE wallets SET state = ? WHERE subscriber_id = ?"
+UPDATE_GRANT = """
+    UPDATE grants SET remaining_microcredits = ?, amount_microcredits = ?, reverse_time_us = ?
+    WHERE subscriber_id = ? AND grant_id = ?
+"""
 UPDATE_AUTHORIZATION = """
     UPDATE authorizations SET charged_microcredits = ?, reserved_microcredits = ? WHERE authorization_id = ?
 """
@@ -45,17 +65,12 @@ def save(connection: sqlite3.Connection, books: Books, loaded: Mapping[str, Rese
 
     RowsMissing if a count of rows is not what it must be; the caller then gives up the whole transaction.
     """
-
-    def write(sql: str, rows: Iterable[Columns]) -> None:
-        columns = list(rows)
-        if not columns:
-            return
-        count = connection.executemany(sql, columns).rowcount
-        if count != len(columns):
-            raise RowsMissing(f"{count} rows written of {len(columns)}: {sql}")
-
+    write = partial(_write, connection)
     write(INSERT_WALLET, map(codec.wallet_columns, books.wallets.added.values()))
     write(UPDATE_WALLET, map(_wallet_change, books.wallets.changed.values()))
+    corrected = {correction.subscriber_id for correction in books.corrections.added.values()}
+    wallets = (books.wallets.rows[subscriber_id] for subscriber_id in corrected)
+    write(UPDATE_WALLET_STATE, [(wallet.state, wallet.subscriber_id) for wallet in wallets])  # by nothing else
     write(INSERT_GRANT, map(codec.grant_columns, books.grants.added.values()))
     write(UPDATE_GRANT, map(_grant_change, books.grants.changed.values()))
     write(INSERT_AUTHORIZATION, map(codec.authorization_columns, books.authorizations.added.values()))
@@ -64,6 +79,22 @@ def save(connection: sqlite3.Connection, books: Books, loaded: Mapping[str, Rese
     write(INSERT_RESERVATION, map(codec.reservation_columns, books.reservations.added.values()))
     write(INSERT_CHARGE, map(codec.charge_columns, books.charges.added.values()))
     write(INSERT_TRANSFER, map(codec.transfer_columns, books.transfers))
+    write(ADD_TO_ACCOUNT_DAY, map(_account_day, roll_up(books.transfers).items()))
+    write(INSERT_CORRECTION, map(codec.correction_columns, books.corrections.added.values()))
+
+
+def save_captured(connection: sqlite3.Connection, reservations: Iterable[Reservation]) -> None:
+    """Write what captures changed that no reservation was extended for; RowsMissing as ``save``."""
+    _write(connection, CAPTURE_RESERVATION, ((*_watermark(row), row.reservation_id) for row in reservations))
+
+
+def _write(connection: sqlite3.Connection, sql: str, rows: Iterable[Columns]) -> None:
+    columns = list(rows)
+    if not columns:
+        return
+    count = connection.executemany(sql, columns).rowcount
+    if count != len(columns):
+        raise RowsMissing(f"{count} rows written of {len(columns)}: {sql}")
 
 
 def _save_changed_reservations(
@@ -76,7 +107,7 @@ def _save_changed_reservations(
     extended: list[Columns] = []
     closed: list[Columns] = []
     for row in changed.values():
-        watermark = (row.captured_microcredits, codec.usage_columns(row.captured_usage), row.delivered_microcredits)
+        watermark = _watermark(row)
         if row.state is ReservationState.ACTIVE and row.allocations is loaded[row.reservation_id].allocations:
             captured.append((*watermark, row.reservation_id))
             continue
@@ -91,13 +122,28 @@ def _save_changed_reservations(
     write(CLOSE_RESERVATION, closed)
 
 
+def _watermark(row: Reservation) -> Columns:
+    return (row.captured_microcredits, codec.usage_columns(row.captured_usage), row.delivered_microcredits)
+
+
 def _wallet_change(row: Wallet) -> Columns:
     return (row.sequence, row.subscriber_id)
 
 
 def _grant_change(row: Grant) -> Columns:
-    return (row.remaining_microcredits, row.subscriber_id, row.grant_id)
+    return (
+        row.remaining_microcredits,
+        row.amount_microcredits,
+        row.reverse_time_us,
+        row.subscriber_id,
+        row.grant_id,
+    )
 
 
 def _authorization_change(row: Authorization) -> Columns:
     return (row.charged_microcredits, row.reserved_microcredits, row.authorization_id)
+
+
+def _account_day(moved: tuple[AccountDayKey, tuple[int, int]]) -> Columns:
+    (account, day), (debited, credited) = moved
+    return (account, day, *divmod(debited, MICROCREDITS_PER_CREDIT), *divmod(credited, MICROCREDITS_PER_CREDIT))
