@@ -12,6 +12,7 @@ from rich.table import Table
 from soak.crash import crash
 from soak.parts import Figures, Step
 from soak.power import power
+from soak.scale import scale
 from soak.simulation import simulation
 
 # Each tells of every step it took, and returns what it found; a law that does not hold is an AssertionError.
@@ -19,6 +20,7 @@ PARTS: Mapping[str, tuple[Callable[[int, Step], Figures], int]] = {
     "simulation": (simulation, 10_000),
     "crash": (crash, 200),
     "power": (power, 1_000),
+    "scale": (scale, 10_000),  # thousands of charges
 }
 
 
