@@ -168,7 +168,7 @@ WRONG = [
     ('kind = "openai"', 'kind = "soap"', "backends.llama", "unknown kind 'soap'"),
     ('kind = "openai"', "", "backends.llama", "needs a kind"),
     ("http://127", "ftp://127", "backends.llama.url", "must be a URL"),
-    ('"TOKENIZER"', '"BACKEND"', "models.smollm2.counting", "must be 'TOKENIZER'"),
+    ('"TOKENIZER"', '"BACKEND"', "models.smollm2.counting", "must be 'TOKENIZER' or 'TOKEN_IDS'"),
     ("model.gguf", "missing.gguf", "models.smollm2.tokenizer.path", "there is no file"),
     ("[models.smollm2]", '[models."a/b"]', "models.a/b", "must be 1 to 128 letters"),
     ("= 500_000", "= -1", "rate_cards[0].microcredits_per_million_tokens.prompt", "greater than or equal to 0"),
