@@ -248,7 +248,11 @@ class MemoryLedgerStore:
             raise ReservationsOpen(subscriber_id=old, reservations=running)
         self._forget(old, new)
         erasure = Erasure(
-            subscriber_id=new, reason=operation.reason, actor=operation.actor, erase_time_us=operation.now_us
+            subscriber_id=new,
+            reason=operation.reason,
+            actor=operation.actor,
+            erase_time_us=operation.now_us,
+            leaves_copies=False,
         )
         self.erasures[new] = erasure
         return erasure

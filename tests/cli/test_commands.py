@@ -54,6 +54,7 @@ def test_every_command_explains_itself_with_an_example(run: Run) -> None:
         ("ledger", "verify"),
         ("ledger", "accounts"),
         ("ledger", "backup"),
+        ("ledger", "compact"),
         ("ledger", "restore"),
         ("ledger", "export"),
         ("subscriber", "erase"),

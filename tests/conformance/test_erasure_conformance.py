@@ -1,6 +1,7 @@
 """A subscriber that is forgotten: what names it is gone from everywhere, what it was charged stays and adds up."""
 
 import asyncio
+import random
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
@@ -28,10 +29,10 @@ from ledger_rows import (
     reserve,
 )
 
-from metergate.core.errors import MetergateError, RequestInvalid, ReservationsOpen, ResourceNotFound
+from metergate.core.errors import MetergateError, RequestInvalid, ReservationsOpen, ResourceNotFound, StoreRefused
 from metergate.core.operations import EraseSubscriber
 from metergate.ports import ChargeFilter, LedgerStore, TransferFilter
-from metergate.stores.sqlite import SqliteLedgerStore
+from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, compacting
 
 PSEUDONYM = "erased-0f3c"
 
@@ -171,41 +172,84 @@ def bytes_of(path: Path) -> Iterator[tuple[str, bytes]]:
             yield file.name, file.read_bytes()
 
 
-async def test_nothing_that_names_the_subscriber_is_left_in_any_file(tmp_path: Path) -> None:
-    """Among hundreds of others, whose rows filled, split and emptied the pages that its own lie on."""
-    path, numbers = tmp_path / "ledger.db", count()
+async def lively(path: Path) -> tuple[SqliteLedgerStore, list[str]]:
+    """A ledger whose rows filled, split and emptied pages, and the names of those who are to be forgotten."""
+    chance, numbers = random.Random(5), count()
     store = await SqliteLedgerStore.open(path, clock=FakeClock(NOW_US), owner_id="gateway-1", create=True)
-    names = [f"person-{number % 7}-{number:03}-" for number in range(300)]
-    victims = names[10:300:29]
+    names = [f"person-{number:04}-" for number in range(1_000)]
+    chance.shuffle(names)
     await open_wallet(store)
-    for add in (
-        lambda name: store.add_subscriber(a_wallet(name)),
-        lambda name: store.add_authorization(a_consent(f"auth-{name}", name)),
-        lambda name: store.add_key(a_key(f"key-{name}", f"auth-{name}", name.ljust(32).encode())),
-        lambda name: store.add_grant(a_grant(f"grant-{name}", 10_000, name)),
-    ):
-        await asyncio.gather(*map(add, names))
+    await asyncio.gather(*(store.add_subscriber(a_wallet(name)) for name in names))
+    await asyncio.gather(*(store.add_authorization(a_consent(f"auth-{name}", name)) for name in names))
+    keys = [a_key(f"key-{name}", f"auth-{name}", name.ljust(32).encode()) for name in names]
+    await asyncio.gather(*(store.add_key(key) for key in keys))
+    await asyncio.gather(*(store.add_grant(a_grant(f"grant-{name}", 10_000, name)) for name in names))
 
-    async def run(name: str, turn: int) -> None:
+    async def run(name: str) -> None:
         mine = {"subscriber_id": name, "owner": store.owner}
-        reservation_id = f"r-{next(numbers)}"
-        await store.reserve(
-            a_reserve(reservation_id, authorization_id=f"auth-{name}", request_id=f"{name}:{turn}", **mine)
-        )
-        await store.capture(a_capture(60, reservation_id, wanted_microcredits=200 + turn * 99, **mine))
-        await store.settle(a_settle(None if turn == 3 else 50, reservation_id, **mine))
+        number = next(numbers)
+        reservation_id = f"r-{number}"
+        request_id = f"{name}:{number}:{'z' * chance.randint(0, 200)}"
+        await store.reserve(a_reserve(reservation_id, authorization_id=f"auth-{name}", request_id=request_id, **mine))
+        await store.capture(a_capture(60, reservation_id, wanted_microcredits=chance.randint(100, 400), **mine))
+        await store.settle(a_settle(chance.choice([None, 9]), reservation_id, **mine))
 
-    for turn in range(6):
-        await asyncio.gather(*(run(name, turn) for name in names))
-        if turn == 4:
-            await store.prune_reservations(NOW_US + 1, count_max=700)
-    for name in victims:
-        assert any(name.encode() in content for _, content in bytes_of(path))
-        await store.erase_subscriber(an_erasure(subscriber_id=name, pseudonym=f"erased-{next(numbers)}"))
-    left = {(file, name) for file, content in bytes_of(path) for name in victims if name.encode() in content}
-    assert left == set()
+    for _ in range(8):
+        await asyncio.gather(*map(run, chance.sample(names, 600)))
+        await store.prune_reservations(NOW_US + 1, count_max=256)
+    return store, chance.sample(names, 150)
+
+
+def left(path: Path, names: list[str]) -> set[tuple[str, str]]:
+    """Which names are in which files."""
+    return {(file, name) for file, content in bytes_of(path) for name in names if name.encode() in content}
+
+
+async def test_nothing_that_names_the_subscriber_is_left_in_any_file(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    store, names = await lively(path)
+    names = names[:40]
+    assert {name for _, name in left(path, names)} == set(names)
+    for name in names:
+        await store.erase_subscriber(an_erasure(subscriber_id=name, pseudonym=f"erased-{names.index(name)}"))
+    assert left(path, names) == set()
     assert await differences(store) == []
     await store.close()
     with closing(sqlite3.connect(path)) as raw:
         assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        assert raw.execute("SELECT count(*) FROM erasures").fetchone() == (len(victims),)
+        assert raw.execute("SELECT count(*) FROM erasures").fetchone() == (len(names),)
+
+
+async def test_of_a_large_store_it_is_said_that_copies_may_be_left_until_it_is_compacted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger.db"
+    store, names = await lively(path)
+    monkeypatch.setattr(compacting, "COMPACTED_AT_ONCE_BYTES", 0)
+    for name in names:
+        operation = an_erasure(subscriber_id=name, pseudonym=f"erased-{names.index(name)}")
+        assert (await store.erase_subscriber(operation)).leaves_copies
+    assert left(path, names) != set(), "else neither of these tests would know what compacting is for"
+    with pytest.raises(StoreRefused, match="writing it"):
+        compacting.compact(path)
+    await store.close()
+    compacting.compact(path)
+    assert left(path, names) == set()
+    reader = await SqliteLedgerReader.open_read_only(path)
+    assert await differences(reader) == []
+    await reader.close()
+
+
+async def test_what_a_reader_keeps_in_the_wal_is_gone_once_it_has_left(tmp_path: Path) -> None:
+    path, clock = tmp_path / "ledger.db", FakeClock(NOW_US)
+    store = await SqliteLedgerStore.open(path, clock=clock, owner_id="gateway-1", create=True)
+    await live(store)
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM wallets").fetchone()
+        await store.erase_subscriber(an_erasure())
+        assert left(path, ["alice"]) != set()
+    clock.advance(1_000_000)
+    await store.check()
+    assert left(path, ["alice"]) == set()
+    await store.close()

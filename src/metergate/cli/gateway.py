@@ -72,6 +72,7 @@ class ServingGateway:
             reason=operation.reason,
             actor=operation.actor,
             erase_time_us=_time_us(response.erase_time),
+            leaves_copies=response.leaves_copies,
         )
 
     async def add_grant(self, operation: AddGrant) -> Grant:

@@ -17,6 +17,7 @@ from metergate.core.times import TIME_US_MAX, TIME_US_MIN
 from metergate.ports import Times
 from metergate.stores.exporting import Exported, ExportFormat, export_charges, export_transfers
 from metergate.stores.sqlite.backing_up import Restoration, copy_ledger
+from metergate.stores.sqlite.compacting import compact as compact_ledger
 from metergate.stores.whole_files import WholeFile
 
 DIFFERENT = 1
@@ -71,6 +72,14 @@ def restore(
     if kept is not None:
         explain("what was in its place is now:")
         typer.echo(kept)
+
+
+def compact(config: ConfigFile = DEFAULT_CONFIG, store: StorePath = None) -> None:
+    """Write the store anew, with nothing left in its unused space; refused while a gateway serves.
+
+    It needs as much room on the disk again, and takes some seconds a gigabyte.
+    """
+    compact_ledger(store_of(config, store))
 
 
 def export(

@@ -37,6 +37,7 @@ app.add_typer(wallets.app, name="wallet")
 app.add_typer(charges.app, name="charge")
 ledger.app.command("backup", epilog="Example: metergate ledger backup /backups/2026-12-31.db")(ledger_files.backup)
 ledger.app.command("restore", epilog="Example: metergate ledger restore /backups/2026-12-31.db")(ledger_files.restore)
+ledger.app.command("compact", epilog="Example: metergate ledger compact")(ledger_files.compact)
 ledger.app.command("export", epilog="Example: metergate ledger export charges --format csv --output charges.csv")(
     ledger_files.export
 )

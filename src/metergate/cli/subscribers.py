@@ -48,6 +48,8 @@ def erase(
         now_us=clock.now_us(),
     )
     erasure = asyncio.run(_erase(store_of(config, store), operation))
+    if erasure.leaves_copies:
+        explain("old copies may be left in unused space: run `metergate ledger compact` while no gateway serves")
     explain("forgotten; backups and exports that were made before still name it")
     typer.echo(erasure.subscriber_id)
 

@@ -102,7 +102,9 @@ class AdminServicer:
         finally:  # done, or perhaps done
             self._forget_subscriber(subscriber_id)
         return admin_pb2.EraseSubscriberResponse(
-            name=subscriber_name(erasure.subscriber_id), erase_time=timestamp(erasure.erase_time_us)
+            name=subscriber_name(erasure.subscriber_id),
+            erase_time=timestamp(erasure.erase_time_us),
+            leaves_copies=erasure.leaves_copies,
         )
 
     async def _create_grant(

@@ -827,8 +827,13 @@ class EraseSubscriberResponse(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     ERASE_TIME_FIELD_NUMBER: _builtins.int
+    LEAVES_COPIES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`subscribers/{subscriber}`: the pseudonym under which what stays is found."""
+    leaves_copies: _builtins.bool
+    """Whether old copies may be left in unused space of the store's file, which is too large to be written anew while the
+    gateway serves: `metergate ledger compact` does it while none serves.
+    """
     @_builtins.property
     def erase_time(self) -> _timestamp_pb2.Timestamp:
         """When it was done."""
@@ -838,10 +843,11 @@ class EraseSubscriberResponse(_message.Message):
         *,
         name: _builtins.str = ...,
         erase_time: _timestamp_pb2.Timestamp | None = ...,
+        leaves_copies: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["erase_time", b"erase_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["erase_time", b"erase_time", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erase_time", b"erase_time", "leaves_copies", b"leaves_copies", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

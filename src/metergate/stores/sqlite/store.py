@@ -238,7 +238,9 @@ class SqliteLedgerStore(SqliteLedgerReader):
 
     async def erase_subscriber(self, operation: EraseSubscriber) -> Erasure:
         """Forget a subscriber, in the WAL and in free space too."""
-        erasure = await self._set_up(SetUp(lambda connection: erase_subscriber(connection, operation), cleans_wal=True))
+        erasure = await self._set_up(
+            SetUp(lambda connection: erase_subscriber(connection, operation), leaves_traces=True)
+        )
         return cast(Erasure, erasure)
 
     async def add_authorization(self, operation: AddAuthorization) -> Authorization:

@@ -21,6 +21,7 @@ from metergate.core.reservation import Owner, Reservation, ReservationState
 from metergate.core.rows import TransferKind
 from metergate.ports import Clock
 from metergate.stores.sqlite import codec
+from metergate.stores.sqlite.compacting import compact_if_small
 from metergate.stores.sqlite.connection import BUSY_TIMEOUT_S, FileIdentity, open_for_writing
 from metergate.stores.sqlite.loading import Loader
 from metergate.stores.sqlite.saving import RowsMissing, save, save_captured
@@ -49,7 +50,7 @@ class SetUp:
     """A write beside the ledger (keys, rate cards): it checks before it writes, and raises having written nothing."""
 
     run: Callable[[sqlite3.Connection], object]
-    cleans_wal: bool = False  # what it replaces must not be left in the WAL
+    leaves_traces: bool = False  # what it replaces must not be left in unused space or in the WAL
 
 
 WriteOperation = Operation | SetUp
@@ -290,7 +291,7 @@ class SqliteWriter:
         self._commit(connection)
         self._expired_microcredits += expired_microcredits
         self._keep_open(books)
-        self._clean_wal(connection, [set_up for _, set_up in set_ups])
+        self._remove_traces(connection, [set_up for _, set_up in set_ups])
         return results
 
     def _covered_captures(self, operations: Sequence[WriteOperation]) -> list[Capture] | None:
@@ -322,7 +323,7 @@ class SqliteWriter:
         self._beat_if_due(connection)
         self._commit(connection)
         self._open.update(rows)
-        self._clean_wal(connection, ())
+        self._remove_traces(connection, ())
         return results
 
     def _commit(self, connection: sqlite3.Connection) -> None:
@@ -330,9 +331,10 @@ class SqliteWriter:
         if self._identity is None or not self._identity.is_intact():
             raise FilesLost(f"{self._path}, its WAL or its lock was deleted or replaced")
 
-    def _clean_wal(self, connection: sqlite3.Connection, set_ups: Sequence[SetUp]) -> None:
-        """Empty the WAL of what was erased into the database, unless a reader needs it; then again after a second."""
-        if any(set_up.cleans_wal for set_up in set_ups):
+    def _remove_traces(self, connection: sqlite3.Connection, set_ups: Sequence[SetUp]) -> None:
+        """Leave nothing of what was erased. While a reader needs the WAL it stays, and is emptied a second later."""
+        if any(set_up.leaves_traces for set_up in set_ups):
+            compact_if_small(connection)
             self._is_wal_clean, self._wal_cleaned_time_us = False, 0
         now_us = self._clock.now_us()
         if self._is_wal_clean or abs(now_us - self._wal_cleaned_time_us) < WAL_CLEANED_AGAIN_US:
