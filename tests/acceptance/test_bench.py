@@ -10,7 +10,14 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 PARTS = ("costs", "latency", "captures", "cycles", "counting", "hops")
-TITLES = ("CPU a streamed token", "Time to first token", "Durable captures", "Durable cycles", "Transactions a second", "Counting")
+TITLES = (
+    "CPU a streamed token",
+    "Time to first token",
+    "Durable captures",
+    "Durable cycles",
+    "Transactions a second",
+    "Counting",
+)
 
 
 @pytest.mark.timeout(120)

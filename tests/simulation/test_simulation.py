@@ -58,7 +58,7 @@ def test_a_seed_happens_the_same_way_each_time() -> None:
     assert simulate(1).luck.trace != simulate(2).luck.trace
 
 
-# STORE_ERROR and STREAM_TOO_OLD end in recovery or need a slower world; here, nobody sets a deadline or a content policy.
+# STORE_ERROR and STREAM_TOO_OLD end in recovery or need a slower world; nobody here sets a deadline or a policy.
 NOT_SIMULATED = {
     CloseCause.STORE_ERROR,
     CloseCause.STREAM_TOO_OLD,
