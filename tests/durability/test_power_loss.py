@@ -18,7 +18,7 @@ from metergate.core.errors import ResourceNotFound
 from metergate.stores.sqlite import SqliteLedgerStore, connection
 
 # Power cuts tried; ``make soak`` sets more. One takes about 15 ms.
-CUTS = int(os.environ.get("METERGATE_POWER_CUTS", "240"))
+CUTS = int(os.environ.get("SOAK_POWER_CUTS", "240"))
 SEEDS = max(2, CUTS // 500)
 ROUNDS = 12
 

@@ -20,7 +20,7 @@ from metergate.stores import group_commit
 from metergate.stores.sqlite import SqliteLedgerStore
 
 # Points at which storage fails, of each way of failing; ``make soak`` sets more.
-POINTS = int(os.environ.get("METERGATE_FAULT_POINTS", "24"))
+POINTS = int(os.environ.get("SOAK_FAULT_POINTS", "24"))
 ROUNDS = 6
 
 WAYS = {"no room": (Kind.WRITE, FULL), "no write": (Kind.WRITE, IO_ERROR_WRITE), "no sync": (Kind.SYNC, IO_ERROR_SYNC)}
