@@ -248,11 +248,6 @@ class GatewayProcess:
         assert self._process is not None
         return self._process
 
-    @property
-    def is_running(self) -> bool:
-        """Whether it was started, and neither stopped nor killed."""
-        return self._process is not None
-
     def start(self) -> Self:
         """Start it and wait until it says where it serves."""
         self._ready.clear()

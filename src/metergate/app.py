@@ -13,6 +13,7 @@ from uuid import uuid4
 import uuid_utils
 
 from metergate.config import Config, needing_restart
+from metergate.core.audit import AuditRound
 from metergate.core.errors import (
     CertificateInvalid,
     ConfigInvalid,
@@ -33,8 +34,10 @@ from metergate.edges.pages import PageTokens
 from metergate.edges.readiness import Readiness, Report, tell_health
 from metergate.edges.server import ServerHandle, ServerLimits, start_server
 from metergate.edges.tls import Certificates, TlsFiles
+from metergate.metering.auditor import Auditor
 from metergate.metering.expiry import ExpirySweep
 from metergate.metering.limits import Limits
+from metergate.metering.upkeep import Upkeep
 from metergate.metering.use_case import Metering
 from metergate.offerings import Offerings, Parts, parts_problems
 from metergate.ports import Clock, LedgerStore, Observer
@@ -154,7 +157,13 @@ class Gateway:
             uses = KeyUses(ledger, clock)
             opened.push_async_callback(uses.write)
             authenticator = Authenticator(ledger, time.monotonic, clock, uses.note)
-            await _start_admin(config.store_path, AdminServicer(ledger, clock, authenticator.forget), opened)
+
+            def forget_subscriber(subscriber_id: str) -> None:
+                authenticator.forget_subscriber(subscriber_id)
+                metering.forget_texts()
+
+            admin = AdminServicer(ledger, clock, authenticator.forget, forget_subscriber)
+            await _start_admin(config.store_path, admin, opened)
             server = await _start_server(config, ledger, metering, authenticator, clock, certificates, metrics)
             opened.push_async_callback(server.server.stop, LAST_WORDS_SECONDS)
             gateway = cls(
@@ -168,10 +177,26 @@ class Gateway:
                 pages=pages,
             )
             await gateway._tell(readiness.report)
+            upkeep = Upkeep(
+                ledger,
+                clock,
+                metering.is_running,
+                retention_days=config.retention.closed_reservation_days,
+                swept=metrics.swept,
+                pruned=metrics.pruned.inc,
+            )
             sweep = ExpirySweep(ledger, clock, config.limits.expiry_sweep_seconds)
-            forever = (readiness.watch(gateway._tell), sample_lag(metrics.loop_lag_seconds), uses.run(), sweep.run())
-            for work in forever:
-                opened.push_async_callback(_cancel, asyncio.create_task(work))
+            work = [
+                readiness.watch(gateway._tell),
+                sample_lag(metrics.loop_lag_seconds),
+                uses.run(),
+                upkeep.run(),
+                sweep.run(),
+            ]
+            if config.audit.sample_subscribers:
+                work.append(gateway._auditor().run())
+            for forever in work:
+                opened.push_async_callback(_cancel, asyncio.create_task(forever))
             gateway._closing = opened.pop_all()
             return gateway
 
@@ -217,6 +242,23 @@ class Gateway:
     async def close(self) -> None:
         """Close the listener, then the pages for the operator, then the backends, then the store."""
         await self._closing.aclose()
+
+    def _auditor(self) -> Auditor:
+        audit = self._config.audit
+        return Auditor(
+            self._ledger,
+            time.monotonic,
+            sample_subscribers=audit.sample_subscribers,
+            interval_seconds=audit.interval_seconds,
+            told=self._audited,
+        )
+
+    def _audited(self, audited: AuditRound) -> None:
+        self._metrics.audited(audited)
+        if audited.differences and self._config.audit.stop_admissions_on_difference:
+            logger.critical("nothing is admitted any more: the ledger's books differ; run metergate ledger verify")
+            self._metering.stop_admissions()
+            self._readiness.stop()
 
     async def _tell(self, report: Report) -> None:
         """Tell metrics and gRPC health what a look found."""

@@ -1,9 +1,10 @@
 """What the use cases need of the outside, in the domain's words: never SQL, HTTP or gRPC."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
+from metergate.core.accounts import DAY_US, AccountBalance
 from metergate.core.audit import SubscriberLedger
 from metergate.core.inference import BackendEvent, BackendRequest, Delta, Prompt
 from metergate.core.operations import (
@@ -13,6 +14,7 @@ from metergate.core.operations import (
     Adjust,
     Capture,
     Captured,
+    EraseSubscriber,
     Refund,
     Replayed,
     Reserve,
@@ -25,7 +27,8 @@ from metergate.core.operations import (
 from metergate.core.rating import RateCard
 from metergate.core.receipts import Admission, Receipt
 from metergate.core.reservation import Owner, Reservation
-from metergate.core.rows import ApiKey, Authorization, Charge, Correction, Grant, Transfer, Wallet
+from metergate.core.rows import ApiKey, Authorization, Charge, Correction, Erasure, Grant, Transfer, Wallet
+from metergate.core.times import TIME_US_MAX
 
 Row = TypeVar("Row")
 
@@ -259,11 +262,38 @@ class TransferFilter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """A range of time, in microseconds since the epoch."""
+
+    first_us: int  # inclusive
+    end_us: int  # exclusive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Days:
+    """A range of days since the epoch, UTC, both ends included."""
+
+    first: int = 0
+    last: int = TIME_US_MAX // DAY_US
+
+
+ALL_DAYS = Days()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Page(Generic[Row]):
     """Some rows and where the next ones begin."""
 
     rows: tuple[Row, ...]
     next_cursor: str | None  # None: these were the last
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """What a look for abandoned reservations came to."""
+
+    settled: int
+    stuck: int  # that could not be settled
 
 
 class LedgerStore(Protocol):
@@ -310,6 +340,20 @@ class LedgerStore(Protocol):
         """Add credits to a wallet."""
         ...
 
+    async def recover_abandoned(self, is_running: Callable[[str], bool]) -> Recovery:
+        """Settle, at what was captured, every open reservation that nobody runs any more (L5).
+
+        Of this owner these are the ones that ``is_running`` does not know, by id; of others, those whose owner's lease
+        is over (``core.leases``). One that cannot be settled is logged and left for the next time.
+        """
+        ...
+
+    async def prune_reservations(self, closed_before_us: int, *, count_max: int) -> int:
+        """Remove the oldest closed reservations, at most so many, that were closed before a time; how many.
+
+        Their charges stay, and with them the ids that answer a repeated request (L4).
+        """
+
     async def expire_grants(self, now_us: int, limit: int) -> int:
         """Move on what remains of grants whose time is over, as the next change of their wallets would.
 
@@ -339,6 +383,13 @@ class LedgerStore(Protocol):
 
     async def add_subscriber(self, operation: AddSubscriber) -> Wallet:
         """Open a wallet."""
+        ...
+
+    async def erase_subscriber(self, operation: EraseSubscriber) -> Erasure:
+        """Forget a subscriber: ReservationsOpen while a request of it runs; ResourceNotFound; RequestInvalid.
+
+        Nothing that names it is left on the storage, at the latest when reads that began before have ended.
+        """
         ...
 
     async def add_authorization(self, operation: AddAuthorization) -> Authorization:
@@ -399,12 +450,24 @@ class LedgerStore(Protocol):
         """Transfers, newest first."""
         ...
 
+    async def account_balances(self, days: Days = ALL_DAYS) -> Mapping[str, AccountBalance]:
+        """What moved in and out of each account on these days, by account; GRANTS_ACCOUNT is all grants together."""
+        ...
+
     # --- audit ------------------------------------------------------------------------------------------------------
+
+    def read_charges(self, times: Times) -> AsyncGenerator[Sequence[Charge], None]:
+        """Every charge that was settled in a range of time, in pages, in one consistent view of the store."""
+        ...
+
+    def read_transfers(self, times: Times) -> AsyncGenerator[Sequence[Transfer], None]:
+        """Every transfer that was posted in a range of time, in pages, in one consistent view of the store."""
+        ...
 
     async def count_subscribers(self) -> int:
         """How many wallets there are."""
         ...
 
-    def audit(self) -> AsyncIterator[SubscriberLedger]:
-        """Every subscriber's books, in one consistent view of the store."""
+    def audit(self, *, after: str | None = None) -> AsyncGenerator[SubscriberLedger, None]:
+        """The books of every subscriber, or of all after one, by id, in one consistent view of the store."""
         ...

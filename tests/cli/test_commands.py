@@ -67,6 +67,7 @@ def test_every_command_explains_itself_with_an_example(run: Run) -> None:
         ("wallet", "suspend"),
         ("wallet", "resume"),
         ("ledger", "verify"),
+        ("ledger", "accounts"),
         ("serve",),
     ):
         code, out, _ = run(*command, "--help")

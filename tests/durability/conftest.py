@@ -1,23 +1,30 @@
-"""Where these tests keep their ledgers, and ledgers that checkpoint often."""
+"""Ledgers that checkpoint often, in a folder that is fast."""
 
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from durability import workplace
+from durability.disk import CannotWatch, watched
 from metergate.stores.sqlite import connection
 
 
 @pytest.fixture
 def fast_folder() -> Iterator[Path]:
-    """In memory where there is such a place: here syncs are counted, not waited for."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        yield Path(folder).resolve()
+    with workplace.fast_folder() as folder:
+        yield folder
 
 
 @pytest.fixture(autouse=True)
 def _checkpoints_are_frequent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "CHECKPOINT_PAGES", 30)
+    monkeypatch.setattr(connection, "CHECKPOINT_PAGES", workplace.CHECKPOINT_PAGES)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _sqlite_can_be_watched() -> None:
+    try:
+        with watched(Path("/nowhere")):
+            pass
+    except CannotWatch:
+        pytest.skip("this Python's sqlite3 has SQLite linked in: its files cannot be watched from outside")

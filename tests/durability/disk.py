@@ -16,8 +16,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 # Result codes of SQLite.
 OK, FULL = 0, 13
 IO_ERROR_WRITE, IO_ERROR_SYNC = 10 | 3 << 8, 10 | 4 << 8
@@ -110,6 +108,10 @@ class Disk:
         self.add(Event(Kind.NOTE, "", note=note))
 
 
+class CannotWatch(Exception):
+    """This Python has its SQLite linked in: it cannot be reached from outside."""
+
+
 class _Shim:
     """The VFS. There is one a process; it is never unregistered, only not the default."""
 
@@ -139,6 +141,8 @@ class _Shim:
         place = Path((path or b"").decode())
         return next(((disk, place.name) for disk in self.disks if place.parent == disk.folder), None)
 
+    # The name is passed on as the very pointer that it came as: SQLite keeps it for as long as the file is open, and
+    # names the -shm file after it. A copy that is freed would be another name by then.
     def _open(self, _vfs: int, name: int | None, file: int, flags: int, out_flags: Any) -> int:
         path = ctypes.string_at(name) if name else None
         watched = self._disk_of(path)
@@ -210,14 +214,12 @@ _shims: list[_Shim] = []
 
 @contextmanager
 def watched(folder: Path) -> Iterator[Disk]:
-    """Let all that ``sqlite3`` opens in this folder, until the end of the context, go through a Disk."""
+    """Let all that ``sqlite3`` opens in this folder meanwhile go through a Disk; CannotWatch if that cannot be."""
     if not _shims:
         try:
             _shims.append(_Shim())
         except (AttributeError, OSError) as exc:
-            pytest.skip(
-                f"this Python keeps its SQLite to itself (it is linked in), so its writes cannot be seen: {exc}"
-            )
+            raise CannotWatch from exc
     shim, disk = _shims[0], Disk(folder.resolve())
     shim.disks.append(disk)
     shim.be_default(True)

@@ -1,7 +1,6 @@
 """Storage fails under the store at every point: it fails closed, comes back by itself, and the books add up (L8)."""
 
 import asyncio
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,69 +10,24 @@ import pytest
 from ledger_rows import a_capture, a_grant, a_reserve, a_settle, available, differences, open_wallet, reserve
 
 from durability import workload
-from durability.disk import FULL, IO_ERROR_SYNC, IO_ERROR_WRITE, OK, Disk, Kind, watched
-from durability.workload import Charged, Debited, Fact, Work, check_books, trying
+from durability.cuts import LEDGER, open_store
+from durability.disk import IO_ERROR_WRITE, OK, Disk, Kind, no_fault, watched
+from durability.faults import WAYS, FailsAt, close_and_check, work_with
+from durability.workload import Charged, Debited, Fact, Work
 from metergate.core.errors import StoreUnavailable
 from metergate.core.operations import Captured, CaptureStatus, Replayed
 from metergate.ports import ChargeFilter
 from metergate.stores import group_commit
 from metergate.stores.sqlite import SqliteLedgerStore
 
-# Points at which storage fails, of each way of failing; ``make soak`` sets more.
-POINTS = int(os.environ.get("SOAK_FAULT_POINTS", "24"))
-ROUNDS = 6
-
-WAYS = {"no room": (Kind.WRITE, FULL), "no write": (Kind.WRITE, IO_ERROR_WRITE), "no sync": (Kind.SYNC, IO_ERROR_SYNC)}
-
-
-async def open_store(folder: Path) -> SqliteLedgerStore:
-    return await SqliteLedgerStore.open(
-        folder / "ledger.db", clock=workload.a_clock(), owner_id="gateway-1", create=True
-    )
+# Points at which storage fails, of each way of failing; ``make soak`` has every one.
+POINTS = 12
 
 
 @pytest.fixture(autouse=True)
 def _reopened_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_commit, "REOPEN_WAIT_S_MIN", 0.0)
     monkeypatch.setattr(group_commit, "REOPEN_WAIT_S_MAX", 0.0)
-
-
-class FailsAt:
-    """A fault that strikes at the n-th thing of its kind, and for so many of them."""
-
-    def __init__(self, kind: Kind, code: int, first: int, count: int) -> None:
-        self._kind, self._code, self._range = kind, code, range(first, first + count)
-        self.seen = 0
-
-    def __call__(self, kind: Kind, name: str) -> int:
-        if kind is not self._kind or name.endswith("-shm"):
-            return OK
-        self.seen += 1
-        return self._code if self.seen - 1 in self._range else OK
-
-
-async def work_with(folder: Path, fault: FailsAt) -> int:
-    """Work while the fault strikes, then look at the books; how many operations failed."""
-    await asyncio.to_thread(folder.mkdir)
-    facts: list[Fact] = []
-    with watched(folder) as disk:
-        store = await open_store(folder)
-        work = Work(1, facts.append)
-        await work.set_up(store)
-        disk.fault = fault
-        failed = await work.rounds(store, ROUNDS)
-        disk.fault = lambda *_: OK
-        assert await trying(store.check()), "it did not come back by itself"
-        await close_and_check(folder, store, facts)
-    return failed
-
-
-async def close_and_check(folder: Path, store: SqliteLedgerStore, facts: list[Fact]) -> None:
-    assert await differences(store) == []
-    await store.close()
-    heir = await open_store(folder)
-    await check_books(heir, facts)
-    await heir.close()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -84,7 +38,7 @@ async def test_wherever_storage_fails_nothing_acknowledged_is_lost_and_it_comes_
     kind, code = WAYS[way]
     untroubled = FailsAt(kind, code, 0, 0)
     assert await work_with(fast_folder / "untroubled", untroubled) == 0
-    step = max(1, 2 * untroubled.seen // POINTS)
+    step = max(1, untroubled.seen // POINTS)
     troubled = [
         await work_with(fast_folder / f"{first}", FailsAt(kind, code, first, count))
         for first in range(0, untroubled.seen, step)
@@ -96,7 +50,7 @@ async def test_a_store_that_cannot_be_written_refuses_everything_and_serves_when
     """As on a file system that the kernel made read-only: every write fails, for a while."""
     facts: list[Fact] = []
     with watched(fast_folder) as disk:
-        store = await open_store(fast_folder)
+        store = await open_store(fast_folder / LEDGER)
         work = Work(2, facts.append)
         await work.set_up(store)
         await work.rounds(store, 2)
@@ -107,7 +61,7 @@ async def test_a_store_that_cannot_be_written_refuses_everything_and_serves_when
             with pytest.raises(StoreUnavailable):
                 await store.check()
         assert len(facts) == known, "something was acknowledged that could not be written"
-        disk.fault = lambda *_: OK
+        disk.fault = no_fault
         await store.check()
         assert await work.rounds(store, 2) == 0
         await close_and_check(fast_folder, store, facts)
@@ -129,14 +83,14 @@ def held_sync(disk: Disk) -> Iterator[tuple[threading.Event, threading.Event]]:
         yield begun, go_on
     finally:
         go_on.set()
-        disk.fault = lambda *_: OK
+        disk.fault = no_fault
 
 
 async def test_while_a_commit_takes_its_time_nothing_of_it_is_acknowledged_and_the_rest_goes_on(
     fast_folder: Path,
 ) -> None:
     with watched(fast_folder) as disk:
-        store = await open_store(fast_folder)
+        store = await open_store(fast_folder / LEDGER)
         await open_wallet(store, a_grant())
         await reserve(store)
         with held_sync(disk) as (begun, go_on):
@@ -182,7 +136,7 @@ async def ask(store: SqliteLedgerStore, verb: str, attempt: int = 1) -> object:
 async def test_a_retry_after_an_answer_that_was_lost_does_nothing_twice(
     fast_folder: Path, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = await open_store(fast_folder)
+    store = await open_store(fast_folder / LEDGER)
     await open_wallet(store, a_grant())
     await reserve(store)
     lose_next_answer(store, monkeypatch)
@@ -209,7 +163,7 @@ async def test_a_retry_after_an_answer_that_was_lost_does_nothing_twice(
 
 
 async def test_facts_that_are_not_there_would_be_missed(fast_folder: Path) -> None:
-    store = await open_store(fast_folder)
+    store = await open_store(fast_folder / LEDGER)
     await open_wallet(store, a_grant())
     await reserve(store)
     await store.settle(a_settle(9, owner=store.owner))

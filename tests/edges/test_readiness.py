@@ -77,7 +77,12 @@ async def test_a_gateway_whose_backends_all_failed_again_and_again_is_not_ready(
         looked_at.note(looked_at.members["backend-0"], "model-1", Event.FAILED, 0)
     report = await Readiness(MemoryLedgerStore(), lambda: looked_at).look()
     assert not report.is_ready
-    assert report.as_json()["checks"] == {"ledger": "ok", "backends": {"backend-0": "ejected"}, "draining": False}
+    assert report.as_json()["checks"] == {
+        "ledger": "ok",
+        "audit": "ok",
+        "backends": {"backend-0": "ejected"},
+        "draining": False,
+    }
 
 
 async def test_a_gateway_whose_store_fails_is_not_ready_and_says_why() -> None:

@@ -10,11 +10,13 @@ from metergate.core import errors
 from metergate.edges.status import STATUS_CODES, VIOLATIONS_MAX, to_status
 from metergate.telemetry.failures import describe
 
-# Defects, and what can only happen while the gateway is set up: to an app, all of it is "the gateway failed".
+# Defects, and what can only happen while the gateway is set up or to a command: an app is only told that it failed.
 INTERNAL_ON_PURPOSE = {
+    "BackupRefused",
     "CertificateInvalid",
     "CommandRefused",
     "ConfigInvalid",
+    "FileRefused",
     "LedgerInvariantBroken",
     "ListenerRefused",
     "RateCardInvalid",

@@ -14,8 +14,8 @@ from simulation.simulated import Simulation
 from simulation.virtual_loop import NothingLeftToHappen, VirtualLoop
 
 # A seed takes some 10 ms. ``make soak`` sets more.
-SEEDS = int(os.environ.get("SOAK_SEEDS", "300"))
-FIRST_SEED = int(os.environ.get("SOAK_FIRST_SEED", "0"))
+SEEDS = int(os.environ.get("METERGATE_SEEDS", "300"))
+FIRST_SEED = int(os.environ.get("METERGATE_FIRST_SEED", "0"))
 
 # A run that goes on after this many virtual seconds never ends.
 VIRTUAL_SECONDS_MAX = 3_600.0
@@ -37,7 +37,7 @@ def simulate(seed: int) -> Simulation:
         loop.run_until_complete(simulation.run())
         return simulation
     except BaseException as exc:
-        exc.add_note(f"seed {seed}: SOAK_FIRST_SEED={seed} SOAK_SEEDS=1 replays it")
+        exc.add_note(f"seed {seed}: METERGATE_FIRST_SEED={seed} METERGATE_SEEDS=1 replays it")
         raise
     finally:
         for task in asyncio.all_tasks(loop):  # of a run that broke

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from metergate.config.schema import (
+    Audit,
     GrpcBackendTable,
     Limits,
     Listener,
@@ -14,6 +15,7 @@ from metergate.config.schema import (
     Metrics,
     ModelTable,
     OpenAIBackendTable,
+    Retention,
     Traces,
 )
 from metergate.core.catalog import Catalog, Model
@@ -30,6 +32,8 @@ class Config:
     listener: Listener
     store_path: Path
     limits: Limits
+    retention: Retention
+    audit: Audit
     metrics: Metrics
     logs: Logs
     traces: Traces

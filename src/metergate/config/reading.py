@@ -54,6 +54,8 @@ def _config_of(path: Path, file: ConfigFile) -> Config:
         listener=file.listener,
         store_path=path.parent / file.store.path,
         limits=file.limits,
+        retention=file.retention,
+        audit=file.audit,
         metrics=file.metrics,
         logs=file.logs,
         traces=file.traces,

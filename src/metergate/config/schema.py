@@ -104,6 +104,22 @@ class Limits(Table):
     replay_characters_max: int = Field(default=4_000_000, ge=0, le=4_000_000_000)
 
 
+class Retention(Table):
+    """How long what is done with is kept."""
+
+    # A closed reservation only says again what its charge says: a week for whoever looks into a difference.
+    closed_reservation_days: int = Field(default=7, ge=1, le=3_650)
+
+
+class Audit(Table):
+    """How the books are watched while the gateway serves."""
+
+    # Subscribers of one round; 0: none are audited. A round of small ones takes a tenth of a second.
+    sample_subscribers: int = Field(default=100, ge=0, le=100_000)
+    interval_seconds: Seconds = 60.0
+    stop_admissions_on_difference: bool = False  # True: then nothing is admitted until the gateway is restarted
+
+
 class Metrics(Table):
     """Where Prometheus and health checks ask, over HTTP."""
 
@@ -242,6 +258,8 @@ class ConfigFile(Table):
     listener: Listener = Listener()
     store: Store
     limits: Limits = Limits()
+    retention: Retention = Retention()
+    audit: Audit = Audit()
     metrics: Metrics = Metrics()
     logs: Logs = Logs()
     traces: Traces = Traces()

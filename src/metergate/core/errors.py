@@ -169,6 +169,15 @@ class MessageTooLarge(MetergateError):
 
 
 @dataclass(kw_only=True, eq=False)
+class ReservationsOpen(MetergateError):
+    """The subscriber {subscriber_id} has {reservations} requests running: wait until they have ended."""
+
+    reason: ClassVar[str] = "RESERVATIONS_OPEN"
+    subscriber_id: str
+    reservations: int
+
+
+@dataclass(kw_only=True, eq=False)
 class RequestIdConflict(MetergateError):
     """The request id {request_id} was used with other content."""
 
@@ -232,6 +241,13 @@ class Overloaded(MetergateError):
 
 
 @dataclass(kw_only=True, eq=False)
+class LedgerDiffers(MetergateError):
+    """The ledger's books differ: this gateway admits nothing until somebody has looked into it and restarted it."""
+
+    reason: ClassVar[str] = "LEDGER_DIFFERS"
+
+
+@dataclass(kw_only=True, eq=False)
 class ShuttingDown(MetergateError):
     """The gateway is shutting down."""
 
@@ -291,6 +307,24 @@ class StoreRefused(MetergateError):
     """The store {path} cannot be opened: {problem}."""
 
     reason: ClassVar[str] = "STORE_REFUSED"
+    path: str
+    problem: str
+
+
+@dataclass(kw_only=True, eq=False)
+class BackupRefused(MetergateError):
+    """The backup {path} cannot be restored: {problem}."""
+
+    reason: ClassVar[str] = "BACKUP_REFUSED"
+    path: str
+    problem: str
+
+
+@dataclass(kw_only=True, eq=False)
+class FileRefused(MetergateError):
+    """The file {path} cannot be written: {problem}."""
+
+    reason: ClassVar[str] = "FILE_REFUSED"
     path: str
     problem: str
 

@@ -129,12 +129,12 @@ class Settle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recover:
-    """Settle an ACTIVE reservation of an owner that died at what was captured; release it if that is nothing (L5)."""
+    """Settle an ACTIVE reservation that nobody runs any more at what was captured; if nothing was, release it (L5)."""
 
     reservation_id: str
     subscriber_id: str
     charge_id: str
-    survivor: Owner  # a reservation of this owner is alive and is left alone
+    survivor: Owner | None  # a reservation of this owner is alive and is left alone; None: nobody runs it
     now_us: int
 
 
@@ -144,6 +144,20 @@ class Settled:
 
     charge: Charge | None  # None: released, nothing charged
     spendable_microcredits: int  # what the authorization may still spend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EraseSubscriber:
+    """Replace what names a subscriber by a pseudonym that tells nothing; its keys and authorizations go.
+
+    Asked again it finds no such subscriber: that it was there is forgotten, too.
+    """
+
+    subscriber_id: str
+    pseudonym: str  # random
+    reason: str  # kept, as the actor is: neither may have the subscriber's id
+    actor: str
+    now_us: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

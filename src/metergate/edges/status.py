@@ -17,6 +17,7 @@ STATUS_CODES: dict[type[errors.MetergateError], grpc.StatusCode] = {
     errors.WalletSuspended: grpc.StatusCode.FAILED_PRECONDITION,
     errors.RefundExceedsCharge: grpc.StatusCode.FAILED_PRECONDITION,
     errors.AlreadyReversed: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ReservationsOpen: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PriceUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.AuthorizationRevoked: grpc.StatusCode.PERMISSION_DENIED,
@@ -34,6 +35,7 @@ STATUS_CODES: dict[type[errors.MetergateError], grpc.StatusCode] = {
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.BackendUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.LedgerDiffers: grpc.StatusCode.UNAVAILABLE,
     errors.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     # Not RESOURCE_EXHAUSTED: that is a limit of the caller's own, and clients do not try another gateway for it.
     errors.Overloaded: grpc.StatusCode.UNAVAILABLE,

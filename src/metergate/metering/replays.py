@@ -36,6 +36,11 @@ class ReplayBuffer:
         kept = self._answers.get(charge_id)
         return kept[2] if kept else None
 
+    def clear(self) -> None:
+        """Keep nothing any more."""
+        self._answers.clear()
+        self._characters = 0
+
     def _drop_old(self) -> None:
         while self._answers:
             deadline, size, _ = next(iter(self._answers.values()))

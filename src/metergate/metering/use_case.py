@@ -11,7 +11,14 @@ from types import MappingProxyType
 import msgspec
 
 from metergate.core.catalog import Model
-from metergate.core.errors import DeadlineExceeded, MetergateError, ModelNotAllowed, Overloaded, ShuttingDown
+from metergate.core.errors import (
+    DeadlineExceeded,
+    LedgerDiffers,
+    MetergateError,
+    ModelNotAllowed,
+    Overloaded,
+    ShuttingDown,
+)
 from metergate.core.inference import InferenceRequest, Prompt
 from metergate.core.operations import Replayed, Reserve, Reserved, Settle
 from metergate.core.receipts import Admission, Completion, Quote, Receipt
@@ -51,6 +58,7 @@ class Call:
     began_seconds: float  # on the services' clock
     deadline: float | None  # on the loop's clock; None: the app set none
     run: Run | None = None  # once it holds a reservation
+    reservation_id: str = ""  # that the call may hold, from before it is asked for
 
 
 class Metering:
@@ -85,7 +93,9 @@ class Metering:
         self._observer = observer
         self._is_draining = False  # admit nothing more
         self._is_stopping = False  # end what runs
+        self._admits = True  # False: the books differ
         self._calls = 0
+        self._held: set[str] = set()  # ids of reservations that a call, or what it left behind, will settle
         self._runs: dict[Run, None] = {}  # in order of admission
         self._replays: set[asyncio.Timeout] = set()
         self._idle = asyncio.Event()
@@ -105,7 +115,7 @@ class Metering:
         """Run a request and write admission, deltas and receipt to the sink; raise a MetergateError if it failed."""
         async with self._call(_start("StreamComplete", caller, request, trace_context), time_left_seconds) as call:
             plan = await self._plan(call.offering, caller, request)
-            outcome = await self._reserve(plan)
+            outcome = await self._reserve(call, plan)
             if isinstance(outcome, Replayed):
                 await self._replay(outcome, sink)
             else:
@@ -122,7 +132,7 @@ class Metering:
         """Run a request and return its whole answer, charged; raise a MetergateError if it failed."""
         async with self._call(_start("Complete", caller, request, trace_context), time_left_seconds) as call:
             plan = await self._plan(call.offering, caller, request)
-            outcome = await self._reserve(plan)
+            outcome = await self._reserve(call, plan)
             if isinstance(outcome, Replayed):
                 receipt = receipt_of_charge(outcome.charge, outcome.spendable_microcredits, replayed=True)
                 deltas = self._services.replays.get(outcome.charge.charge_id)
@@ -175,11 +185,23 @@ class Metering:
             patience.reschedule(self._patience_end())
         await self.settled()
 
+    def forget_texts(self) -> None:
+        """Keep no answer for replays any more: somebody whose answer may be among them is to be forgotten."""
+        self._services.replays.clear()
+
+    def stop_admissions(self) -> None:
+        """Admit nothing more, for good, because the ledger's books differ; what runs ends by itself."""
+        self._admits = False
+
     @property
     def oldest_run_seconds(self) -> float:
         """How long the oldest running request has been running; 0 if none is."""
         now = self._services.monotonic()
         return max((now - run.began_seconds for run in self._runs), default=0.0)
+
+    def is_running(self, reservation_id: str) -> bool:
+        """Whether a call, or what it left behind, will still settle this reservation."""
+        return reservation_id in self._held
 
     @property
     def running(self) -> int:
@@ -209,6 +231,7 @@ class Metering:
 
         def ended() -> None:
             call.offering.leave()
+            self._held.discard(call.reservation_id)
             call.observer.ended(error)
 
         call.offering.enter()
@@ -217,6 +240,8 @@ class Metering:
         try:
             if self._is_draining:
                 raise ShuttingDown
+            if not self._admits:
+                raise LedgerDiffers
             if self._calls > self._services.limits.requests_max:
                 raise Overloaded(limit=f"{self._services.limits.requests_max} requests at once")
             yield call
@@ -276,7 +301,7 @@ class Metering:
         canonical = msgspec.json.encode(request)
         return hashlib.blake2b(canonical, key=self._services.ledger.content_key, digest_size=32).digest()
 
-    async def _reserve(self, plan: Plan) -> Reserved | Replayed:
+    async def _reserve(self, call: Call, plan: Plan) -> Reserved | Replayed:
         services, priced = self._services, plan.priced
         slice_tokens = min(services.limits.slice_tokens, priced.completion_tokens_max)
         operation = Reserve(
@@ -297,14 +322,17 @@ class Metering:
             capture_usage=priced.usage(),
             now_us=services.clock.now_us(),
         )
+        call.reservation_id = operation.reservation_id
+        self._held.add(operation.reservation_id)
         reserving = services.tasks.spawn(services.ledger.reserve(operation))
         try:
             return await asyncio.shield(reserving)
         except asyncio.CancelledError:
-            services.tasks.spawn(self._release(reserving))
+            call.reservation_id = ""  # it is the release's now
+            services.tasks.spawn(self._release(operation.reservation_id, reserving))
             raise
 
-    async def _release(self, reserving: "asyncio.Task[Reserved | Replayed]") -> None:
+    async def _release(self, reservation_id: str, reserving: "asyncio.Task[Reserved | Replayed]") -> None:
         """Release what was reserved for an app that went away meanwhile."""
         try:
             outcome = await reserving
@@ -323,6 +351,8 @@ class Metering:
         except MetergateError as exc:
             # Refused, so there is nothing to release; or the store failed, and its recovery releases (L5).
             logger.info("a request whose app went away was not reserved: %s", exc)
+        finally:
+            self._held.discard(reservation_id)
 
     # --- running ----------------------------------------------------------------------------------------------------
 
