@@ -31,6 +31,7 @@ from metergate.core.inference import (
     ResponseFormatKind,
     Role,
     Sampling,
+    TokenIds,
     Tool,
     ToolCall,
 )
@@ -184,6 +185,8 @@ def to_gateway(event: BackendEvent) -> backend_pb2.GenerateResponse:
         )
     if isinstance(event, Finish):
         return backend_pb2.GenerateResponse(finish_reason=FINISH_REASONS[event.reason])
+    if isinstance(event, TokenIds):
+        raise TypeError("an OpenAI engine sends texts")
     counts = [
         usage_pb2.TokenCount(token_class=TOKEN_CLASSES[token_class], tokens=tokens)
         for token_class, tokens in event.usage

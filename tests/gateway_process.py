@@ -68,7 +68,7 @@ provider = "huggingface"
 context_tokens = 2048
 backends = ["only"]
 backend_models = {{ only = "smollm2-135m" }}
-counting = "TOKENIZER"
+counting = "{counting}"
 tokenizer = {{ kind = "gguf", path = "{tokenizer}" }}
 
 [[rate_cards]]
@@ -103,7 +103,9 @@ def openai_backend(url: str) -> str:
     return f'kind = "openai"\nurl = "{url}"'
 
 
-def write_config(folder: Path, backend: str, *, others: Mapping[str, str] = NO_OTHERS, **limits: float) -> Path:
+def write_config(
+    folder: Path, backend: str, *, others: Mapping[str, str] = NO_OTHERS, counting: str = "TOKENIZER", **limits: float
+) -> Path:
     """Write a configuration with one model; ``limits`` are those that are not the default.
 
     The model runs on the backend ``only``, and on ``others``, by id.
@@ -115,6 +117,7 @@ def write_config(folder: Path, backend: str, *, others: Mapping[str, str] = NO_O
         tables
         + CONFIG.replace('["only"]', f"[{names}]").format(
             backend=backend,
+            counting=counting,
             limits="\n".join(f"{name} = {value}" for name, value in limits.items()),
             tokenizer=smollm2_path(),
             prompt_price=PROMPT_PRICE,

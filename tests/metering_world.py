@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fakes import FakeClock, MemoryLedgerStore
 
-from metergate.core.catalog import Catalog, Model
+from metergate.core.catalog import Catalog, Model, ReasoningForm
 from metergate.core.inference import (
     BackendEvent,
     BackendRequest,
@@ -27,7 +27,7 @@ from metergate.metering.limits import Limits
 from metergate.metering.offering import Offering
 from metergate.metering.pool import Member, Pool, PoolLimits
 from metergate.metering.use_case import NO_TRACE, Metering
-from metergate.ports import Backend, ChargeFilter, Observer, PoolObserver
+from metergate.ports import Backend, ChargeFilter, Observer, PoolObserver, TokenCodec
 from metergate.telemetry.fan_out import FanOut
 
 STOP = Finish(reason=FinishReason.STOP)
@@ -135,6 +135,7 @@ class RecordingSink:
     receipts: list[Receipt] = field(default_factory=list)
     stall: asyncio.Event | None = None  # held back by it before a delivery returns
     delivered: asyncio.Event = field(default_factory=asyncio.Event)
+    counts_token_ids: bool = False
 
     async def admit(self, admission: Admission) -> None:
         self.admissions.append(admission)
@@ -158,7 +159,14 @@ class RecordingSink:
     def check_debited(self) -> None:
         admission = self.admissions[0]
         captured = self.ledger.books.reservations.rows[admission.reservation_id].captured_microcredits
-        assert rate_ceil(usage(admission.prompt_tokens, self.text()), CARD) <= captured
+        assert rate_ceil(self.usage_delivered(), CARD) <= captured
+
+    def usage_delivered(self) -> Usage:
+        prompt_tokens = self.admissions[0].prompt_tokens
+        if not self.counts_token_ids:
+            return usage(prompt_tokens, self.text())
+        tokens = sum(len(delta.token_starts) for delta in self.deltas)
+        return Usage.of({TokenClass.PROMPT: prompt_tokens, TokenClass.COMPLETION: tokens})
 
 
 def usage(prompt_tokens: int, text: str) -> Usage:
@@ -214,7 +222,10 @@ class World:
         limits: Limits | None = None,
         backends: Sequence[Backend] | None = None,
         observers: Sequence[Observer] = (),
+        codec: TokenCodec | None = None,
+        reasoning: ReasoningForm = ReasoningForm.NONE,
     ) -> None:
+        """``codec``: the model is counted by its token ids; else by WordTokenizer."""
         self.clock = FakeClock()
         self.ledger = MemoryLedgerStore(clock=self.clock)
         self.backend = ScriptedBackend(script)
@@ -224,10 +235,11 @@ class World:
             display_name="Model 1",
             provider_id="provider-1",
             context_tokens=500,
-            counting_source=CountingSource.TOKENIZER,
+            counting_source=CountingSource.TOKENIZER if codec is None else CountingSource.TOKEN_IDS,
             backend_ids=tuple(backend.backend_id for backend in members),
             rate_cards=(CARD,),
             usage_tolerance_tokens=1,
+            reasoning=reasoning,
         )
         self._ids = 0
         self.caller = Authorization(
@@ -245,6 +257,7 @@ class World:
         # Of equals, the first is taken.
         self.pool = pool_of(members, chance=lambda: 0.0)
         self._model = model
+        self._codec = codec
         self.metering = Metering(
             ledger=self.ledger,
             offering=self.offering(self.pool),
@@ -254,11 +267,16 @@ class World:
             limits=limits or Limits(slice_tokens=4),
             observer=FanOut(observers),
         )
-        self.sink = RecordingSink(self.ledger)
+        self.sink = RecordingSink(self.ledger, counts_token_ids=codec is not None)
 
     def offering(self, pool: Pool) -> Offering:
         """The model, served by the backends of the pool."""
-        return Offering(catalog=Catalog({"model-1": self._model}), tokenizers={"model-1": WordTokenizer()}, pool=pool)
+        return Offering(
+            catalog=Catalog({"model-1": self._model}),
+            tokenizers={"model-1": self._codec or WordTokenizer()},
+            codecs={} if self._codec is None else {"model-1": self._codec},
+            pool=pool,
+        )
 
     def new_id(self) -> str:
         self._ids += 1

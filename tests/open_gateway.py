@@ -23,6 +23,7 @@ async def open_gateway(
     others: Mapping[str, str] = NO_OTHERS,
     microcredits: int = 10_000_000,
     limits: Mapping[str, float] | None = None,
+    counting: str = "TOKENIZER",
 ) -> AsyncIterator[tuple[App, Books]]:
     """An app of a subscriber with so much credit, and the books; afterwards nothing is open and nothing differs.
 
@@ -31,7 +32,7 @@ async def open_gateway(
     books = Books(folder / "ledger.db")
     keys = await open_wallets(books.store, {SUBSCRIBER: microcredits})
     async with await Gateway.open(
-        load_config(write_config(folder, backend, others=others, **(limits or {})))
+        load_config(write_config(folder, backend, others=others, counting=counting, **(limits or {})))
     ) as gateway:
         async with App(gateway.port, keys[SUBSCRIBER]) as app:
             yield app, books

@@ -39,8 +39,10 @@ def main() -> int:
         part, steps = PARTS[name]
         figures, problem, seconds = _run(name, part, options.steps or steps, console)
         has_failed |= bool(problem)
-        told = ", ".join(f"{figure} {value}" for figure, value in figures.items())
-        verdict = f"[red]broken: {problem}[/]" if problem else "[green]held[/]"
+        told = "\n".join(f"{figure} {value}" for figure, value in figures.items())
+        verdict = "[red]BROKEN[/]" if problem else "[green]held[/]"
+        if problem:
+            console.print(f"{name}: {problem}", style="red", markup=False)
         table.add_row(name, f"{options.steps or steps:,}", f"{seconds:,.0f}", told, verdict)
     console.print(table)
     return 1 if has_failed else 0

@@ -6,23 +6,25 @@ how it has served of late. What is not, is closed when the last request that cam
 
 import asyncio
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Self
+from typing import Self, TypeVar
 
+from metergate.backends.engine import EngineBackend, EngineBackendOptions, EngineModel
 from metergate.backends.grpc import GrpcBackend, GrpcBackendOptions
 from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
-from metergate.config import Config, GrpcBackendTable, ModelTable, OpenAIBackendTable, catalog_of
+from metergate.config import Config, EngineBackendTable, GrpcBackendTable, ModelTable, OpenAIBackendTable, catalog_of
 from metergate.core.catalog import Catalog
 from metergate.core.errors import CertificateInvalid, MetergateError, TokenizerInvalid
+from metergate.core.usage import CountingSource
 from metergate.edges.tls import read_authorities, read_own_certificate
 from metergate.metering.offering import Offering
 from metergate.metering.pool import Member, Pool, PoolLimits
-from metergate.ports import Backend, PoolObserver, Tokenizer
-from metergate.tokenizers.open import TokenizerSpec, open_tokenizer
+from metergate.ports import Backend, PoolObserver, TokenCodec, Tokenizer
+from metergate.tokenizers.open import TokenizerSpec, open_codec, open_tokenizer
 
-BackendOptions = OpenAIBackendOptions | GrpcBackendOptions
+BackendOptions = OpenAIBackendOptions | GrpcBackendOptions | EngineBackendOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +34,18 @@ class Parts:
     catalog: Catalog
     tokenizers: Mapping[str, Tokenizer]  # by model id
     backends: Mapping[str, "BackendParts"]  # by backend id
+    # By model id: of all that are counted by their token ids.
+    codecs: Mapping[str, TokenCodec] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Config) -> Self:
         """Read all that it needs, in seconds; TokenizerInvalid or CertificateInvalid if that cannot be used."""
+        codecs = _open_codecs(config)
         return cls(
             catalog=catalog_of(config),
-            tokenizers=_open_tokenizers(config),
-            backends={backend_id: _backend_parts(config, backend_id) for backend_id in config.backends},
+            tokenizers={**_open_tokenizers(config), **codecs},
+            codecs=codecs,
+            backends={backend_id: _backend_parts(config, backend_id, codecs) for backend_id in config.backends},
         )
 
 
@@ -100,35 +106,58 @@ class Offerings:
             chance=random.random,
             observer=self._observer,
         )
-        return Offering(catalog=parts.catalog, tokenizers=parts.tokenizers, pool=pool)
+        return Offering(catalog=parts.catalog, tokenizers=parts.tokenizers, pool=pool, codecs=parts.codecs)
 
 
 def _member(parts: BackendParts) -> Member:
     return Member(_open_backend(parts.options), parts.limits)
 
 
-def _open_tokenizers(config: Config) -> Mapping[str, Tokenizer]:
-    """Every model's tokenizer, by model id; models that count alike share one. TokenizerInvalid if one is unusable."""
-    opened: dict[TokenizerSpec, Tokenizer] = {}
-    tokenizers: dict[str, Tokenizer] = {}
+def _open_tokenizers(config: Config) -> dict[str, Tokenizer]:
+    """The tokenizers of all that are counted by texts, by model id. TokenizerInvalid if one is unusable."""
+    return _open_all(config, open_tokenizer, counts_token_ids=False)
+
+
+def _open_codecs(config: Config) -> dict[str, TokenCodec]:
+    """The tokenizers of all that are counted by token ids, by model id. TokenizerInvalid if one is unusable."""
+    return _open_all(config, open_codec, counts_token_ids=True)
+
+
+Opened = TypeVar("Opened")
+
+
+def _open_all(
+    config: Config, open_one: Callable[[TokenizerSpec], Opened], *, counts_token_ids: bool
+) -> dict[str, Opened]:
+    """Models that count alike share one."""
+    opened: dict[TokenizerSpec, Opened] = {}
+    by_model: dict[str, Opened] = {}
     for model_id, model in config.models.items():
-        spec = _tokenizer_spec(config, model)
-        if spec not in opened:
-            opened[spec] = open_tokenizer(spec)
-        tokenizers[model_id] = opened[spec]
-    return tokenizers
+        if _counts_token_ids(model) is counts_token_ids:
+            spec = _tokenizer_spec(config, model)
+            if spec not in opened:
+                opened[spec] = open_one(spec)
+            by_model[model_id] = opened[spec]
+    return by_model
+
+
+def _counts_token_ids(model: ModelTable) -> bool:
+    return CountingSource(model.counting) is CountingSource.TOKEN_IDS
 
 
 def parts_problems(config: Config) -> Iterator[MetergateError]:
     """Everything that ``Parts.of`` would refuse."""
-    for spec in {_tokenizer_spec(config, model): None for model in config.models.values()}:
+    wanted = {(_tokenizer_spec(config, model), _counts_token_ids(model)): None for model in config.models.values()}
+    for spec, counts_token_ids in wanted:
         try:
-            open_tokenizer(spec)
+            (open_codec if counts_token_ids else open_tokenizer)(spec)
         except TokenizerInvalid as exc:
             yield exc
-    for backend_id in config.backends:
+    for backend_id, table in config.backends.items():
         try:
-            _backend_options(config, backend_id)
+            _ca_pem(config, backend_id, table)
+            if not isinstance(table, OpenAIBackendTable):
+                _own_pem(config, backend_id, table)
         except CertificateInvalid as exc:
             yield exc
 
@@ -145,18 +174,20 @@ def _tokenizer_spec(config: Config, model: ModelTable) -> TokenizerSpec:
 
 
 def _open_backend(options: BackendOptions) -> Backend:
+    if isinstance(options, EngineBackendOptions):
+        return EngineBackend(options)
     return GrpcBackend(options) if isinstance(options, GrpcBackendOptions) else OpenAIBackend(options)
 
 
-def _backend_parts(config: Config, backend_id: str) -> BackendParts:
+def _backend_parts(config: Config, backend_id: str, codecs: Mapping[str, TokenCodec]) -> BackendParts:
     table = config.backends[backend_id]
     limits = PoolLimits(
         requests_max=table.requests_max, queue_max=table.queue_max, queue_seconds_max=table.queue_seconds_max
     )
-    return BackendParts(options=_backend_options(config, backend_id), limits=limits)
+    return BackendParts(options=_backend_options(config, backend_id, codecs), limits=limits)
 
 
-def _backend_options(config: Config, backend_id: str) -> BackendOptions:
+def _backend_options(config: Config, backend_id: str, codecs: Mapping[str, TokenCodec]) -> BackendOptions:
     table = config.backends[backend_id]
     model_names = config.model_names(backend_id)
     api_key = config.api_keys.get(backend_id)
@@ -171,17 +202,40 @@ def _backend_options(config: Config, backend_id: str) -> BackendOptions:
             ca_pem=_ca_pem(config, backend_id, table),
             own_pem=_own_pem(config, backend_id, table),
         )
+    if isinstance(table, EngineBackendTable):
+        return EngineBackendOptions(
+            backend_id=backend_id,
+            kind=table.kind,
+            address=table.address,
+            models={
+                model_id: EngineModel(
+                    name=name,
+                    context_tokens=config.models[model_id].context_tokens,
+                    token_ids_max=codecs[model_id].token_ids_max,
+                )
+                for model_id, name in model_names.items()
+            },
+            api_key=api_key,
+            connect_timeout_seconds=table.connect_timeout_seconds,
+            tls=table.tls,
+            ca_pem=_ca_pem(config, backend_id, table),
+            own_pem=_own_pem(config, backend_id, table),
+        )
     return _openai_options(backend_id, table, model_names, api_key, _ca_pem(config, backend_id, table))
 
 
-def _ca_pem(config: Config, backend_id: str, table: GrpcBackendTable | OpenAIBackendTable) -> bytes | None:
+def _ca_pem(
+    config: Config, backend_id: str, table: OpenAIBackendTable | GrpcBackendTable | EngineBackendTable
+) -> bytes | None:
     """CertificateInvalid if the file of its authorities cannot be used; None: it proves itself to the public ones."""
     if table.ca_path is None:
         return None
     return read_authorities(f"backends.{backend_id}.ca_path", config.resolve(table.ca_path), datetime.now(UTC))
 
 
-def _own_pem(config: Config, backend_id: str, table: GrpcBackendTable) -> tuple[bytes, bytes] | None:
+def _own_pem(
+    config: Config, backend_id: str, table: GrpcBackendTable | EngineBackendTable
+) -> tuple[bytes, bytes] | None:
     """The key and certificate that it is shown; CertificateInvalid if they cannot be used; None: it is shown none."""
     if table.certificate_path is None or table.key_path is None:
         return None

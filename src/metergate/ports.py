@@ -93,6 +93,26 @@ class Tokenizer(Protocol):
         ...
 
 
+class TokenCodec(Tokenizer, Protocol):
+    """The counting rule of a model whose backends take and give token ids."""
+
+    @property
+    def token_ids_max(self) -> int:
+        """One more than the highest id of the vocabulary."""
+        ...
+
+    def encode_prompt(self, prompt: Prompt) -> Sequence[int]:
+        """The ids of the prompt, as many as ``count_prompt`` says; RequestInvalid as there."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes of UTF-8 that a token stands for; none of a special token, which is not shown.
+
+        None: the vocabulary has no such id.
+        """
+        ...
+
+
 class Backend(Protocol):
     """A server that runs models."""
 

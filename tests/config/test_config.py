@@ -168,7 +168,7 @@ WRONG = [
     ('kind = "openai"', 'kind = "soap"', "backends.llama", "unknown kind 'soap'"),
     ('kind = "openai"', "", "backends.llama", "needs a kind"),
     ("http://127", "ftp://127", "backends.llama.url", "must be a URL"),
-    ('"TOKENIZER"', '"BACKEND"', "models.smollm2.counting", "must be 'TOKENIZER'"),
+    ('"TOKENIZER"', '"BACKEND"', "models.smollm2.counting", "must be 'TOKENIZER' or 'TOKEN_IDS'"),
     ("model.gguf", "missing.gguf", "models.smollm2.tokenizer.path", "there is no file"),
     ("[models.smollm2]", '[models."a/b"]', "models.a/b", "must be 1 to 128 letters"),
     ("= 500_000", "= -1", "rate_cards[0].microcredits_per_million_tokens.prompt", "greater than or equal to 0"),
@@ -417,3 +417,19 @@ def test_these_urls_can_be_called(tmp_path: Path, url: str) -> None:
     backend = load(tmp_path, GOOD.replace("http://127.0.0.1:8080/v1", url)).backends["llama"]
     assert isinstance(backend, OpenAIBackendTable)
     assert backend.url == url
+
+
+def test_how_long_what_is_done_with_is_kept_and_how_the_books_are_watched_can_be_set(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD)
+    assert (config.retention.closed_reservation_days, config.audit.sample_subscribers) == (7, 100)
+    assert not config.audit.stop_admissions_on_difference
+    tables = """
+        retention = { closed_reservation_days = 1 }
+        audit = { sample_subscribers = 0, interval_seconds = 0.5, stop_admissions_on_difference = true }
+    """
+    config = load(tmp_path, tables + GOOD)
+    assert config.retention.closed_reservation_days == 1
+    assert (config.audit.sample_subscribers, config.audit.interval_seconds) == (0, 0.5)
+    assert config.audit.stop_admissions_on_difference
+    with pytest.raises(ConfigInvalid, match="closed_reservation_days"):
+        load(tmp_path, GOOD + "\n[retention]\nclosed_reservation_days = 0\n")

@@ -15,7 +15,8 @@ from grpc import aio
 from grpc_health.v1 import health_pb2
 
 from metergate.backends.answer_checks import AnswerChecks
-from metergate.core.errors import BackendRejected, BackendUnavailable
+from metergate.backends.grpc_channel import failure, open_channel
+from metergate.core.errors import BackendUnavailable
 from metergate.core.inference import (
     BackendEvent,
     BackendRequest,
@@ -35,22 +36,8 @@ from metergate.v1 import backend_pb2, backend_pb2_grpc, chat_pb2, usage_pb2
 
 _log = logging.getLogger(__name__)
 
-# One message holds at most one whole answer: 131,072 tokens of 4 bytes, and as much again for what surrounds them.
-_ANSWER_BYTES_MAX = 1024 * 1024
-
-# A peer that is lost without a word is noticed after 40 s. Pinging more often, servers of gRPC's would take for abuse.
-_PING_MILLISECONDS = 30_000
-_PING_ANSWER_MILLISECONDS = 10_000
-
-# A backend that comes back is used again this soon; meanwhile calls fail at once, so that others can serve them.
-_RECONNECT_MILLISECONDS_MAX = 5_000
-_RECONNECT_MILLISECONDS_MIN = 500
-
 # A look at a backend that is busy does not wait for it.
 _LOOK_SECONDS = 0.5
-
-# The request as such was refused; another backend would refuse it too.
-_REJECTED_CODES = frozenset({grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE})
 
 _ROLES = {
     Role.SYSTEM: chat_pb2.ROLE_SYSTEM,
@@ -95,23 +82,7 @@ class GrpcBackend:
 
     def __init__(self, options: GrpcBackendOptions) -> None:
         self._options = options
-        # A connection attempt ends with its time limit, and a call that waits for it fails with it.
-        connect_milliseconds = round(options.connect_timeout_seconds * 1000)
-        self._channel = _open_channel(
-            options,
-            (
-                ("grpc.max_receive_message_length", _ANSWER_BYTES_MAX),
-                ("grpc.keepalive_time_ms", _PING_MILLISECONDS),
-                ("grpc.keepalive_timeout_ms", _PING_ANSWER_MILLISECONDS),
-                ("grpc.min_reconnect_backoff_ms", connect_milliseconds),
-                ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MILLISECONDS_MIN),
-                ("grpc.max_reconnect_backoff_ms", _RECONNECT_MILLISECONDS_MAX),
-                # The windows of flow control stay at 64 KiB: grown to the bandwidth, they would read ahead megabytes.
-                ("grpc.http2.bdp_probe", 0),
-                # A dispatched request is never sent again unasked: what it cost the operator would go unrecorded.
-                ("grpc.enable_retries", 0),
-            ),
-        )
+        self._channel = open_channel(options)
         self._stub: backend_pb2_grpc.BackendServiceAsyncStub = backend_pb2_grpc.BackendServiceStub(self._channel)
         self._check_health = self._channel.unary_unary(
             "/grpc.health.v1.Health/Check",
@@ -170,26 +141,9 @@ class GrpcBackend:
                     yield event
             reader.end()
         except aio.AioRpcError as exc:
-            raise _refusal(exc, request.model_id) from None  # its details would be printed with it
+            raise failure(exc, request.model_id) from None  # its details would be printed with it
         finally:
             call.cancel()  # of a call that has ended: nothing
-
-
-def _open_channel(options: GrpcBackendOptions, arguments: tuple[tuple[str, int], ...]) -> aio.Channel:
-    if not options.tls:
-        return aio.insecure_channel(options.address, options=arguments)
-    key_pem, certificate_pem = options.own_pem or (None, None)
-    credentials = grpc.ssl_channel_credentials(
-        root_certificates=options.ca_pem, private_key=key_pem, certificate_chain=certificate_pem
-    )
-    return aio.secure_channel(options.address, credentials, options=arguments)
-
-
-def _refusal(error: aio.AioRpcError, model_id: str) -> BackendRejected | BackendUnavailable:
-    problem = f"gRPC status {error.code().name}"
-    if error.code() in _REJECTED_CODES:
-        return BackendRejected(model_id=model_id, problem=problem)
-    return BackendUnavailable(model_id=model_id, problem=problem)
 
 
 def _text_only(message: backend_pb2.GenerateResponse) -> str:

@@ -8,17 +8,16 @@ from pydantic import BaseModel
 
 from metergate.config.schema import (
     Audit,
-    GrpcBackendTable,
+    BackendTable,
     Limits,
     Listener,
     Logs,
     Metrics,
     ModelTable,
-    OpenAIBackendTable,
     Retention,
     Traces,
 )
-from metergate.core.catalog import Catalog, Model
+from metergate.core.catalog import Catalog, Model, ReasoningForm
 from metergate.core.errors import ConfigProblem
 from metergate.core.rating import RateCard, check_schedule
 from metergate.core.usage import CountingSource
@@ -37,7 +36,7 @@ class Config:
     metrics: Metrics
     logs: Logs
     traces: Traces
-    backends: Mapping[str, OpenAIBackendTable | GrpcBackendTable]
+    backends: Mapping[str, BackendTable]
     models: Mapping[str, ModelTable]
     rate_cards: tuple[RateCard, ...]
     api_keys: Mapping[str, str] = field(repr=False)  # by backend id; absent: the backend takes none
@@ -68,6 +67,7 @@ def catalog_of(config: Config) -> Catalog:
                 backend_ids=tuple(table.backends),
                 rate_cards=check_schedule([card for card in config.rate_cards if card.model_id == model_id]),
                 usage_tolerance_tokens=table.usage_tolerance_tokens,
+                reasoning=ReasoningForm.NONE if table.reasoning is None else ReasoningForm(table.reasoning.upper()),
                 backend_weights=table.backend_weights,
             )
             for model_id, table in config.models.items()

@@ -10,7 +10,16 @@ from urllib.parse import urlsplit
 
 from pydantic_core import ErrorDetails
 
-from metergate.config.schema import ConfigFile, GrpcBackendTable, Limits, ModelTable, OpenAIBackendTable, TokenizerFile
+from metergate.config.schema import (
+    BackendTable,
+    ConfigFile,
+    EngineBackendTable,
+    GrpcBackendTable,
+    Limits,
+    ModelTable,
+    OpenAIBackendTable,
+    TokenizerFile,
+)
 from metergate.core.addresses import is_loopback
 from metergate.core.errors import ConfigProblem, RateCardInvalid
 from metergate.core.rating import check_schedule
@@ -29,9 +38,9 @@ _SHAPE_PROBLEMS = {
 def problem_of(error: ErrorDetails, document: Mapping[str, Any]) -> ConfigProblem:
     """What pydantic found, in the words of the file."""
     key = _key_of(error["loc"], document)
-    context = {"expected_kinds": "'openai' or 'grpc'", **error.get("ctx", {})}
+    context = {"expected_kinds": "'openai', 'grpc', 'vllm' or 'sglang'", **error.get("ctx", {})}
     if error["type"] == "literal_error" and key.endswith(".counting"):
-        return ConfigProblem(key, "must be 'TOKENIZER': the other counting sources are not built yet")
+        return ConfigProblem(key, "must be 'TOKENIZER' or 'TOKEN_IDS': the other counting source is not built yet")
     template = _SHAPE_PROBLEMS.get(error["type"])
     if template is not None:
         return ConfigProblem(key, template.format_map(context))
@@ -55,7 +64,9 @@ def _key_of(location: Sequence[int | str], document: Mapping[str, Any]) -> str:
     return key
 
 
-def environment_problems(backends: Mapping[str, OpenAIBackendTable | GrpcBackendTable]) -> Iterator[ConfigProblem]:
+def environment_problems(
+    backends: Mapping[str, BackendTable],
+) -> Iterator[ConfigProblem]:
     """Backends whose key is not in the environment."""
     for backend_id, backend in backends.items():
         if backend.api_key_env and not secret(backend.api_key_env):
@@ -67,6 +78,11 @@ def installation_problems(file: ConfigFile) -> Iterator[ConfigProblem]:
     """What needs a library that is not installed."""
     if file.traces.endpoint is not None and not _is_installed("opentelemetry.exporter.otlp.proto.http"):
         yield ConfigProblem("traces.endpoint", "needs OpenTelemetry: pip install 'metergate[otel]'")
+    if not _is_installed("smg_grpc_proto"):
+        for backend_id, backend in file.backends.items():
+            if isinstance(backend, EngineBackendTable):
+                problem = f"{backend.kind!r} needs its protocol's stubs: pip install 'metergate[engines]'"
+                yield ConfigProblem(f"backends.{backend_id}.kind", problem)
 
 
 def _is_installed(module: str) -> bool:
@@ -92,6 +108,7 @@ def semantic_problems(file: ConfigFile, folder: Path) -> Iterator[ConfigProblem]
         if model_id not in priced:
             yield ConfigProblem(key, "has no price: add a [[rate_cards]] for it")
         yield from _backend_problems(key, model, file.backends)
+        yield from _token_id_problems(key, model, file.backends)
         yield from _tokenizer_problems(f"{key}.tokenizer", model.tokenizer, folder)
     yield from _rate_card_problems(file)
 
@@ -136,8 +153,8 @@ def _plaintext_problems(file: ConfigFile) -> Iterator[ConfigProblem]:
         yield from _backend_plaintext_problems(f"backends.{backend_id}", backend)
 
 
-def _backend_plaintext_problems(key: str, backend: OpenAIBackendTable | GrpcBackendTable) -> Iterator[ConfigProblem]:
-    if isinstance(backend, GrpcBackendTable):
+def _backend_plaintext_problems(key: str, backend: BackendTable) -> Iterator[ConfigProblem]:
+    if not isinstance(backend, OpenAIBackendTable):
         is_plain, address, cure = not backend.tls, backend.address, "add tls = true"
         yield from _grpc_tls_problems(key, backend)
     else:
@@ -156,7 +173,7 @@ def _backend_plaintext_problems(key: str, backend: OpenAIBackendTable | GrpcBack
         yield ConfigProblem(f"{key}.api_key_env", problem)
 
 
-def _grpc_tls_problems(key: str, backend: GrpcBackendTable) -> Iterator[ConfigProblem]:
+def _grpc_tls_problems(key: str, backend: GrpcBackendTable | EngineBackendTable) -> Iterator[ConfigProblem]:
     for name in ("ca_path", "certificate_path", "key_path"):
         if getattr(backend, name) is not None and not backend.tls:
             yield ConfigProblem(f"{key}.{name}", "is for TLS: add tls = true")
@@ -178,6 +195,22 @@ def _backend_problems(key: str, model: ModelTable, backends: Mapping[str, object
                 yield ConfigProblem(f"{key}.{name}", f"{backend_id!r} is no backend of this model")
     if not any(model.backend_weights.get(backend_id, 1) for backend_id in model.backends):
         yield ConfigProblem(f"{key}.backend_weights", "all of its backends stand by: give one a weight above 0")
+
+
+def _token_id_problems(key: str, model: ModelTable, backends: Mapping[str, object]) -> Iterator[ConfigProblem]:
+    """What goes with token ids and what with texts: a model is counted by the one or the other."""
+    counts_token_ids = model.counting == "TOKEN_IDS"
+    for backend_id in model.backends:
+        backend = backends.get(backend_id)
+        if isinstance(backend, EngineBackendTable) and not counts_token_ids:
+            problem = f'{backend_id!r} is an engine ({backend.kind}) that sends token ids: set counting = "TOKEN_IDS"'
+            yield ConfigProblem(f"{key}.counting", problem)
+        elif backend is not None and not isinstance(backend, EngineBackendTable) and counts_token_ids:
+            problem = f"{backend_id!r} sends texts: TOKEN_IDS needs backends of kind 'vllm' or 'sglang'"
+            yield ConfigProblem(f"{key}.backends", problem)
+    if model.reasoning is not None and not counts_token_ids:
+        problem = 'is for counting = "TOKEN_IDS": other backends tell reasoning from content themselves'
+        yield ConfigProblem(f"{key}.reasoning", problem)
 
 
 def _tokenizer_problems(key: str, tokenizer: TokenizerFile, folder: Path) -> Iterator[ConfigProblem]:

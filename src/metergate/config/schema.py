@@ -171,16 +171,25 @@ class OpenAIBackendTable(_BackendTable):
     health_path: Annotated[str, StringConstraints(pattern=r"^/[!-~]{0,255}$")] | None = None
 
 
-class GrpcBackendTable(_BackendTable):
-    """A server that implements metergate.v1.BackendService."""
-
-    kind: Literal["grpc"]
+class _ChannelTable(_BackendTable):
     address: Address
     tls: bool = False  # True: the backend must prove that it is the host of its address
     # What the gateway proves to the backend: its certificate, then its intermediates, and its unencrypted key; PEM
     # files, both or neither. None: it shows none.
     certificate_path: Text | None = None
     key_path: Text | None = None
+
+
+class GrpcBackendTable(_ChannelTable):
+    """A server that implements metergate.v1.BackendService."""
+
+    kind: Literal["grpc"]
+
+
+class EngineBackendTable(_ChannelTable):
+    """An engine that takes and gives token ids over gRPC: vLLM's or SGLang's own protocol. It runs one model."""
+
+    kind: Literal["vllm", "sglang"]
 
 
 class TokenizerFile(Table):
@@ -204,8 +213,11 @@ class ModelTable(Table):
     # A backend's part of the requests; absent: 1; 0: it stands by, for when no other can take one.
     backend_weights: dict[Id, Annotated[int, Field(ge=0, le=1_000)]] = {}
     backend_models: dict[Id, Text] = {}  # what a backend itself calls the model; absent: its id here
-    counting: Literal["TOKENIZER"]
+    counting: Literal["TOKENIZER", "TOKEN_IDS"]
     tokenizer: TokenizerFile
+    # How the raw text of a model that is counted by its token ids tells reasoning: "think", where it may begin with
+    # <think>...</think>; "think_open", where its chat template ends with <think>; None: all of it is content.
+    reasoning: Literal["think", "think_open"] | None = None
     # How far the reported completion may be from the counted one without a flag: many count an end-of-turn token.
     usage_tolerance_tokens: int = Field(default=1, ge=0, le=1_000)
 
@@ -249,7 +261,7 @@ class RateCardTable(Table):
         )
 
 
-BackendTable = Annotated[OpenAIBackendTable | GrpcBackendTable, Field(discriminator="kind")]
+BackendTable = Annotated[OpenAIBackendTable | GrpcBackendTable | EngineBackendTable, Field(discriminator="kind")]
 
 
 class ConfigFile(Table):

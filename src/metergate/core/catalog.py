@@ -2,10 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from metergate.core.errors import ModelNotFound, PriceUnavailable
 from metergate.core.rating import RateCard, current_card
 from metergate.core.usage import CountingSource
+
+
+class ReasoningForm(StrEnum):
+    """How a model's raw text tells its reasoning from its answer."""
+
+    NONE = "NONE"  # it does not: all of it is content
+    THINK = "THINK"  # it may begin with <think>reasoning</think>
+    THINK_OPEN = "THINK_OPEN"  # the prompt ends with <think>, so it begins with reasoning</think>
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +29,7 @@ class Model:
     backend_ids: tuple[str, ...]  # at least one
     rate_cards: tuple[RateCard, ...]  # in order of effect
     usage_tolerance_tokens: int  # counted and reported may differ by this much of completion without being flagged
+    reasoning: ReasoningForm = ReasoningForm.NONE  # of a model that is counted by its token ids
     backend_weights: Mapping[str, int] = field(default_factory=dict)  # by backend id; absent: 1; 0: it stands by
 
     def weights(self) -> dict[str, int]:

@@ -116,6 +116,8 @@ class BackendRequest:
     sampling: Sampling
     response_format: ResponseFormat
     max_completion_tokens: int
+    # The prompt as the model's own template and vocabulary have it; (): the backend does that itself.
+    prompt_token_ids: Sequence[int] = ()
     trace_context: Mapping[str, str] = field(default_factory=dict)  # W3C traceparent and tracestate, sent as headers
 
 
@@ -136,10 +138,21 @@ class Delta:
     reasoning_content: str = ""
     content: str = ""
     tool_calls: Sequence[ToolCallDelta] = ()
+    # Where the text of each token id in it begins: characters from the delta's beginning, reasoning first, ascending. A
+    # token without text of its own begins where the next text does. Text before the first belongs to a token of an
+    # earlier delta. Only of a model that is counted by its token ids (TOKEN_IDS), which has no tool calls.
+    token_starts: tuple[int, ...] = ()
 
     def is_empty(self) -> bool:
         """Whether there is nothing to deliver."""
         return not (self.content or self.reasoning_content or self.tool_calls)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """What a backend generated, as ids of the model's vocabulary: the gateway makes deltas of them."""
+
+    token_ids: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,4 +169,4 @@ class UsageReport:
     usage: Usage
 
 
-BackendEvent = Delta | Finish | UsageReport
+BackendEvent = Delta | TokenIds | Finish | UsageReport

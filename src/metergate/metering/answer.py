@@ -5,8 +5,10 @@ Reasoning counts as REASONING; content and tool calls (name and arguments, each 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum, auto
+from typing import TypeVar
 
 from metergate.core.inference import Delta
+from metergate.metering.answer_count import AnswerCount
 from metergate.metering.deltas import length, split
 from metergate.ports import CompletionCounter, Tokenizer
 
@@ -87,9 +89,10 @@ class AnswerCounter:
         return characters
 
 
-def longest_fit(
-    before: AnswerCounter, delta: Delta, fits: Callable[[AnswerCounter], bool]
-) -> tuple[Delta, AnswerCounter]:
+Count = TypeVar("Count", bound=AnswerCount)
+
+
+def longest_fit(before: Count, delta: Delta, fits: Callable[[Count], bool]) -> tuple[Delta, Count]:
     """Return the longest prefix of ``delta``, in whole characters, after which the answer still fits, and its counter.
 
     Counts of a growing text are not quite monotone, so a longer prefix may fit where bisection found none; what is

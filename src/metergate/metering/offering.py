@@ -2,19 +2,34 @@
 
 import asyncio
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from metergate.core.catalog import Catalog
 from metergate.metering.pool import Pool
-from metergate.ports import Tokenizer
+from metergate.ports import TokenCodec, Tokenizer
+
+# Every model is counted by its texts.
+NO_CODECS: Mapping[str, TokenCodec] = MappingProxyType({})
 
 
 class Offering:
     """Models, how each is counted, what runs them, and how many calls depend on it."""
 
-    def __init__(self, *, catalog: Catalog, tokenizers: Mapping[str, Tokenizer], pool: Pool) -> None:
-        """``tokenizers`` are by model id; they and the pool's backends are all that the catalog names."""
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        tokenizers: Mapping[str, Tokenizer],
+        pool: Pool,
+        codecs: Mapping[str, TokenCodec] = NO_CODECS,
+    ) -> None:
+        """``tokenizers`` are by model id; they and the pool's backends are all that the catalog names.
+
+        ``codecs`` are by model id: of all that are counted by their token ids.
+        """
         self.catalog = catalog
         self.tokenizers = tokenizers
+        self.codecs = codecs
         self.pool = pool
         self._calls = 0
         self._idle = asyncio.Event()

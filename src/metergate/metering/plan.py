@@ -1,5 +1,6 @@
 """What is known of a request before it runs: who pays, how its prompt counts, what it may cost at most."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from metergate.core.catalog import Model
@@ -19,15 +20,29 @@ class PricedPrompt:
         "_reasoning_price",
         "completion_tokens_max",
         "model",
+        "prompt_token_ids",
         "prompt_tokens",
         "rate_card",
     )
 
-    def __init__(self, *, model: Model, rate_card: RateCard, prompt_tokens: int, completion_tokens_max: int) -> None:
-        """``completion_tokens_max`` bounds answer and reasoning together."""
+    def __init__(
+        self,
+        *,
+        model: Model,
+        rate_card: RateCard,
+        prompt_tokens: int,
+        completion_tokens_max: int,
+        prompt_token_ids: Sequence[int] = (),
+    ) -> None:
+        """``completion_tokens_max`` bounds answer and reasoning together.
+
+        ``prompt_token_ids`` are what was counted, of a model that is counted by its token ids. They are sent as they
+        are: a template that renders otherwise a second later cannot make them differ.
+        """
         self.model = model
         self.rate_card = rate_card
         self.prompt_tokens = prompt_tokens
+        self.prompt_token_ids = prompt_token_ids
         self.completion_tokens_max = completion_tokens_max
         # Looked up once: a cost is taken at every delivery.
         self._prompt_exact = prompt_tokens * rate_card.price(TokenClass.PROMPT)

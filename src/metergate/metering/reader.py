@@ -1,17 +1,18 @@
 """Pulls a backend's answer into the buffer: within time limits, and from another backend while nothing came yet."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 
 from metergate.core.changes import changed
 from metergate.core.errors import BackendRejected, BackendUnavailable, MetergateError
-from metergate.core.inference import BackendEvent, BackendRequest, Delta, Finish
+from metergate.core.inference import BackendEvent, BackendRequest, Delta, Finish, UsageReport
 from metergate.core.reservation import CloseCause
 from metergate.core.rows import Attempt, FinishReason
 from metergate.core.standing import Event
 from metergate.core.usage import Usage
 from metergate.metering.buffer import DeltaBuffer, End
+from metergate.metering.detokenizer import Detokenizer, detokenized
 from metergate.metering.limits import Limits
 from metergate.metering.patience import Patience
 from metergate.metering.pool import Candidates, Place
@@ -37,13 +38,16 @@ class Reader:
         buffer: DeltaBuffer,
         limits: Limits,
         observer: CallObserver,
+        detokenizer: Callable[[], Detokenizer] | None = None,
     ) -> None:
+        """``detokenizer`` makes texts of the token ids of an answer; None: backends send texts."""
         self._request = request
         self._candidates = candidates
         self._prompt_tokens = prompt_tokens
         self._buffer = buffer
         self._limits = limits
         self._observer = observer
+        self._detokenizer = detokenizer
         self._began = False
         self._finish_reason: FinishReason | None = None
         self._ended: list[Attempt] = []
@@ -116,8 +120,10 @@ class Reader:
         self.usage_reported = None
         self._finish_reason = None
         try:
-            request = changed(self._request, trace_context=trace_context)
-            await self._read_events(place, place.backend.generate(request))
+            answer = place.backend.generate(changed(self._request, trace_context=trace_context))
+            if self._detokenizer is not None:
+                answer = detokenized(answer, self._detokenizer())
+            await self._read_events(place, answer)
         except (TimeoutError, BackendUnavailable):
             # The answer was whole; only what may follow it, the usage, is missing.
             if self._finish_reason is None:
@@ -148,8 +154,10 @@ class Reader:
                 elif isinstance(event, Finish):
                     self._finish_reason = event.reason
                     patience.limit(USAGE_SECONDS_MAX)
-                else:
+                elif isinstance(event, UsageReport):
                     self.usage_reported = event.usage
+                else:
+                    raise self._unavailable("it sent token ids of a model that is not counted by them")
 
     def _unavailable(self, problem: str) -> BackendUnavailable:
         return BackendUnavailable(model_id=self._request.model_id, problem=problem)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import ClassVar, TypedDict, Unpack
 
 from metergate.core.errors import (
@@ -26,6 +27,7 @@ from metergate.core.reservation import CloseCause, Reservation
 from metergate.core.rows import FinishReason
 from metergate.core.usage import Usage
 from metergate.metering.answer import AnswerCounter, longest_fit
+from metergate.metering.answer_count import AnswerCount
 from metergate.metering.buffer import DeltaBuffer, End
 from metergate.metering.closing import (
     CHARGED_WITHOUT_DELIVERY,
@@ -36,12 +38,14 @@ from metergate.metering.closing import (
     was_settled_by,
 )
 from metergate.metering.deltas import length
+from metergate.metering.detokenizer import Detokenizer
 from metergate.metering.plan import Plan
 from metergate.metering.pool import Candidates
 from metergate.metering.reader import Reader
 from metergate.metering.services import Services
+from metergate.metering.token_id_answer import TokenIdAnswerCounter
 from metergate.metering.transcript import Transcript
-from metergate.ports import CallObserver, Delivery, Tokenizer
+from metergate.ports import CallObserver, Delivery, TokenCodec, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +57,7 @@ class RunParts(TypedDict):
     plan: Plan
     reservation: Reservation
     tokenizer: Tokenizer
+    codec: TokenCodec | None  # of a model that is counted by its token ids
     candidates: Candidates
     deadline: float | None  # on the loop's clock; None: the app set none
     observer: CallObserver
@@ -84,12 +89,16 @@ class Run(ABC):
             buffer=self._buffer,
             limits=services.limits,
             observer=self._observer,
+            detokenizer=_detokenizer_maker(plan, parts["codec"]),
         )
         self._slice_microcredits = self._priced.cost_max(services.limits.slice_tokens) - self._priced.cost()
         self._reserved_microcredits = reservation.reserved_microcredits
         self._captured_microcredits = reservation.captured_microcredits
         self._delivered_microcredits = 0
-        self._answer = AnswerCounter(parts["tokenizer"])  # of all that was delivered, or will be at once
+        # Of all that was delivered, or will be at once.
+        self._answer: AnswerCount = (
+            AnswerCounter(parts["tokenizer"]) if parts["codec"] is None else TokenIdAnswerCounter()
+        )
         # The dearest that the answer was at any delivery: counts of a growing text may fall again, captures do not.
         self._peak = (reservation.captured_microcredits, reservation.captured_usage)
         self.transcript = Transcript()
@@ -221,13 +230,13 @@ class Run(ABC):
             )
         )
 
-    def _within_length(self, counter: AnswerCounter) -> bool:
+    def _within_length(self, counter: AnswerCount) -> bool:
         return counter.completion_tokens + counter.reasoning_tokens <= self._priced.completion_tokens_max
 
-    def _within_reserved(self, counter: AnswerCounter) -> bool:
+    def _within_reserved(self, counter: AnswerCount) -> bool:
         return self._peak_with(counter)[0] <= self._reserved_microcredits
 
-    def _peak_with(self, counter: AnswerCounter) -> tuple[int, Usage]:
+    def _peak_with(self, counter: AnswerCount) -> tuple[int, Usage]:
         """Return what the answer must be paid for when it is delivered as counted: microcredits, and of what."""
         tokens = counter.completion_tokens, counter.reasoning_tokens
         microcredits = self._priced.cost(*tokens)
@@ -344,6 +353,21 @@ def _backend_request(plan: Plan) -> BackendRequest:
         sampling=plan.request.sampling,
         response_format=plan.request.response_format,
         max_completion_tokens=plan.priced.completion_tokens_max,
+        prompt_token_ids=plan.priced.prompt_token_ids,
+    )
+
+
+def _detokenizer_maker(plan: Plan, codec: TokenCodec | None) -> Callable[[], Detokenizer] | None:
+    """What makes the texts of an answer of its token ids, anew for each attempt; None: backends send texts."""
+    if codec is None:
+        return None
+    return partial(
+        Detokenizer,
+        codec,
+        model_id=plan.priced.model.model_id,
+        stop=plan.request.sampling.stop,
+        reasoning=plan.priced.model.reasoning,
+        token_ids_max=plan.priced.completion_tokens_max,
     )
 
 

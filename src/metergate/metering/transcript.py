@@ -1,5 +1,7 @@
 """What was delivered of an answer, kept for replays in as few pieces as its order allows."""
 
+from dataclasses import replace
+
 from metergate.core.inference import Delta
 from metergate.metering.deltas import join, joins
 
@@ -19,7 +21,8 @@ class Transcript:
 
     def append(self, delta: Delta) -> None:
         """Add what was delivered."""
-        self._recent.append(delta)
+        # Where its tokens began is not needed again, and would take more memory than the text.
+        self._recent.append(replace(delta, token_starts=()) if delta.token_starts else delta)
         if len(self._recent) >= JOINED_DELTAS:
             self._pieces += _condensed(self._recent)
             self._recent.clear()

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,7 +17,9 @@ from metergate.core.errors import (
     MetergateError,
     ModelNotAllowed,
     Overloaded,
+    RequestInvalid,
     ShuttingDown,
+    Violation,
 )
 from metergate.core.inference import InferenceRequest, Prompt
 from metergate.core.operations import Replayed, Reserve, Reserved, Settle
@@ -275,12 +277,21 @@ class Metering:
         rate_card = model.rate_card(self._services.clock.now_us())
         tokenizer = offering.tokenizers[model_id]
         _refuse_hopeless(model, prompt, tokenizer.characters_per_token_max)
-        count = tokenizer.count_prompt
-        prompt_tokens = await asyncio.to_thread(count, prompt) if self._is_long(prompt) else count(prompt)
+        codec = offering.codecs.get(model_id)
+        prompt_token_ids: Sequence[int] = ()
+        if codec is None:
+            count = tokenizer.count_prompt
+            prompt_tokens = await asyncio.to_thread(count, prompt) if self._is_long(prompt) else count(prompt)
+        else:
+            _refuse_tools(model, prompt)
+            encode = codec.encode_prompt
+            prompt_token_ids = await asyncio.to_thread(encode, prompt) if self._is_long(prompt) else encode(prompt)
+            prompt_tokens = len(prompt_token_ids)
         return PricedPrompt(
             model=model,
             rate_card=rate_card,
             prompt_tokens=prompt_tokens,
+            prompt_token_ids=prompt_token_ids,
             completion_tokens_max=completion_room(model, prompt_tokens, max_completion_tokens),
         )
 
@@ -363,6 +374,7 @@ class Metering:
             plan=plan,
             reservation=outcome.reservation,
             tokenizer=call.offering.tokenizers[plan.priced.model.model_id],
+            codec=call.offering.codecs.get(plan.priced.model.model_id),
             candidates=Candidates(call.offering.pool, plan.priced.model.model_id, plan.priced.model.weights()),
             deadline=call.deadline,
             observer=call.observer,
@@ -427,6 +439,13 @@ def _refuse_hopeless(model: Model, prompt: Prompt, characters_per_token_max: int
     """PromptTooLong for a prompt that is too long whatever its count is: counting it would be for nothing."""
     if characters_per_token_max is not None:
         completion_room(model, prompt.characters() // characters_per_token_max, None)
+
+
+def _refuse_tools(model: Model, prompt: Prompt) -> None:
+    """RequestInvalid for tools: an engine sends a tool call as raw text, each model in a form of its own."""
+    if prompt.tools:
+        description = f"{model.model_id} takes no tools: its calls would come as text, in a form of the model's own"
+        raise RequestInvalid(Violation("tools", description))
 
 
 def _drained() -> End:

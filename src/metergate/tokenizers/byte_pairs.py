@@ -1,8 +1,8 @@
 """Vocabularies of byte pairs that the ``tokenizers`` library counts."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from metergate.tokenizers.vocabulary import characters_max, guarded
 
@@ -21,13 +21,18 @@ def token_counter(encoder: Tokenizer) -> Callable[[str], int]:
 
     Special tokens written in the text are recognised, none are added.
     """
+    return guarded(lambda text: len(_encode(encoder, text)))
 
-    def count(text: str) -> int:
-        if len(text) <= _LOCKED_CHARACTERS_MAX:
-            return len(encoder.encode(text, add_special_tokens=False))
-        return len(encoder.encode_batch_fast([text], add_special_tokens=False)[0])
 
-    return guarded(count)
+def token_encoder(encoder: Tokenizer) -> Callable[[str], Sequence[int]]:
+    """The ids of what ``token_counter`` counts."""
+    return guarded(lambda text: _encode(encoder, text).ids)
+
+
+def _encode(encoder: Tokenizer, text: str) -> Encoding:
+    if len(text) <= _LOCKED_CHARACTERS_MAX:
+        return encoder.encode(text, add_special_tokens=False)
+    return encoder.encode_batch_fast([text], add_special_tokens=False)[0]
 
 
 def letters_characters_max(tokens: Iterable[str], *, composes: bool) -> int | None:
@@ -35,10 +40,10 @@ def letters_characters_max(tokens: Iterable[str], *, composes: bool) -> int | No
     written = set(tokens)
     if not LETTERS.keys() <= written:
         return None
-    return characters_max(map(_token_bytes, written), composes=composes)
+    return characters_max(map(letters_bytes, written), composes=composes)
 
 
-def _token_bytes(token: str) -> bytes:
+def letters_bytes(token: str) -> bytes:
     """What a token is written for; special ones are written as they are."""
     try:
         return bytes([LETTERS[letter] for letter in token])

@@ -1,7 +1,8 @@
 """The vocabulary of a GGUF file, counted as llama.cpp's ``/tokenize`` counts: byte pairs, special tokens recognised."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ from tokenizers import Tokenizer as BytePairs
 
 from metergate.core.errors import TokenizerInvalid
 from metergate.tokenizers import pre_tokenizers as known
-from metergate.tokenizers.byte_pairs import letters_characters_max, token_counter
+from metergate.tokenizers.byte_pairs import letters_bytes, letters_characters_max, token_counter, token_encoder
 from metergate.tokenizers.chat_template import TemplateSource
 from metergate.tokenizers.gguf_metadata import read_tokenizer_metadata
-from metergate.tokenizers.vocabulary import Vocabulary
+from metergate.tokenizers.vocabulary import Vocabulary, VocabularyIds
 
 # llama.cpp's token types that it recognises when they are written as text.
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 _SPECIAL_TYPES = frozenset({_UNKNOWN, _CONTROL, _USER_DEFINED})
+_HIDDEN_TYPES = frozenset({_UNKNOWN, _CONTROL})
 # What a byte-pair vocabulary's BOS and EOS are if the file does not say.
 _DEFAULT_SPECIAL_ID = 11
 
@@ -96,6 +98,13 @@ def _load(metadata: dict[str, Any]) -> GgufVocabulary:
         inner = text.removeprefix(before).removesuffix(after)
         return bool(before) + count_text(inner) + bool(after)
 
+    encode_text = token_encoder(encoder)
+    index = {token: token_id for token_id, token in enumerate(tokens)}
+
+    def encode_rendered(text: str) -> Sequence[int]:
+        inner = encode_text(text.removeprefix(before).removesuffix(after))
+        return [*([index[before]] if before else []), *inner, *([index[after]] if after else [])]
+
     template = metadata.get("tokenizer.chat_template")
     return GgufVocabulary(
         vocabulary=Vocabulary(
@@ -104,9 +113,24 @@ def _load(metadata: dict[str, Any]) -> GgufVocabulary:
             count_prompt_text=count_text,
             boundary=known.boundary(special),
             characters_per_token_max=letters_characters_max(tokens, composes=False),
+            ids=VocabularyIds(
+                token_ids_max=len(tokens), encode_rendered=encode_rendered, token_bytes=_token_bytes(tokens, types)
+            ),
         ),
         template=TemplateSource(text=template, bos_token=bos, eos_token=eos) if template else None,
     )
+
+
+def _token_bytes(tokens: Sequence[str], types: Sequence[int]) -> Callable[[int], bytes | None]:
+    """What each token is shown as; of those that llama.cpp does not show, nothing."""
+
+    @lru_cache(maxsize=len(tokens))
+    def token_bytes(token_id: int) -> bytes | None:
+        if not 0 <= token_id < len(tokens):
+            return None
+        return b"" if types[token_id] in _HIDDEN_TYPES else letters_bytes(tokens[token_id])
+
+    return token_bytes
 
 
 def _required(metadata: dict[str, Any], key: str) -> Sequence[Any]:

@@ -8,13 +8,13 @@ from typing import Literal
 
 from metergate.core.errors import TokenizerInvalid
 from metergate.core.inference import Prompt
-from metergate.ports import Tokenizer
+from metergate.ports import TokenCodec, Tokenizer
 from metergate.tokenizers.chat_template import ChatTemplate, TemplateSource, read_template
 from metergate.tokenizers.gguf import load_gguf
 from metergate.tokenizers.openai_prompt import count_openai_prompt
 from metergate.tokenizers.tiktoken_ranks import load_tiktoken
 from metergate.tokenizers.tokenizer_json import load_tokenizer_json
-from metergate.tokenizers.vocabulary import Vocabulary, VocabularyTokenizer
+from metergate.tokenizers.vocabulary import Vocabulary, VocabularyCodec, VocabularyTokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,23 @@ def open_tokenizer(spec: TokenizerSpec) -> Tokenizer:
     """The tokenizer, read from its files; takes up to seconds. TokenizerInvalid if it would not count exactly (L8)."""
     vocabulary, template = _load(spec)
     return VocabularyTokenizer(vocabulary, _prompt_rule(spec, vocabulary, template))
+
+
+def open_codec(spec: TokenizerSpec) -> TokenCodec:
+    """The same with the ids of its tokens; TokenizerInvalid, too, if they are not known."""
+    vocabulary, template = _load(spec)
+    problem = None
+    if spec.prompt_rule == "openai":
+        problem = "a prompt of token ids needs the model's chat template, not the rule 'openai'"
+    elif vocabulary.ids is None:
+        problem = (
+            "a tiktoken vocabulary has no ids of special tokens: use the model's tokenizer.json or GGUF file"
+            if spec.kind == "tiktoken"
+            else "its decoder is none whose tokens are known as bytes"
+        )
+    if problem is not None or vocabulary.ids is None:
+        raise TokenizerInvalid(path=str(spec.path), problem=f"TOKEN_IDS cannot be counted with it: {problem}")
+    return VocabularyCodec(vocabulary, vocabulary.ids, _template(spec, template).render)
 
 
 def _load(spec: TokenizerSpec) -> tuple[Vocabulary, TemplateSource | None]:
@@ -54,6 +71,11 @@ def _prompt_rule(
 ) -> Callable[[Prompt], int]:
     if spec.prompt_rule == "openai":
         return partial(count_openai_prompt, vocabulary.count_prompt_text)
+    template = _template(spec, own_template)
+    return lambda prompt: vocabulary.count_rendered(template.render(prompt))
+
+
+def _template(spec: TokenizerSpec, own_template: TemplateSource | None) -> ChatTemplate:
     source = own_template
     if spec.chat_template_path is not None:
         source = read_template(spec.chat_template_path)
@@ -61,5 +83,4 @@ def _prompt_rule(
         source = read_template(spec.path.with_name("tokenizer_config.json"))
     if source is None:
         raise TokenizerInvalid(path=str(spec.path), problem="it has no chat template; name one with chat_template_path")
-    template = ChatTemplate(source, str(spec.chat_template_path or spec.path))
-    return lambda prompt: vocabulary.count_rendered(template.render(prompt))
+    return ChatTemplate(source, str(spec.chat_template_path or spec.path))

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer as Reference
 from metergate.core.errors import TokenizerInvalid
 from metergate.tokenizers import pre_tokenizers as known
 from metergate.tokenizers.byte_pairs import letters_characters_max, token_counter
+from metergate.tokenizers.token_bytes import ids_of
 from metergate.tokenizers.vocabulary import Vocabulary
 
 
@@ -44,6 +45,7 @@ def load_tokenizer_json(path: Path) -> Vocabulary:
         if splits_as_known
         else None,
         characters_per_token_max=_characters_max(reference, rules) if splits_as_known else None,
+        ids=ids_of(reference, rules),
     )
 
 

@@ -1,7 +1,8 @@
 """What the forms of vocabularies have in common, and the ports.Tokenizer made of one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import regex
 
@@ -21,10 +22,13 @@ class TextUncountable(Exception):
     """The vocabulary's library cannot count this text; its regular expressions fail on some very long runs."""
 
 
-def guarded(count: Callable[[str], int]) -> Callable[[str], int]:
-    """The same count, but whatever a library raises for a text becomes TextUncountable."""
+Result = TypeVar("Result")
 
-    def counted(text: str) -> int:
+
+def guarded(count: Callable[[str], Result]) -> Callable[[str], Result]:
+    """The same function, but whatever a library raises for a text becomes TextUncountable."""
+
+    def counted(text: str) -> Result:
         try:
             return count(text)
         except Exception as error:
@@ -53,6 +57,15 @@ def characters_max(tokens: Iterable[bytes], *, composes: bool) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VocabularyIds:
+    """A vocabulary's tokens by their ids."""
+
+    token_ids_max: int  # one more than the highest id
+    encode_rendered: Callable[[str], Sequence[int]]  # of a prompt that a template rendered; TextUncountable
+    token_bytes: Callable[[int], bytes | None]  # none of a special token, which is not shown; None: no such id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
     """How texts are counted. Every count raises TextUncountable if it cannot be made."""
 
@@ -62,6 +75,7 @@ class Vocabulary:
     count_prompt_text: Callable[[str], int]  # a text of it by itself
     boundary: regex.Pattern[str] | None  # where a growing text may be cut; None: nowhere, it is counted whole each time
     characters_per_token_max: int | None  # the most characters of a text that one token stands for; None: no bound
+    ids: VocabularyIds | None = None  # None: they are not known, or not all tokens' bytes are
 
 
 class VocabularyTokenizer:
@@ -91,3 +105,26 @@ class VocabularyTokenizer:
     def completion_counter(self) -> CompletionCounter:
         """A new counter for one growing text; adding to it may raise TextUncountable."""
         return TailWindowCounter(self._vocabulary.count_text, self._vocabulary.boundary)
+
+
+class VocabularyCodec(VocabularyTokenizer):
+    """A ports.TokenCodec: a vocabulary whose ids are known, and a rule that renders prompts."""
+
+    def __init__(self, vocabulary: Vocabulary, ids: VocabularyIds, render: Callable[[Prompt], str]) -> None:
+        """``render`` raises RequestInvalid for a prompt that the model's template refuses."""
+        super().__init__(vocabulary, lambda prompt: len(ids.encode_rendered(render(prompt))))
+        self._ids = ids
+        self._render = render
+        self.token_bytes = ids.token_bytes
+
+    @property
+    def token_ids_max(self) -> int:
+        """One more than the highest id of the vocabulary."""
+        return self._ids.token_ids_max
+
+    def encode_prompt(self, prompt: Prompt) -> Sequence[int]:
+        """The ids of the prompt, the generation prompt included; RequestInvalid if it cannot be encoded."""
+        try:
+            return self._ids.encode_rendered(self._render(prompt))
+        except TextUncountable as error:
+            raise RequestInvalid(Violation("messages", "the model's tokenizer cannot encode them")) from error

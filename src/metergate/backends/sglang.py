@@ -1,0 +1,132 @@
+"""SGLang's engine protocol, ``sglang.grpc.scheduler.SglangScheduler``.
+
+Its own health check makes the model generate a token, which nobody would pay for: the standard ``grpc.health.v1`` is
+asked instead, which SGLang answers from its scheduler's signs of life. Stop texts are found by the gateway. The
+protocol has no seed: a request with one is refused.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from smg_grpc_proto.generated import sglang_scheduler_pb2, sglang_scheduler_pb2_grpc
+
+from metergate.backends.answer_checks import AnswerChecks
+from metergate.backends.engine import EngineInfo, read_defaults
+from metergate.backends.engine_answer import finish_reason_of, usage_report
+from metergate.core.errors import BackendRejected
+from metergate.core.inference import BackendEvent, BackendRequest, Finish, ResponseFormatKind, TokenIds
+
+_SERVICE = "sglang.grpc.scheduler.SglangScheduler"
+_ANY_OBJECT = '{"type": "object"}'
+
+
+class SglangProtocol:
+    """An engine.EngineProtocol."""
+
+    def __init__(self, channel: aio.Channel) -> None:
+        self._stub = sglang_scheduler_pb2_grpc.SglangSchedulerStub(channel)
+        self._health: Any = health_pb2_grpc.HealthStub(channel)
+
+    def encode(
+        self, request: BackendRequest, engine_request_id: str, defaults: Mapping[str, float]
+    ) -> sglang_scheduler_pb2.GenerateRequest:
+        """The message of a request; BackendRejected for a seed."""
+        if request.sampling.seed is not None:
+            raise BackendRejected(model_id=request.model_id, problem="its protocol has no seed")
+        return sglang_scheduler_pb2.GenerateRequest(
+            request_id=engine_request_id,
+            tokenized=sglang_scheduler_pb2.TokenizedInput(input_ids=request.prompt_token_ids),
+            sampling_params=_sampling_params(request, defaults),
+            stream=True,
+        )
+
+    def generate(self, message: sglang_scheduler_pb2.GenerateRequest, metadata: Sequence[tuple[str, str]]) -> Any:  # noqa: ANN401
+        """Begin the call."""
+        return self._stub.Generate(message, metadata=metadata)
+
+    def answer(self, checks: AnswerChecks) -> "SglangAnswer":
+        """A reader for one answer."""
+        return SglangAnswer(checks)
+
+    async def abort(self, engine_request_id: str, metadata: Sequence[tuple[str, str]], timeout_seconds: float) -> None:
+        """Stop a request."""
+        message = sglang_scheduler_pb2.AbortRequest(request_id=engine_request_id, reason="its reader left")
+        await self._stub.Abort(message, metadata=metadata, timeout=timeout_seconds)
+
+    async def is_healthy(self, metadata: Sequence[tuple[str, str]], timeout_seconds: float) -> bool:
+        """Whether its scheduler shows signs of life; this runs no model."""
+        message = health_pb2.HealthCheckRequest(service=_SERVICE)
+        health = await self._health.Check(message, metadata=tuple(metadata), timeout=timeout_seconds)
+        return bool(health.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def info(self, metadata: Sequence[tuple[str, str]], timeout_seconds: float) -> EngineInfo:
+        """What it says of itself."""
+        message = sglang_scheduler_pb2.GetModelInfoRequest()
+        info = await self._stub.GetModelInfo(message, metadata=metadata, timeout=timeout_seconds)
+        return EngineInfo(
+            names=frozenset({info.served_model_name, info.model_path} - {""}),
+            is_generation=info.is_generation,
+            context_tokens=info.max_context_length,
+            vocabulary_tokens=info.vocab_size,
+            defaults=read_defaults(info.default_sampling_params_json),
+        )
+
+
+def _sampling_params(request: BackendRequest, defaults: Mapping[str, float]) -> sglang_scheduler_pb2.SamplingParams:
+    """Every parameter that matters is written: the protocol's zeros are no defaults."""
+    sampling = request.sampling
+    params = sglang_scheduler_pb2.SamplingParams(
+        temperature=defaults.get("temperature", 1.0) if sampling.temperature is None else sampling.temperature,
+        top_p=defaults.get("top_p", 1.0) if sampling.top_p is None else sampling.top_p,
+        top_k=int(defaults.get("top_k", -1)) or -1,  # -1: all
+        min_p=defaults.get("min_p", 0.0),
+        repetition_penalty=defaults.get("repetition_penalty", 1.0),
+        frequency_penalty=sampling.frequency_penalty or 0.0,
+        presence_penalty=sampling.presence_penalty or 0.0,
+        max_new_tokens=request.max_completion_tokens,
+        skip_special_tokens=True,
+        spaces_between_special_tokens=True,
+        n=1,
+    )
+    if request.response_format.kind is ResponseFormatKind.JSON_OBJECT:
+        params.json_schema = _ANY_OBJECT
+    elif request.response_format.kind is ResponseFormatKind.JSON_SCHEMA:
+        params.json_schema = request.response_format.json_schema
+    return params
+
+
+class SglangAnswer:
+    """Reads one answer.
+
+    Each chunk has the ids that are new; the message that completes the answer repeats the last chunk's. Its counts are
+    of the whole answer.
+    """
+
+    def __init__(self, checks: AnswerChecks) -> None:
+        self._checks = checks
+        self._has_chunks = False
+
+    def read(self, message: sglang_scheduler_pb2.GenerateResponse) -> Iterator[BackendEvent]:
+        """The events of one message; BackendUnavailable if they make no sense."""
+        if message.HasField("chunk"):
+            self._has_chunks = True
+            if message.chunk.token_ids:
+                self._checks.before_delta()
+                yield TokenIds(message.chunk.token_ids)
+        elif message.HasField("complete"):
+            complete = message.complete
+            if not self._has_chunks and complete.output_ids:
+                self._checks.before_delta()
+                yield TokenIds(complete.output_ids)
+            reason = finish_reason_of(complete.finish_reason, self._checks)
+            if self._checks.finish():
+                yield Finish(reason=reason)
+                yield from usage_report(
+                    self._checks,
+                    prompt=complete.prompt_tokens,
+                    cached=complete.cached_tokens,
+                    completion=complete.completion_tokens,
+                    reasoning=complete.reasoning_tokens,
+                )
