@@ -13,6 +13,7 @@ from soak.crash import crash
 from soak.faults import faults
 from soak.parts import Figures, Step
 from soak.power import power
+from soak.scale import scale
 from soak.simulation import simulation
 
 # Each tells of every step it took, and returns what it found; a law that does not hold is an AssertionError.
@@ -21,6 +22,7 @@ PARTS: Mapping[str, tuple[Callable[[int, Step], Figures], int]] = {
     "crash": (crash, 200),
     "power": (power, 2_000),
     "faults": (faults, 1_200),
+    "scale": (scale, 10_000),  # thousands of charges
 }
 
 
