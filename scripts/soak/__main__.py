@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from soak.crash import crash
+from soak.faults import faults
 from soak.parts import Figures, Step
 from soak.power import power
 from soak.scale import scale
@@ -19,7 +20,8 @@ from soak.simulation import simulation
 PARTS: Mapping[str, tuple[Callable[[int, Step], Figures], int]] = {
     "simulation": (simulation, 10_000),
     "crash": (crash, 200),
-    "power": (power, 1_000),
+    "power": (power, 2_000),
+    "faults": (faults, 1_200),
     "scale": (scale, 10_000),  # thousands of charges
 }
 
