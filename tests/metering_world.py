@@ -24,6 +24,7 @@ from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber
 from metergate.core.rating import RateCard, rate_ceil
 from metergate.core.receipts import Admission, Receipt
 from metergate.core.rows import Authorization, Channel, Charge, FinishReason, Grant, GrantSource, Wallet, WalletState
+from metergate.core.text_bounds import PromptBound
 from metergate.core.usage import CountingSource, TokenClass, Usage
 from metergate.metering.limits import Limits
 from metergate.metering.offering import Offering
@@ -32,6 +33,7 @@ from metergate.metering.use_case import NO_TRACE, Metering
 from metergate.ports import Backend, ChargeFilter, ContentPolicy, Observer, PoolObserver, TokenCodec
 from metergate.telemetry.fan_out import FanOut
 
+CONTEXT_TOKENS = 500
 STOP = Finish(reason=FinishReason.STOP)
 
 # 2.5 microcredits a prompt token and 7.3 a completion token: every rounding shows.
@@ -94,11 +96,11 @@ class WordTokenizer:
         return WordCounter()
 
 
-ScriptItem = BackendEvent | Embeddings | Exception | asyncio.Event
+ScriptItem = BackendEvent | Embeddings | tuple[BackendEvent, ...] | Exception | asyncio.Event
 
 
 class ScriptedBackend:
-    """Plays a script: events are sent, errors raised, asyncio events waited for."""
+    """Plays a script: events are sent, several of a tuple at once; errors raised, asyncio events waited for."""
 
     def __init__(self, script: Iterable[ScriptItem], backend_id: str = "backend-1") -> None:
         self.backend_id = backend_id
@@ -121,7 +123,8 @@ class ScriptedBackend:
                     await item.wait()
                 else:
                     assert not isinstance(item, Embeddings)
-                    yield item
+                    for event in item if isinstance(item, tuple) else (item,):
+                        yield event
         finally:
             self.open_generations -= 1
 
@@ -160,6 +163,8 @@ class RecordingSink:
     stall: asyncio.Event | None = None  # held back by it before a delivery returns
     delivered: asyncio.Event = field(default_factory=asyncio.Event)
     counts_token_ids: bool = False
+    # Its backend counts: what is delivered may be a token for each byte since a report, up to what this says.
+    tokens_max: Callable[[], int] | None = None
 
     async def admit(self, admission: Admission) -> None:
         self.admissions.append(admission)
@@ -187,6 +192,8 @@ class RecordingSink:
 
     def usage_delivered(self) -> Usage:
         prompt_tokens = self.admissions[0].prompt_tokens
+        if self.tokens_max is not None:
+            return bounded_usage(prompt_tokens, self.deltas, self.tokens_max())
         if not self.counts_token_ids:
             return usage(prompt_tokens, self.text())
         tokens = sum(len(delta.token_starts) for delta in self.deltas)
@@ -196,6 +203,16 @@ class RecordingSink:
 def usage(prompt_tokens: int, text: str) -> Usage:
     """What an answer of content only counts."""
     return Usage.of({TokenClass.PROMPT: prompt_tokens, TokenClass.COMPLETION: count_words(text)})
+
+
+def bounded_usage(prompt_tokens: int, deltas: Sequence[Delta], tokens_max: int) -> Usage:
+    """The most that deltas of content only can be."""
+    tokens = 0
+    for delta in deltas:
+        tokens += len(delta.content.encode())
+        if delta.usage is not None:
+            tokens = delta.usage.get(TokenClass.COMPLETION)
+    return Usage.of({TokenClass.PROMPT: prompt_tokens, TokenClass.COMPLETION: min(tokens, tokens_max)})
 
 
 def request(text: str = "what is it", request_id: str = "request-1", **fields: object) -> InferenceRequest:
@@ -236,6 +253,12 @@ def pool_of(
     )
 
 
+def _source(codec: TokenCodec | None, prompt_bound: PromptBound | None) -> CountingSource:
+    if prompt_bound is not None:
+        return CountingSource.BACKEND
+    return CountingSource.TOKENIZER if codec is None else CountingSource.TOKEN_IDS
+
+
 class World:
     """One subscriber with one authorization, one model, and backends that play scripts."""
 
@@ -248,10 +271,11 @@ class World:
         observers: Sequence[Observer] = (),
         codec: TokenCodec | None = None,
         reasoning: ReasoningForm = ReasoningForm.NONE,
+        prompt_bound: PromptBound | None = None,
         policy: ContentPolicy | None = None,
         **of_the_model: Any,
     ) -> None:
-        """``codec``: the model is counted by its token ids; else by WordTokenizer."""
+        """``codec``: the model is counted by its token ids; ``prompt_bound``: by its backend; else by WordTokenizer."""
         self.clock = FakeClock()
         self.ledger = MemoryLedgerStore(clock=self.clock)
         self.backend = ScriptedBackend(script)
@@ -260,11 +284,12 @@ class World:
             model_id="model-1",
             display_name="Model 1",
             provider_id="provider-1",
-            context_tokens=500,
-            counting_source=CountingSource.TOKENIZER if codec is None else CountingSource.TOKEN_IDS,
+            context_tokens=CONTEXT_TOKENS,
+            counting_source=_source(codec, prompt_bound),
             backend_ids=tuple(backend.backend_id for backend in members),
             rate_cards=(CARD,),
             usage_tolerance_tokens=1,
+            prompt_bound=prompt_bound,
             reasoning=reasoning,
         )
         model = replace(model, **of_the_model)
@@ -295,13 +320,17 @@ class World:
             observer=FanOut(observers),
             policy=policy,
         )
-        self.sink = RecordingSink(self.ledger, counts_token_ids=codec is not None)
+        self.sink = RecordingSink(
+            self.ledger,
+            counts_token_ids=codec is not None,
+            tokens_max=None if prompt_bound is None else lambda: self.backend.requests[-1].max_completion_tokens,
+        )
 
     def offering(self, pool: Pool) -> Offering:
         """The model, served by the backends of the pool."""
         return Offering(
             catalog=Catalog({"model-1": self._model}),
-            tokenizers={"model-1": self._codec or WordTokenizer()},
+            tokenizers={} if self._model.prompt_bound else {"model-1": self._codec or WordTokenizer()},
             codecs={} if self._codec is None else {"model-1": self._codec},
             pool=pool,
         )

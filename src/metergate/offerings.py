@@ -22,6 +22,7 @@ from metergate.config import (
     GrpcBackendTable,
     ModelTable,
     OpenAIBackendTable,
+    TokenizerFile,
     catalog_of,
 )
 from metergate.core.catalog import Catalog
@@ -42,7 +43,7 @@ class Parts:
     """An offering that nothing is wrong with, before its backends are opened."""
 
     catalog: Catalog
-    tokenizers: Mapping[str, Tokenizer]  # by model id
+    tokenizers: Mapping[str, Tokenizer]  # by model id, of those that the gateway counts
     backends: Mapping[str, "BackendParts"]  # by backend id
     # By model id: of all that are counted by their token ids.
     codecs: Mapping[str, TokenCodec] = field(default_factory=dict)
@@ -167,8 +168,8 @@ def _open_all(
     opened: dict[TokenizerSpec, Opened] = {}
     by_model: dict[str, Opened] = {}
     for model_id, model in config.models.items():
-        if _counts_token_ids(model) is counts_token_ids:
-            spec = _tokenizer_spec(config, model)
+        if model.tokenizer is not None and _counts_token_ids(model) is counts_token_ids:
+            spec = _tokenizer_spec(config, model, model.tokenizer)
             if spec not in opened:
                 opened[spec] = open_one(spec)
             by_model[model_id] = opened[spec]
@@ -181,7 +182,11 @@ def _counts_token_ids(model: ModelTable) -> bool:
 
 def parts_problems(config: Config) -> Iterator[MetergateError]:
     """Everything that ``Parts.of`` would refuse."""
-    wanted = {(_tokenizer_spec(config, model), _counts_token_ids(model)): None for model in config.models.values()}
+    wanted = {
+        (_tokenizer_spec(config, model, model.tokenizer), _counts_token_ids(model)): None
+        for model in config.models.values()
+        if model.tokenizer is not None
+    }
     for spec, counts_token_ids in wanted:
         try:
             (open_codec if counts_token_ids else open_tokenizer)(spec)
@@ -196,8 +201,7 @@ def parts_problems(config: Config) -> Iterator[MetergateError]:
             yield exc
 
 
-def _tokenizer_spec(config: Config, model: ModelTable) -> TokenizerSpec:
-    file = model.tokenizer
+def _tokenizer_spec(config: Config, model: ModelTable, file: TokenizerFile) -> TokenizerSpec:
     return TokenizerSpec(
         kind=file.kind,
         path=config.resolve(file.path),
@@ -297,6 +301,7 @@ def _openai_options(
         connect_timeout_seconds=table.connect_timeout_seconds,
         stream=table.stream,
         include_usage=table.include_usage,
+        chunk_usage=table.chunk_usage,
         max_tokens_field=table.max_tokens_field,
         vector_encoding=table.vector_encoding,
         connections_max=table.requests_max,

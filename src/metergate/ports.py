@@ -31,6 +31,7 @@ from metergate.core.receipts import Admission, Receipt
 from metergate.core.reservation import Owner, Reservation
 from metergate.core.rows import ApiKey, Authorization, Charge, Correction, Erasure, Grant, Transfer, Wallet
 from metergate.core.times import TIME_US_MAX
+from metergate.core.usage import CountingSource
 
 Row = TypeVar("Row")
 
@@ -346,6 +347,21 @@ class Recovery:
     stuck: int  # that could not be settled
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageComparison:
+    """What the gateway counted of finished answers beside what a backend reported, of one day."""
+
+    day_us: int  # its beginning: microseconds since the epoch, UTC; by the time of settling
+    backend_id: str  # that served the answers
+    model_id: str
+    counting_source: CountingSource
+    charges: int
+    unreported_charges: int  # of them, without a report: they are in no sum of tokens
+    mismatched_charges: int  # of them, with a report beyond the model's tolerance
+    counted_tokens: int  # that were charged, all classes together
+    reported_tokens: int
+
+
 class LedgerStore(Protocol):
     """The ledger on durable storage. Every writing verb is one atomic transaction, acknowledged after its commit.
 
@@ -517,6 +533,10 @@ class LedgerStore(Protocol):
 
     async def count_subscribers(self) -> int:
         """How many wallets there are."""
+        ...
+
+    async def compare_usage(self, settle_time_us_min: int) -> tuple[UsageComparison, ...]:
+        """Counted beside reported, of every charge settled since: by day, backend, model. Reads all of them."""
         ...
 
     def audit(self, *, after: str | None = None) -> AsyncGenerator[SubscriberLedger, None]:

@@ -83,6 +83,7 @@ class OpenAIBackendOptions:
     api_key: str | None = field(default=None, repr=False)  # sent as a bearer token
     connect_timeout_seconds: float  # > 0; name look-up, TLS and the wait for a free connection included
     stream: bool = True  # False: the whole answer comes at once, for backends that cannot stream
+    chunk_usage: bool = False  # ask for usage with every chunk of a stream
     include_usage: bool = True  # ask for usage in streams; False for backends that refuse ``stream_options``
     max_tokens_field: MaxTokensField = "max_tokens"  # newer OpenAI models take only the other
     vector_encoding: VectorEncoding = "base64"  # how embeddings are asked for; both forms are read

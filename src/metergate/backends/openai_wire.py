@@ -58,7 +58,13 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}|[0-9]{3,5}")
 
 
 def encode_request(
-    request: BackendRequest, *, model: str, stream: bool, include_usage: bool, max_tokens_field: MaxTokensField
+    request: BackendRequest,
+    *,
+    model: str,
+    stream: bool,
+    include_usage: bool,
+    max_tokens_field: MaxTokensField,
+    chunk_usage: bool = False,
 ) -> bytes:
     """The JSON body of a chat completion request for ``model``, the backend's own name of it.
 
@@ -72,6 +78,8 @@ def encode_request(
     }
     if stream and include_usage:
         body["stream_options"] = {"include_usage": True}
+        if chunk_usage:
+            body["stream_options"]["continuous_usage_stats"] = True
     for parameter in parameters_of(request):
         write = _PARAMETERS.get(parameter)
         if write is None:

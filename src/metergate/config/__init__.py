@@ -15,6 +15,7 @@ from metergate.config.schema import (
     Logs,
     ModelTable,
     OpenAIBackendTable,
+    TokenizerFile,
     Traces,
 )
 
@@ -29,6 +30,7 @@ __all__ = [
     "ModelTable",
     "OpenAIBackendTable",
     "Setting",
+    "TokenizerFile",
     "Traces",
     "catalog_of",
     "load_config",

@@ -15,12 +15,14 @@ from metergate.config.schema import (
     Logs,
     Metrics,
     ModelTable,
+    PromptBoundTable,
     Retention,
     Traces,
 )
 from metergate.core.catalog import Catalog, Model, ModelTask, ReasoningForm
 from metergate.core.errors import ConfigProblem
 from metergate.core.rating import RateCard, check_schedule
+from metergate.core.text_bounds import PromptBound
 from metergate.core.usage import CountingSource
 
 
@@ -69,6 +71,7 @@ def catalog_of(config: Config) -> Catalog:
                 backend_ids=tuple(table.backends),
                 rate_cards=check_schedule([card for card in config.rate_cards if card.model_id == model_id]),
                 usage_tolerance_tokens=table.usage_tolerance_tokens,
+                prompt_bound=_prompt_bound(table),
                 reasoning=ReasoningForm.NONE if table.reasoning is None else ReasoningForm(table.reasoning.upper()),
                 task=ModelTask(table.task.upper()),
                 dimensions=table.dimensions,
@@ -78,6 +81,13 @@ def catalog_of(config: Config) -> Catalog:
             for model_id, table in config.models.items()
         }
     )
+
+
+def _prompt_bound(table: ModelTable) -> PromptBound | None:
+    if table.counting != "BACKEND":
+        return None
+    bound = table.prompt_bound or PromptBoundTable()
+    return PromptBound(request_tokens_max=bound.request_tokens_max, message_tokens_max=bound.message_tokens_max)
 
 
 def needing_restart(old: Config, new: Config) -> list[ConfigProblem]:

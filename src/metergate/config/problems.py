@@ -41,7 +41,7 @@ def problem_of(error: ErrorDetails, document: Mapping[str, Any]) -> ConfigProble
     key = _key_of(error["loc"], document)
     context = {"expected_kinds": "'openai', 'grpc', 'vllm' or 'sglang'", **error.get("ctx", {})}
     if error["type"] == "literal_error" and key.endswith(".counting"):
-        return ConfigProblem(key, "must be 'TOKENIZER' or 'TOKEN_IDS': the other counting source is not built yet")
+        return ConfigProblem(key, "must be 'TOKENIZER', 'TOKEN_IDS' or 'BACKEND'")
     template = _SHAPE_PROBLEMS.get(error["type"])
     if template is not None:
         return ConfigProblem(key, template.format_map(context))
@@ -103,6 +103,14 @@ def semantic_problems(file: ConfigFile, folder: Path) -> Iterator[ConfigProblem]
         if backend.queue_seconds_max > request_seconds_max and "queue_seconds_max" in backend.model_fields_set:
             problem = f"is above limits.request_seconds_max, which is {request_seconds_max:g}: no request waits so long"
             yield ConfigProblem(f"backends.{backend_id}.queue_seconds_max", problem)
+    for backend_id, backend in file.backends.items():
+        if (
+            isinstance(backend, OpenAIBackendTable)
+            and backend.chunk_usage
+            and not (backend.stream and backend.include_usage)
+        ):
+            problem = "is asked for in stream_options: it needs stream and include_usage"
+            yield ConfigProblem(f"backends.{backend_id}.chunk_usage", problem)
     priced = {table.model for table in file.rate_cards}
     for model_id, model in file.models.items():
         key = f"models.{model_id}"
@@ -110,7 +118,7 @@ def semantic_problems(file: ConfigFile, folder: Path) -> Iterator[ConfigProblem]
             yield ConfigProblem(key, "has no price: add a [[rate_cards]] for it")
         yield from _backend_problems(key, model, file.backends)
         yield from _token_id_problems(key, model, file.backends)
-        yield from _tokenizer_problems(f"{key}.tokenizer", model.tokenizer, folder)
+        yield from _counting_problems(key, model, folder)
         yield from _task_problems(key, model)
     yield from _rate_card_problems(file)
 
@@ -206,6 +214,20 @@ def _backend_problems(key: str, model: ModelTable, backends: Mapping[str, object
         yield ConfigProblem(f"{key}.backend_weights", "all of its backends stand by: give one a weight above 0")
 
 
+def _counting_problems(key: str, model: ModelTable, folder: Path) -> Iterator[ConfigProblem]:
+    """A counting source without what it needs, or with what it does not use."""
+    if model.counting == "BACKEND":
+        if model.tokenizer is not None:
+            yield ConfigProblem(f"{key}.tokenizer", "is not used: with counting = 'BACKEND' its backends count")
+        return
+    if model.prompt_bound is not None:
+        yield ConfigProblem(f"{key}.prompt_bound", "is only used with counting = 'BACKEND'")
+    if model.tokenizer is None:
+        yield ConfigProblem(f"{key}.tokenizer", f"is missing: with counting = {model.counting!r} the gateway counts")
+    else:
+        yield from _tokenizer_problems(f"{key}.tokenizer", model.tokenizer, folder)
+
+
 def _token_id_problems(key: str, model: ModelTable, backends: Mapping[str, object]) -> Iterator[ConfigProblem]:
     """What goes with token ids and what with texts: a model is counted by the one or the other."""
     counts_token_ids = model.counting == "TOKEN_IDS"
@@ -238,8 +260,10 @@ def _task_problems(key: str, model: ModelTable) -> Iterator[ConfigProblem]:
         return
     if model.dimensions is None:
         yield ConfigProblem(f"{key}.dimensions", "is missing: how many numbers a vector of the model has")
+    if model.counting != "TOKENIZER":
+        yield ConfigProblem(f"{key}.counting", 'must be "TOKENIZER": what is embedded is counted before it is sent')
     for name in ("prompt_rule", "chat_template_path"):
-        if name in model.tokenizer.model_fields_set:
+        if model.tokenizer is not None and name in model.tokenizer.model_fields_set:
             yield ConfigProblem(f"{key}.tokenizer.{name}", "is for chats: a text that is embedded is counted by itself")
 
 

@@ -179,6 +179,7 @@ class OpenAIBackendTable(_BackendTable):
     url: Url  # up to and including the version: http://127.0.0.1:8080/v1
     stream: bool = True  # False: the server cannot stream; the answer is asked for whole
     include_usage: bool = True  # False: the server refuses stream_options
+    chunk_usage: bool = False  # True: ask for usage with every chunk (vLLM, SGLang): less is captured meanwhile
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = (
         "max_tokens"  # newer OpenAI models take the latter
     )
@@ -221,6 +222,18 @@ class TokenizerFile(Table):
     chat_template_path: Text | None = None
 
 
+class PromptBoundTable(Table):
+    """What the template of a model that its backend counts may add to a prompt's own text, in tokens at most.
+
+    More than it adds is only captured for a while; what it adds beyond is the operator's cost.
+    """
+
+    # Templates begin with a date, a system prompt of their own or how to use tools: the longest known take about 200.
+    request_tokens_max: int = Field(default=256, ge=0, le=100_000)
+    # A role and its marks around each message, and a tool's frame of JSON, take three to ten.
+    message_tokens_max: int = Field(default=16, ge=0, le=10_000)
+
+
 class ModelTable(Table):
     """A model on sale."""
 
@@ -237,8 +250,9 @@ class ModelTable(Table):
     # A backend's part of the requests; absent: 1; 0: it stands by, for when no other can take one.
     backend_weights: dict[Id, Annotated[int, Field(ge=0, le=1_000)]] = {}
     backend_models: dict[Id, Text] = {}  # what a backend itself calls the model; absent: its id here
-    counting: Literal["TOKENIZER", "TOKEN_IDS"]
-    tokenizer: TokenizerFile
+    counting: Literal["TOKENIZER", "TOKEN_IDS", "BACKEND"]
+    tokenizer: TokenizerFile | None = None  # None with BACKEND only
+    prompt_bound: PromptBoundTable | None = None  # with BACKEND; None: its defaults
     # How the raw text of a model that is counted by its token ids tells reasoning: "think", where it may begin with
     # <think>...</think>; "think_open", where its chat template ends with <think>; None: all of it is content.
     reasoning: Literal["think", "think_open"] | None = None

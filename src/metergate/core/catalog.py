@@ -7,6 +7,7 @@ from enum import StrEnum
 from metergate.core.errors import ModelNotFound, ModelTaskWrong, PriceUnavailable
 from metergate.core.parameters import ALL_PARAMETERS, Parameter
 from metergate.core.rating import RateCard, current_card
+from metergate.core.text_bounds import PromptBound
 from metergate.core.usage import CountingSource
 
 
@@ -38,6 +39,7 @@ class Model:
     rate_cards: tuple[RateCard, ...]  # in order of effect
     usage_tolerance_tokens: int  # counted and reported may differ by this much of completion without being flagged
     reasoning: ReasoningForm = ReasoningForm.NONE  # of a model that is counted by its token ids
+    prompt_bound: PromptBound | None = None  # of a model that its backend counts (BACKEND); None: the gateway counts
     backend_weights: Mapping[str, int] = field(default_factory=dict)  # by backend id; absent: 1; 0: it stands by
     task: ModelTask = ModelTask.CHAT
     dimensions: int | None = None  # numbers of a vector; set if and only if the task is EMBEDDING

@@ -162,6 +162,7 @@ class Delta:
     # token without text of its own begins where the next text does. Text before the first belongs to a token of an
     # earlier delta. Only of a model that is counted by its token ids (TOKEN_IDS), which has no tool calls.
     token_starts: tuple[int, ...] = ()
+    usage: Usage | None = None  # what the backend had counted when it sent the end of this: cumulative; None: not said
 
     def is_empty(self) -> bool:
         """Whether there is nothing to deliver."""

@@ -78,6 +78,14 @@ class Allocation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a request that its backend counts has probably used, and what that costs."""
+
+    usage: Usage
+    microcredits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
     """Credit set aside for one request."""
 
@@ -103,3 +111,4 @@ class Reservation:
     allocations: tuple[Allocation, ...]  # in burn order; empty once closed
     create_time_us: int
     close_time_us: int | None
+    estimate: Estimate | None = None  # a crash is settled at this if it is lower; None: at what was captured

@@ -72,6 +72,11 @@ class Reader:
         under_way = () if self._under_way is None else (self._under_way.attempt(self._prompt_tokens, ""),)
         return (*self._ended, *under_way)
 
+    @property
+    def has_finished(self) -> bool:
+        """Whether the backend ended its answer, so that what it reported is of the whole."""
+        return self._finish_reason is not None
+
     async def _read_from_any(self) -> End:
         end: End | None = None
         for _ in range(ATTEMPTS_MAX):
@@ -171,6 +176,7 @@ class Reader:
                     patience.limit(USAGE_SECONDS_MAX)
                 elif isinstance(event, UsageReport):
                     self.usage_reported = event.usage
+                    self._buffer.note_usage(event.usage)
                 else:
                     raise self._unavailable("it sent token ids of a model that is not counted by them")
 

@@ -23,12 +23,14 @@ from metergate.core.errors import (
 )
 from metergate.core.inference import Delta, InferenceRequest
 from metergate.core.operations import Capture, CaptureStatus
+from metergate.core.rating import rate_ceil
 from metergate.core.receipts import Receipt
-from metergate.core.reservation import CloseCause, Reservation
+from metergate.core.reservation import CloseCause, Estimate, Reservation
 from metergate.core.rows import FinishReason
 from metergate.core.usage import Usage
 from metergate.metering.answer import AnswerCounter, longest_fit
 from metergate.metering.answer_count import AnswerCount
+from metergate.metering.bounded_answer import BoundedAnswer, estimate
 from metergate.metering.buffer import DeltaBuffer, End
 from metergate.metering.closing import (
     CHARGED_WITHOUT_DELIVERY,
@@ -40,7 +42,7 @@ from metergate.metering.closing import (
 )
 from metergate.metering.deltas import length
 from metergate.metering.detokenizer import Detokenizer
-from metergate.metering.plan import Plan
+from metergate.metering.plan import Plan, PricedPrompt
 from metergate.metering.pool import Candidates
 from metergate.metering.reader import Reader
 from metergate.metering.replays import Answer
@@ -59,7 +61,7 @@ class RunParts(TypedDict):
     services: Services
     plan: Plan
     reservation: Reservation
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None  # None: its backend counts the model
     codec: TokenCodec | None  # of a model that is counted by its token ids
     candidates: Candidates
     deadline: float | None  # on the loop's clock; None: the app set none
@@ -107,9 +109,8 @@ class Run(ABC):
         self._captured_microcredits = reservation.captured_microcredits
         self._delivered_microcredits = 0
         # Of all that was delivered, or will be at once.
-        self._answer: AnswerCount = (
-            AnswerCounter(parts["tokenizer"]) if parts["codec"] is None else TokenIdAnswerCounter()
-        )
+        self._answer = _answer_count(self._priced, parts["tokenizer"], parts["codec"])
+        self._estimate: Estimate | None = None  # of what is captured next, if that is only a bound
         # The dearest that the answer was at any delivery: counts of a growing text may fall again, captures do not.
         self._peak = (reservation.captured_microcredits, reservation.captured_usage)
         self.transcript = Transcript()
@@ -213,11 +214,15 @@ class Run(ABC):
         if not self._within_length(after):
             delta, after = await asyncio.to_thread(longest_fit, self._answer, delta, self._within_length)
             end = End(cause=CloseCause.FINISHED, finish_reason=FinishReason.LENGTH)
+        if isinstance(after, BoundedAnswer):
+            self._estimate = estimate(self._priced, after)
         peak = self._peak_with(after)
         refusal = await self._debit(*peak)
         if refusal is not None:
             delta, after = await asyncio.to_thread(longest_fit, self._answer, delta, self._within_reserved)
             end = End(cause=refusal, finish_reason=FinishReason.CREDIT_EXHAUSTED)
+            if isinstance(after, BoundedAnswer):
+                self._estimate = estimate(self._priced, after)
             peak = self._peak_with(after)
             if length(delta) and await self._debit(*peak) is not None:
                 raise LedgerInvariantBroken(problem="a capture within the reservation was refused")
@@ -272,6 +277,7 @@ class Run(ABC):
                 target_usage=usage,
                 wanted_microcredits=wanted,
                 delivered_microcredits=self._delivered_microcredits,
+                estimate=self._estimate,
                 now_us=self._services.clock.now_us(),
             )
         )
@@ -337,10 +343,26 @@ class Run(ABC):
         return self.transcript.deltas()
 
     def _usage_to_charge(self, end: End) -> Usage | None:
+        if isinstance(self._answer, BoundedAnswer):
+            return self._bounded_usage(self._answer, end)
         if self._was_delivered(end):
             return self._priced.usage(self._answer.completion_tokens, self._answer.reasoning_tokens)
         was_dispatched = bool(self._reader.attempts)
         return self._priced.usage() if was_dispatched and end.cause in CHARGED_WITHOUT_DELIVERY else None
+
+    def _bounded_usage(self, answer: BoundedAnswer, end: End) -> Usage | None:
+        """Return what to charge of a request that its backend counts, up to what was captured for it."""
+        reported = self._reader.usage_reported
+        if self._was_delivered(end):
+            is_whole = end.cause is CloseCause.FINISHED and self._reader.has_finished
+            usage = reported if is_whole and reported is not None else estimate(self._priced, answer).usage
+        elif self._reader.attempts and end.cause in CHARGED_WITHOUT_DELIVERY:
+            is_whole = end.cause is CloseCause.FINISHED
+            usage = reported if is_whole and reported is not None else self._priced.estimate(reported, 0, 0).usage
+        else:
+            return None
+        microcredits, captured = self._peak
+        return usage if rate_ceil(usage, self._priced.rate_card) <= microcredits else captured
 
     # --- what differs between a stream and a whole answer -----------------------------------------------------------
 
@@ -363,6 +385,14 @@ class Run(ABC):
     @abstractmethod
     async def _send_receipt(self, receipt: Receipt) -> None:
         """Tell the app what it was charged."""
+
+
+def _answer_count(priced: PricedPrompt, tokenizer: Tokenizer | None, codec: TokenCodec | None) -> AnswerCount:
+    if codec is not None:
+        return TokenIdAnswerCounter()
+    if tokenizer is not None:
+        return AnswerCounter(tokenizer)
+    return BoundedAnswer(tokens_max=priced.completion_tokens_max, prefers_reasoning=priced.prefers_reasoning)
 
 
 def _detokenizer_maker(plan: Plan, codec: TokenCodec | None) -> Callable[[], Detokenizer] | None:

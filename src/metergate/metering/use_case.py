@@ -22,9 +22,11 @@ from metergate.core.errors import (
 from metergate.core.inference import BackendRequest, InferenceRequest, Prompt
 from metergate.core.operations import Replayed, Reserve, Reserved, Settle
 from metergate.core.parameters import check_parameters
+from metergate.core.rating import RateCard
 from metergate.core.receipts import Admission, Completion, Embedded, Quote, Receipt
 from metergate.core.reservation import CloseCause
 from metergate.core.rows import Authorization
+from metergate.core.text_bounds import PromptBound, prompt_tokens_estimated, prompt_tokens_max
 from metergate.core.usage import TokenClass
 from metergate.metering.buffer import End
 from metergate.metering.closing import receipt_of_charge
@@ -32,7 +34,7 @@ from metergate.metering.deltas import whole_message
 from metergate.metering.embedding import EmbeddingRun, backend_request, count_inputs
 from metergate.metering.limits import Limits
 from metergate.metering.offering import Offering
-from metergate.metering.plan import Plan, PricedPrompt, completion_room, content_hash
+from metergate.metering.plan import Plan, PricedPrompt, bounded_room, completion_room, content_hash
 from metergate.metering.pool import Candidates
 from metergate.metering.replays import ReplayBuffer
 from metergate.metering.run import Run, RunParts
@@ -298,6 +300,8 @@ class Metering:
     ) -> PricedPrompt:
         model = self._model(offering, caller, model_id, ModelTask.CHAT)
         rate_card = model.rate_card(self._services.clock.now_us())
+        if model.prompt_bound is not None:
+            return await self._price_bounded(model, rate_card, prompt, model.prompt_bound, max_completion_tokens)
         tokenizer = offering.tokenizers[model_id]
         _refuse_hopeless(model, prompt, tokenizer.characters_per_token_max)
         codec = offering.codecs.get(model_id)
@@ -316,6 +320,23 @@ class Metering:
             prompt_tokens=prompt_tokens,
             prompt_token_ids=prompt_token_ids,
             completion_tokens_max=completion_room(model, prompt_tokens, max_completion_tokens),
+        )
+
+    async def _price_bounded(
+        self, model: Model, rate_card: RateCard, prompt: Prompt, bound: PromptBound, max_completion_tokens: int | None
+    ) -> PricedPrompt:
+        """A prompt that only the backend can count, at the most that it can be."""
+
+        def count() -> tuple[int, int]:
+            return prompt_tokens_max(prompt, bound), prompt_tokens_estimated(prompt)
+
+        tokens_max, estimated = await asyncio.to_thread(count) if self._is_long(prompt) else count()
+        return PricedPrompt(
+            model=model,
+            rate_card=rate_card,
+            prompt_tokens=tokens_max,
+            completion_tokens_max=bounded_room(model, tokens_max, estimated, max_completion_tokens),
+            prompt_tokens_estimated=estimated,
         )
 
     def _is_long(self, prompt: Prompt) -> bool:
@@ -381,6 +402,7 @@ class Metering:
             limit_microcredits=plan.limit_microcredits(),
             capture_microcredits=priced.cost(),
             capture_usage=priced.usage(),
+            estimate=None if priced.prompt_tokens_estimated is None else priced.estimate(None, 0, 0),
             now_us=services.clock.now_us(),
         )
         call.reservation_id = operation.reservation_id
@@ -423,7 +445,7 @@ class Metering:
             services=self._services,
             plan=plan,
             reservation=outcome.reservation,
-            tokenizer=call.offering.tokenizers[plan.priced.model.model_id],
+            tokenizer=call.offering.tokenizers.get(plan.priced.model.model_id),
             codec=call.offering.codecs.get(plan.priced.model.model_id),
             candidates=Candidates(call.offering.pool, plan.priced.model.model_id, plan.priced.model.weights()),
             deadline=call.deadline,
