@@ -121,7 +121,9 @@ def _raw_seconds(raw: sqlite3.Connection, path: Path) -> float:
     newest = f"ORDER BY rowid DESC LIMIT {STREAMS}"
     closed = source.execute(f"SELECT {codec.RESERVATION} FROM reservations {newest}").fetchall()[::-1]
     charges = source.execute(f"SELECT {codec.CHARGE} FROM charges {newest}").fetchall()[::-1]
-    grants = source.execute("SELECT remaining_microcredits, subscriber_id, grant_id FROM grants").fetchall()
+    grants = source.execute(
+        "SELECT remaining_microcredits, amount_microcredits, reverse_time_us, subscriber_id, grant_id FROM grants"
+    ).fetchall()
     wallets = source.execute("SELECT sequence, subscriber_id FROM wallets").fetchall()
     consents = source.execute(
         "SELECT charged_microcredits, reserved_microcredits, authorization_id FROM authorizations"
