@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install demo run check test bench proto metrics lock clean
+.PHONY: help install demo run check test soak bench proto metrics lock clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -33,6 +33,9 @@ check: $(INSTALLED) ## Formatting, lint, types, floors, protos, drift of the gen
 test: $(INSTALLED) ## All tests, those against the real model included
 	@$(BIN)/pytest
 
+soak: $(INSTALLED) ## The proofs that take long: simulated worlds, killed gateways, power cuts, failing disks, a large ledger; ARGUMENTS="--only crash"
+	@PYTHONPATH=scripts:tests $(BIN)/python -m soak $(ARGUMENTS)
+
 bench: $(INSTALLED) ## Measure the gateway's cost beside a bare pass-through, and the store and the tokenizers, in minutes
 	@PYTHONPATH=scripts $(BIN)/python -m bench $(ARGUMENTS)
 
@@ -43,7 +46,7 @@ metrics: $(INSTALLED) ## Generate docs/reference/metrics.md
 	@$(BIN)/python scripts/generate_metrics_reference.py
 
 lock: $(INSTALLED) ## Pin the newest versions that pyproject.toml allows, for every supported Python
-	@$(BIN)/python -m uv pip compile pyproject.toml --extra dev --extra demo --extra otel --extra engines --universal --python-version 3.11 \
+	@$(BIN)/python -m uv pip compile pyproject.toml --extra dev --extra demo --extra otel --extra engines --extra parquet --universal --python-version 3.11 \
 		--upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
 		--custom-compile-command "make lock" --quiet --output-file requirements.lock
 

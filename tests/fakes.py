@@ -1,13 +1,23 @@
 """Stand-ins that keep every promise of the ports they implement, in memory."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from metergate.core.accounts import DAY_US, AccountBalance, RollUp
 from metergate.core.audit import SubscriberLedger
 from metergate.core.books import Books, request_key
-from metergate.core.errors import IdConflict, RequestInvalid, ResourceNotFound, StoreUnavailable, Violation
+from metergate.core.erasing import ERASED_REASON, check_erasure, grant_pseudonyms, pseudonym
+from metergate.core.errors import (
+    IdConflict,
+    LedgerInvariantBroken,
+    RequestInvalid,
+    ReservationsOpen,
+    ResourceNotFound,
+    StoreUnavailable,
+    Violation,
+)
 from metergate.core.grants import is_expired
 from metergate.core.ledger import Ledger, Operation, Outcome
 from metergate.core.operations import (
@@ -17,6 +27,7 @@ from metergate.core.operations import (
     Adjust,
     Capture,
     Captured,
+    EraseSubscriber,
     Expire,
     Recover,
     Refund,
@@ -31,15 +42,29 @@ from metergate.core.operations import (
 from metergate.core.postings import available, spendable
 from metergate.core.rating import RateCard
 from metergate.core.reservation import CloseCause, Owner, Reservation, ReservationState
-from metergate.core.rows import ApiKey, Authorization, Charge, Correction, Grant, Transfer, Wallet
+from metergate.core.rows import (
+    ApiKey,
+    Authorization,
+    Charge,
+    Correction,
+    Erasure,
+    Grant,
+    Transfer,
+    Wallet,
+    grant_account,
+)
 from metergate.core.set_up import check_key
 from metergate.core.times import MICROSECONDS_PER_DAY
 from metergate.core.usage import CountingSource
 from metergate.ports import (
+    ALL_DAYS,
     Balance,
     ChargeFilter,
+    Days,
     Grantee,
     Page,
+    Recovery,
+    Times,
     TransferFilter,
     UsageComparison,
 )
@@ -84,6 +109,8 @@ class MemoryLedgerStore:
         self._is_finished = False  # an operation failed: the next one opens the store again
         self._fails_after_commit = False
         self._recoveries = 0
+        self._pruned_before_us = 0
+        self.erasures: dict[str, Erasure] = {}  # by pseudonym
         self._swept: set[tuple[str, str]] = set()  # grants
 
     # --- faults -----------------------------------------------------------------------------------------------------
@@ -153,6 +180,36 @@ class MemoryLedgerStore:
         assert isinstance(outcome, Grant)
         return outcome
 
+    async def recover_abandoned(self, is_running: Callable[[str], bool]) -> Recovery:
+        abandoned = [row for row in self.open_reservations() if not is_running(row.reservation_id)]
+        stuck = 0
+        for row in abandoned:
+            self._recoveries += 1
+            operation = Recover(
+                reservation_id=row.reservation_id,
+                subscriber_id=row.subscriber_id,
+                charge_id=f"recovered-{self._recoveries}",
+                survivor=None,
+                now_us=self.clock.now_us(),
+            )
+            try:
+                await self._run(operation)
+            except LedgerInvariantBroken:
+                stuck += 1
+        return Recovery(settled=len(abandoned) - stuck, stuck=stuck)
+
+    async def prune_reservations(self, closed_before_us: int, *, count_max: int) -> int:
+        old = [
+            row.reservation_id
+            for row in self.books.reservations.rows.values()
+            if row.close_time_us is not None and row.close_time_us < closed_before_us
+        ][:count_max]
+        for reservation_id in old:
+            del self.books.reservations.rows[reservation_id]
+        if old:
+            self._pruned_before_us = max(self._pruned_before_us, closed_before_us)
+        return len(old)
+
     async def expire_grants(self, now_us: int, limit: int) -> int:
         rows = self.books.grants.rows
         over = [key for key, grant in rows.items() if is_expired(grant, now_us) and key not in self._swept]
@@ -183,6 +240,89 @@ class MemoryLedgerStore:
         outcome = await self._run(operation)
         assert isinstance(outcome, Wallet)
         return outcome
+
+    async def erase_subscriber(self, operation: EraseSubscriber) -> Erasure:
+        check_erasure(operation)
+        old, new = operation.subscriber_id, operation.pseudonym
+        if old not in self.books.wallets.rows:
+            raise ResourceNotFound(resource_name=f"subscribers/{old}")
+        running = sum(row.subscriber_id == old for row in self.open_reservations())
+        if running:
+            raise ReservationsOpen(subscriber_id=old, reservations=running)
+        self._forget(old, new)
+        erasure = Erasure(
+            subscriber_id=new,
+            reason=operation.reason,
+            actor=operation.actor,
+            erase_time_us=operation.now_us,
+            leaves_copies=False,
+        )
+        self.erasures[new] = erasure
+        return erasure
+
+    def _forget(self, old: str, new: str) -> None:
+        """Books without the old id: made anew, as the indexes of the old ones have it."""
+        before, self.books = self.books, Books()
+        self._ledger = Ledger(self.books)
+        mine = [row for row in before.corrections.rows.values() if row.subscriber_id == old]
+        corrections = {row.correction_id: pseudonym(number) for number, row in enumerate(mine)}
+        own = [row.grant_id for row in before.grants_of(old)]
+        grants = {"": ""} | grant_pseudonyms(enumerate(own), corrections)
+        accounts = {grant_account(name): grant_account(grants[name]) for name in own}
+        gone = {row.authorization_id for row in before.authorizations.rows.values() if row.subscriber_id == old}
+        self._keys = {name: key for name, key in self._keys.items() if key.authorization_id not in gone}
+        for wallet in before.wallets.rows.values():
+            renamed = replace(wallet, subscriber_id=new) if wallet.subscriber_id == old else wallet
+            self.books.wallets.rows[renamed.subscriber_id] = renamed
+        for grant in before.grants.rows.values():
+            is_mine = grant.subscriber_id == old
+            self.books.load_grant(
+                replace(grant, subscriber_id=new, grant_id=grants[grant.grant_id]) if is_mine else grant
+            )
+        for authorization in before.authorizations.rows.values():
+            if authorization.subscriber_id != old:
+                self.books.authorizations.rows[authorization.authorization_id] = authorization
+        for reservation in before.reservations.rows.values():
+            if reservation.subscriber_id != old:
+                self.books.load_reservation(reservation)
+        for charge in before.charges.rows.values():
+            self.books.load_charge(
+                replace(
+                    charge,
+                    subscriber_id=new,
+                    authorization_id=f"{new}-{charge.authorization_id in gone}",
+                    request_id=charge.charge_id,
+                    content_hash=b"",
+                    allocations=tuple(replace(part, grant_id=grants[part.grant_id]) for part in charge.allocations),
+                )
+                if charge.subscriber_id == old
+                else charge
+            )
+        for correction in before.corrections.rows.values():
+            self.books.load_correction(
+                replace(
+                    correction,
+                    subscriber_id=new,
+                    correction_id=corrections[correction.correction_id],
+                    grant_id=grants[correction.grant_id],
+                    reason=ERASED_REASON,
+                )
+                if correction.subscriber_id == old
+                else correction
+            )
+        self._transfers = [
+            replace(
+                row,
+                subscriber_id=new,
+                debit_account=accounts.get(row.debit_account, row.debit_account),
+                credit_account=accounts.get(row.credit_account, row.credit_account),
+                grant_id=grants[row.grant_id],
+                correction_id=corrections.get(row.correction_id, ""),
+            )
+            if row.subscriber_id == old
+            else row
+            for row in self._transfers
+        ]
 
     async def add_authorization(self, operation: AddAuthorization) -> Authorization:
         outcome = await self._run(operation)
@@ -283,6 +423,15 @@ class MemoryLedgerStore:
 
     # --- LedgerStore: audit -----------------------------------------------------------------------------------------
 
+    async def read_charges(self, times: Times) -> AsyncGenerator[Sequence[Charge], None]:
+        yield [row for row in self.books.charges.rows.values() if times.first_us <= row.settle_time_us < times.end_us]
+
+    async def read_transfers(self, times: Times) -> AsyncGenerator[Sequence[Transfer], None]:
+        yield sorted(
+            (row for row in self._transfers if times.first_us <= row.create_time_us < times.end_us),
+            key=lambda row: (row.subscriber_id, row.sequence),
+        )
+
     async def count_subscribers(self) -> int:
         return len(self.books.wallets.rows)
 
@@ -296,16 +445,27 @@ class MemoryLedgerStore:
                 groups.setdefault(key, []).append(charge)
         return tuple(_compared(key, charges) for key, charges in sorted(groups.items()))
 
-    async def audit(self) -> AsyncIterator[SubscriberLedger]:
-        for wallet in tuple(self.books.wallets.rows.values()):
-            mine = wallet.subscriber_id
+    async def account_balances(self, days: Days = ALL_DAYS) -> Mapping[str, AccountBalance]:
+        rolled_up = RollUp()
+        for transfer in self._transfers:
+            if days.first <= transfer.create_time_us // DAY_US <= days.last:
+                rolled_up.add(transfer)
+        return rolled_up.balances()
+
+    async def audit(self, *, after: str | None = None) -> AsyncGenerator[SubscriberLedger, None]:
+        balances = await self.account_balances()
+        for mine, wallet in sorted(self.books.wallets.rows.items()):
+            if after is not None and mine <= after:
+                continue
             charges = [row for row in self.books.charges.rows.values() if row.subscriber_id == mine]
             reservations = [row for row in self.books.reservations.rows.values() if row.subscriber_id == mine]
             settled = {row.reservation_id for row in reservations if row.state is ReservationState.SETTLED}
             charged = {row.reservation_id for row in charges}
             yield SubscriberLedger(
                 wallet=wallet,
+                is_erased=mine in self.erasures,
                 rate_cards=self._cards,
+                account_balances=balances,
                 grants=tuple(self.books.grants_of(mine)),
                 authorizations=tuple(r for r in self.books.authorizations.rows.values() if r.subscriber_id == mine),
                 open_reservations=tuple(row for row in reservations if row.state is ReservationState.ACTIVE),
@@ -316,7 +476,14 @@ class MemoryLedgerStore:
                     if row.state is not ReservationState.ACTIVE and row.allocations
                 ),
                 charge_ids_without_settled_reservation=tuple(
-                    row.charge_id for row in charges if row.reservation_id not in settled
+                    row.charge_id
+                    for row in charges
+                    if row.reservation_id not in settled
+                    and mine not in self.erasures
+                    and (
+                        row.settle_time_us >= self._pruned_before_us
+                        or row.reservation_id in self.books.reservations.rows
+                    )
                 ),
                 charge_ids_refunded_too_much=tuple(
                     row.charge_id

@@ -3,11 +3,13 @@
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from fakes import FakeClock, MemoryLedgerStore
 
 from metergate.core.catalog import Catalog, Model, ReasoningForm
+from metergate.core.embedding import EmbeddingBackendRequest, Embeddings
 from metergate.core.inference import (
     BackendEvent,
     BackendRequest,
@@ -28,7 +30,7 @@ from metergate.metering.limits import Limits
 from metergate.metering.offering import Offering
 from metergate.metering.pool import Member, Pool, PoolLimits
 from metergate.metering.use_case import NO_TRACE, Metering
-from metergate.ports import Backend, ChargeFilter, Observer, PoolObserver, TokenCodec
+from metergate.ports import Backend, ChargeFilter, ContentPolicy, Observer, PoolObserver, TokenCodec
 from metergate.telemetry.fan_out import FanOut
 
 CONTEXT_TOKENS = 500
@@ -87,11 +89,14 @@ class WordTokenizer:
     def count_prompt(self, prompt: Prompt) -> int:
         return sum(3 + count_words(message.text()) for message in prompt.messages)
 
+    def count_input(self, text: str) -> int:
+        return 2 + count_words(text)
+
     def completion_counter(self) -> WordCounter:
         return WordCounter()
 
 
-ScriptItem = BackendEvent | tuple[BackendEvent, ...] | Exception | asyncio.Event
+ScriptItem = BackendEvent | Embeddings | tuple[BackendEvent, ...] | Exception | asyncio.Event
 
 
 class ScriptedBackend:
@@ -101,6 +106,7 @@ class ScriptedBackend:
         self.backend_id = backend_id
         self.script = list(script)
         self.requests: list[BackendRequest] = []
+        self.embedding_requests: list[EmbeddingBackendRequest] = []
         self.open_generations = 0
         self.played = asyncio.Event()  # it came to an event of its script and waits for it
 
@@ -116,8 +122,26 @@ class ScriptedBackend:
                     self.played.set()
                     await item.wait()
                 else:
+                    assert not isinstance(item, Embeddings)
                     for event in item if isinstance(item, tuple) else (item,):
                         yield event
+        finally:
+            self.open_generations -= 1
+
+    async def embed(self, request: EmbeddingBackendRequest) -> Embeddings:
+        self.embedding_requests.append(request)
+        self.open_generations += 1
+        try:
+            for item in self.script:
+                await asyncio.sleep(0)
+                if isinstance(item, Exception):
+                    raise item
+                if isinstance(item, asyncio.Event):
+                    self.played.set()
+                    await item.wait()
+                if isinstance(item, Embeddings):
+                    return item
+            raise AssertionError("the script has no vectors")
         finally:
             self.open_generations -= 1
 
@@ -248,6 +272,8 @@ class World:
         codec: TokenCodec | None = None,
         reasoning: ReasoningForm = ReasoningForm.NONE,
         prompt_bound: PromptBound | None = None,
+        policy: ContentPolicy | None = None,
+        **of_the_model: Any,
     ) -> None:
         """``codec``: the model is counted by its token ids; ``prompt_bound``: by its backend; else by WordTokenizer."""
         self.clock = FakeClock()
@@ -266,6 +292,7 @@ class World:
             prompt_bound=prompt_bound,
             reasoning=reasoning,
         )
+        model = replace(model, **of_the_model)
         self._ids = 0
         self.caller = Authorization(
             authorization_id="authorization-1",
@@ -291,6 +318,7 @@ class World:
             monotonic=asyncio.get_running_loop().time,
             limits=limits or Limits(slice_tokens=4),
             observer=FanOut(observers),
+            policy=policy,
         )
         self.sink = RecordingSink(
             self.ledger,

@@ -13,6 +13,7 @@ from uuid import uuid4
 import uuid_utils
 
 from metergate.config import Config, needing_restart
+from metergate.core.audit import AuditRound
 from metergate.core.errors import (
     CertificateInvalid,
     ConfigInvalid,
@@ -33,11 +34,14 @@ from metergate.edges.pages import PageTokens
 from metergate.edges.readiness import Readiness, Report, tell_health
 from metergate.edges.server import ServerHandle, ServerLimits, start_server
 from metergate.edges.tls import Certificates, TlsFiles
+from metergate.metering.auditor import Auditor
 from metergate.metering.expiry import ExpirySweep
 from metergate.metering.limits import Limits
+from metergate.metering.upkeep import Upkeep
 from metergate.metering.use_case import Metering
 from metergate.offerings import Offerings, Parts, parts_problems
-from metergate.ports import Clock, LedgerStore, Observer
+from metergate.policies.webhook import WebhookPolicy, WebhookPolicyOptions
+from metergate.ports import Clock, ContentPolicy, LedgerStore, Observer
 from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore
 from metergate.stores.sqlite.connection import check_path
 from metergate.telemetry.event_loop import sample_lag
@@ -143,6 +147,7 @@ class Gateway:
                 monotonic=time.monotonic,
                 limits=_limits(config),
                 observer=observer,
+                policy=_open_policy(config, opened),
             )
             readiness = Readiness(ledger, lambda: metering.offering.pool)
             await readiness.look()
@@ -154,7 +159,13 @@ class Gateway:
             uses = KeyUses(ledger, clock)
             opened.push_async_callback(uses.write)
             authenticator = Authenticator(ledger, time.monotonic, clock, uses.note)
-            await _start_admin(config.store_path, AdminServicer(ledger, clock, authenticator.forget), opened)
+
+            def forget_subscriber(subscriber_id: str) -> None:
+                authenticator.forget_subscriber(subscriber_id)
+                metering.forget_texts()
+
+            admin = AdminServicer(ledger, clock, authenticator.forget, forget_subscriber)
+            await _start_admin(config.store_path, admin, opened)
             server = await _start_server(config, ledger, metering, authenticator, clock, certificates, metrics)
             opened.push_async_callback(server.server.stop, LAST_WORDS_SECONDS)
             gateway = cls(
@@ -168,10 +179,26 @@ class Gateway:
                 pages=pages,
             )
             await gateway._tell(readiness.report)
+            upkeep = Upkeep(
+                ledger,
+                clock,
+                metering.is_running,
+                retention_days=config.retention.closed_reservation_days,
+                swept=metrics.swept,
+                pruned=metrics.pruned.inc,
+            )
             sweep = ExpirySweep(ledger, clock, config.limits.expiry_sweep_seconds)
-            forever = (readiness.watch(gateway._tell), sample_lag(metrics.loop_lag_seconds), uses.run(), sweep.run())
-            for work in forever:
-                opened.push_async_callback(_cancel, asyncio.create_task(work))
+            work = [
+                readiness.watch(gateway._tell),
+                sample_lag(metrics.loop_lag_seconds),
+                uses.run(),
+                upkeep.run(),
+                sweep.run(),
+            ]
+            if config.audit.sample_subscribers:
+                work.append(gateway._auditor().run())
+            for forever in work:
+                opened.push_async_callback(_cancel, asyncio.create_task(forever))
             gateway._closing = opened.pop_all()
             return gateway
 
@@ -218,6 +245,23 @@ class Gateway:
         """Close the listener, then the pages for the operator, then the backends, then the store."""
         await self._closing.aclose()
 
+    def _auditor(self) -> Auditor:
+        audit = self._config.audit
+        return Auditor(
+            self._ledger,
+            time.monotonic,
+            sample_subscribers=audit.sample_subscribers,
+            interval_seconds=audit.interval_seconds,
+            told=self._audited,
+        )
+
+    def _audited(self, audited: AuditRound) -> None:
+        self._metrics.audited(audited)
+        if audited.differences and self._config.audit.stop_admissions_on_difference:
+            logger.critical("nothing is admitted any more: the ledger's books differ; run metergate ledger verify")
+            self._metering.stop_admissions()
+            self._readiness.stop()
+
     async def _tell(self, report: Report) -> None:
         """Tell metrics and gRPC health what a look found."""
         self._metrics.checked(is_ready=report.is_ready, backend_ids=report.backends)
@@ -241,6 +285,16 @@ def _open_observers(config: Config, opened: AsyncExitStack) -> list[Observer]:
     return observers
 
 
+def _open_policy(config: Config, opened: AsyncExitStack) -> ContentPolicy | None:
+    """None: no text is vetted."""
+    url = config.content_policy.url
+    if url is None:
+        return None
+    policy = WebhookPolicy(WebhookPolicyOptions(url=url, connections_max=config.limits.requests_max))
+    opened.push_async_callback(policy.close)
+    return policy
+
+
 def _new_id() -> str:
     # Ordered by time, so that the newest rows of an index lie together.
     return uuid_utils.uuid7().hex
@@ -258,6 +312,8 @@ def _limits(config: Config) -> Limits:
         request_seconds_max=limits.request_seconds_max,
         replay_seconds=limits.replay_seconds,
         replay_characters_max=limits.replay_characters_max,
+        content_policy_seconds_max=config.content_policy.timeout_seconds,
+        content_policy_context_characters=config.content_policy.context_characters,
     )
 
 

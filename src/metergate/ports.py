@@ -1,10 +1,12 @@
 """What the use cases need of the outside, in the domain's words: never SQL, HTTP or gRPC."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
 
+from metergate.core.accounts import DAY_US, AccountBalance
 from metergate.core.audit import SubscriberLedger
+from metergate.core.embedding import EmbeddingBackendRequest, Embeddings
 from metergate.core.inference import BackendEvent, BackendRequest, Delta, Prompt
 from metergate.core.operations import (
     AddAuthorization,
@@ -13,6 +15,7 @@ from metergate.core.operations import (
     Adjust,
     Capture,
     Captured,
+    EraseSubscriber,
     Refund,
     Replayed,
     Reserve,
@@ -22,10 +25,12 @@ from metergate.core.operations import (
     Settled,
     SetWalletState,
 )
+from metergate.core.passage import Passage
 from metergate.core.rating import RateCard
 from metergate.core.receipts import Admission, Receipt
 from metergate.core.reservation import Owner, Reservation
-from metergate.core.rows import ApiKey, Authorization, Charge, Correction, Grant, Transfer, Wallet
+from metergate.core.rows import ApiKey, Authorization, Charge, Correction, Erasure, Grant, Transfer, Wallet
+from metergate.core.times import TIME_US_MAX
 from metergate.core.usage import CountingSource
 
 Row = TypeVar("Row")
@@ -86,6 +91,13 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def count_input(self, text: str) -> int:
+        """Tokens of a text that is embedded: no template, but the special tokens that the model's file adds around it.
+
+        RequestInvalid, whatever field it names, if it cannot be counted.
+        """
+        ...
+
     def completion_counter(self) -> CompletionCounter:
         """A new counter for one growing text."""
         ...
@@ -136,6 +148,27 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class EmbeddingBackend(Protocol):
+    """A backend that turns texts into vectors too."""
+
+    async def embed(self, request: EmbeddingBackendRequest) -> Embeddings:
+        """Return a vector for each input; cancelling the call gives it up.
+
+        Raises BackendUnavailable or BackendRejected as ``Backend.generate`` does; vectors that are not as many, as long
+        or as finite as they must be are an answer that is nonsense.
+        """
+        ...
+
+
+class ContentPolicy(Protocol):
+    """Decides whether a piece of an answer may reach the app. It neither stores nor logs what it is shown (L11)."""
+
+    async def allows(self, passage: Passage) -> bool:
+        """Whether it may; cancelling the call gives it up. ContentPolicyUnavailable if that cannot be told."""
+        ...
+
+
 class Sink(Protocol):
     """The app's end of a stream. A write counts as delivered from the moment it begins, whether it ends or not.
 
@@ -159,7 +192,7 @@ class Sink(Protocol):
 class CallStart:
     """A call that came in, as its observers see it."""
 
-    verb: str  # "StreamComplete", "Complete" or "CountTokens"
+    verb: str  # "StreamComplete", "Complete", "Embed" or "CountTokens"
     caller: Authorization
     model_id: str  # as the app wrote it: perhaps no model at all
     request_id: str  # "" for CountTokens
@@ -280,11 +313,38 @@ class TransferFilter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """A range of time, in microseconds since the epoch."""
+
+    first_us: int  # inclusive
+    end_us: int  # exclusive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Days:
+    """A range of days since the epoch, UTC, both ends included."""
+
+    first: int = 0
+    last: int = TIME_US_MAX // DAY_US
+
+
+ALL_DAYS = Days()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Page(Generic[Row]):
     """Some rows and where the next ones begin."""
 
     rows: tuple[Row, ...]
     next_cursor: str | None  # None: these were the last
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """What a look for abandoned reservations came to."""
+
+    settled: int
+    stuck: int  # that could not be settled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,6 +406,20 @@ class LedgerStore(Protocol):
         """Add credits to a wallet."""
         ...
 
+    async def recover_abandoned(self, is_running: Callable[[str], bool]) -> Recovery:
+        """Settle, at what was captured, every open reservation that nobody runs any more (L5).
+
+        Of this owner these are the ones that ``is_running`` does not know, by id; of others, those whose owner's lease
+        is over (``core.leases``). One that cannot be settled is logged and left for the next time.
+        """
+        ...
+
+    async def prune_reservations(self, closed_before_us: int, *, count_max: int) -> int:
+        """Remove the oldest closed reservations, at most so many, that were closed before a time; how many.
+
+        Their charges stay, and with them the ids that answer a repeated request (L4).
+        """
+
     async def expire_grants(self, now_us: int, limit: int) -> int:
         """Move on what remains of grants whose time is over, as the next change of their wallets would.
 
@@ -375,6 +449,14 @@ class LedgerStore(Protocol):
 
     async def add_subscriber(self, operation: AddSubscriber) -> Wallet:
         """Open a wallet."""
+        ...
+
+    async def erase_subscriber(self, operation: EraseSubscriber) -> Erasure:
+        """Forget a subscriber: ReservationsOpen while a request of it runs; ResourceNotFound; RequestInvalid.
+
+        Nothing that names it is left on the storage, at the latest when reads that began before have ended; unless the
+        answer says that it is to be compacted first.
+        """
         ...
 
     async def add_authorization(self, operation: AddAuthorization) -> Authorization:
@@ -435,7 +517,19 @@ class LedgerStore(Protocol):
         """Transfers, newest first."""
         ...
 
+    async def account_balances(self, days: Days = ALL_DAYS) -> Mapping[str, AccountBalance]:
+        """What moved in and out of each account on these days, by account; GRANTS_ACCOUNT is all grants together."""
+        ...
+
     # --- audit ------------------------------------------------------------------------------------------------------
+
+    def read_charges(self, times: Times) -> AsyncGenerator[Sequence[Charge], None]:
+        """Every charge that was settled in a range of time, in pages, in one consistent view of the store."""
+        ...
+
+    def read_transfers(self, times: Times) -> AsyncGenerator[Sequence[Transfer], None]:
+        """Every transfer that was posted in a range of time, in pages, in one consistent view of the store."""
+        ...
 
     async def count_subscribers(self) -> int:
         """How many wallets there are."""
@@ -445,6 +539,6 @@ class LedgerStore(Protocol):
         """Counted beside reported, of every charge settled since: by day, backend, model. Reads all of them."""
         ...
 
-    def audit(self) -> AsyncIterator[SubscriberLedger]:
-        """Every subscriber's books, in one consistent view of the store."""
+    def audit(self, *, after: str | None = None) -> AsyncGenerator[SubscriberLedger, None]:
+        """The books of every subscriber, or of all after one, by id, in one consistent view of the store."""
         ...

@@ -1,14 +1,19 @@
 """What acceptance tests share: gateways in this process open fast, because the vocabulary is read once."""
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import cache
+from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 
 from metergate import offerings
+from metergate.cli.main import main
 from metergate.tokenizers.open import open_tokenizer
+
+Run = Callable[..., Awaitable[tuple[int, str, str]]]
 
 _open_tokenizer_once = cache(open_tokenizer)
 
@@ -27,3 +32,22 @@ def busy_slots(llama_server: str) -> Callable[[], int]:
             return sum(bool(slot["is_processing"]) for slot in json.load(response))
 
     return count
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command beside the gateway: its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_here(arguments: tuple[str, ...]) -> int:
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        return int(caught.value.code or 0)
+
+    async def run_command(*arguments: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = await asyncio.to_thread(run_here, arguments)
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return run_command

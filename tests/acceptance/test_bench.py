@@ -9,11 +9,12 @@ import msgspec
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-PARTS = ("costs", "latency", "captures", "counting", "long_texts", "hops")
+PARTS = ("costs", "latency", "captures", "cycles", "counting", "long_texts", "hops")
 TITLES = (
     "CPU a streamed token",
     "Time to first token",
     "Durable captures",
+    "Durable cycles",
     "Transactions a second",
     "Counting",
     "Long texts",

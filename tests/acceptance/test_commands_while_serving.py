@@ -14,30 +14,10 @@ from app_client import App, inference
 from gateway_process import GatewayProcess, open_wallets, openai_backend, verify, write_config
 from word_model import WordModel, speaking
 
-from metergate.cli.main import main
 from metergate.core.keys import is_key
 from metergate.v1 import account_pb2
 
 Run = Callable[..., Awaitable[tuple[int, str, str]]]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run a command beside the gateway: its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run_here(arguments: tuple[str, ...]) -> int:
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        return int(caught.value.code or 0)
-
-    async def run_command(*arguments: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = await asyncio.to_thread(run_here, arguments)
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return run_command
 
 
 async def spendable(app: App) -> int:

@@ -53,7 +53,7 @@ async def test_readiness_and_grpc_health_follow_the_backend(tmp_path: Path) -> N
         await until_ready_is(gateway, 200)
         await backend.aclose()
         lost = await until_ready_is(gateway, 503)
-        assert lost["checks"] == {"ledger": "ok", "backends": {"only": "down"}, "draining": False}
+        assert lost["checks"] == {"ledger": "ok", "audit": "ok", "backends": {"only": "down"}, "draining": False}
         assert await health_of(gateway, "metergate.v1.InferenceService") == "NOT_SERVING"
         assert await health_of(gateway, "metergate.v1.AccountService") == "SERVING"
         assert (await asyncio.to_thread(get, gateway, "/livez"))[0] == 200

@@ -12,23 +12,8 @@ from pathlib import Path
 import pytest
 
 from metergate.cli import ledger
-from metergate.cli.main import main
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Run a command in a folder of its own: its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run_command(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        captured = capfd.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
-
-    return run_command
 
 
 STORE = ("--store", "ledger.db")
@@ -68,6 +53,12 @@ def test_every_command_explains_itself_with_an_example(run: Run) -> None:
         ("wallet", "resume"),
         ("usage", "mismatch"),
         ("ledger", "verify"),
+        ("ledger", "accounts"),
+        ("ledger", "backup"),
+        ("ledger", "compact"),
+        ("ledger", "restore"),
+        ("ledger", "export"),
+        ("subscriber", "erase"),
         ("serve",),
     ):
         code, out, _ = run(*command, "--help")
@@ -303,7 +294,7 @@ def test_a_defect_is_one_line_with_exit_code_3(alice: Run, monkeypatch: pytest.M
     def fail(_path: Path) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr(ledger, "_verify", fail)
+    monkeypatch.setattr(ledger, "audit_store", fail)
     assert alice("ledger", "verify", *STORE) == (3, "", "error: unexpected RuntimeError: two lines\n")
 
 

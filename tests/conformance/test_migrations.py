@@ -53,6 +53,9 @@ async def test_an_older_ledger_is_served_with_all_its_data(tmp_path: Path, versi
     assert charges["free"].allocations == ()
     assert charges["open"].close_cause is CloseCause.CRASH, "recovered"
     assert charges["open"].allocations == (Allocation(grant_id="late", amount_microcredits=40),)
+    assert (charges["two-grants"].delivered_microcredits, charges["open"].delivered_microcredits) == (80, 9)
+    balances = {name: row.balance_microcredits for name, row in (await store.account_balances()).items()}
+    assert balances == {"payments": -1_120, "breakage": 50, "revenue": 130, "grants": 940}
     transfers = (await store.list_transfers("alice", TransferFilter(), cursor=None, size=99)).rows
     added = {row.grant_id: row.grant_expire_time_us for row in transfers if row.kind is TransferKind.GRANT}
     assert added == {row.grant_id: row.expire_time_us for row in await _grants(store)}

@@ -240,6 +240,7 @@ async def test_a_charge_is_kept_with_everything_that_is_known_of_its_request(sto
         rate_card_id="card-1",
         captured_microcredits=60,
         charged_microcredits=50,
+        delivered_microcredits=50,
         allocations=(
             Allocation(grant_id="soon", amount_microcredits=30),
             Allocation(grant_id="late", amount_microcredits=20),

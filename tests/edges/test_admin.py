@@ -38,14 +38,15 @@ class Admin:
     store: MemoryLedgerStore
     path: Path
     forgotten: list[str] = field(default_factory=list)
+    erased: list[str] = field(default_factory=list)
 
 
 @asynccontextmanager
 async def serving(path: Path) -> AsyncIterator[Admin]:
-    store, forgotten = MemoryLedgerStore(), list[str]()
-    server = await start_admin_server(path, AdminServicer(store, store.clock, forgotten.append))
+    store, forgotten, erased = MemoryLedgerStore(), list[str](), list[str]()
+    server = await start_admin_server(path, AdminServicer(store, store.clock, forgotten.append, erased.append))
     async with grpc.aio.insecure_channel(admin_target(path)) as channel:
-        yield Admin(admin_pb2_grpc.AdminServiceStub(channel), store, path, forgotten)
+        yield Admin(admin_pb2_grpc.AdminServiceStub(channel), store, path, forgotten, erased)
     await server.stop(None)
 
 
@@ -226,7 +227,7 @@ async def test_a_path_too_long_for_a_socket_is_refused_with_the_cure(tmp_path: P
     path = tmp_path / ("x" * PATH_BYTES_MAX)
     with pytest.raises(ListenerRefused, match="move the store to a shorter one"):
         await start_admin_server(
-            path, AdminServicer(MemoryLedgerStore(), MemoryLedgerStore().clock, list[str]().append)
+            path, AdminServicer(MemoryLedgerStore(), MemoryLedgerStore().clock, list[str]().append, list[str]().append)
         )
 
 
@@ -236,5 +237,40 @@ async def test_what_is_no_socket_is_not_removed(tmp_path: Path, kind: str) -> No
     path.write_text("mine") if kind == "file" else path.mkdir()
     store = MemoryLedgerStore()
     with pytest.raises(ListenerRefused):
-        await start_admin_server(path, AdminServicer(store, store.clock, list[str]().append))
+        await start_admin_server(path, AdminServicer(store, store.clock, list[str]().append, list[str]().append))
     assert path.exists()
+
+
+# --- forgetting -----------------------------------------------------------------------------------------------------
+
+
+def an_erasure(**values: Any) -> admin_pb2.EraseSubscriberRequest:
+    defaults: dict[str, Any] = {"name": "subscribers/zhang", "reason": "asked to be forgotten", "actor": "ops"}
+    return admin_pb2.EraseSubscriberRequest(**(defaults | values))
+
+
+async def test_a_forgotten_subscriber_is_found_under_its_pseudonym_only_and_the_caches_are_told(admin: Admin) -> None:
+    await set_up(admin)
+    await admin.stub.CreateKey(a_key())
+    response = await admin.stub.EraseSubscriber(an_erasure())
+    pseudonym = response.name.removeprefix("subscribers/")
+    assert admin.erased == ["zhang"]
+    assert admin.store.erasures[pseudonym].reason == "asked to be forgotten"
+    assert response.erase_time.ToMicroseconds() == admin.store.clock.now_us()
+    assert await admin.store.find_grantee(HASH) is None
+    refusal = await refused(admin.stub.EraseSubscriber(an_erasure()))
+    assert refusal.reason == "RESOURCE_NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [({"name": "zhang"}, "name"), ({"reason": "for zhang"}, "reason"), ({"actor": ""}, "actor")],
+)
+async def test_an_erasure_that_would_keep_the_id_or_says_not_why_is_refused(
+    admin: Admin, values: dict[str, str], field: str
+) -> None:
+    await set_up(admin)
+    refusal = await refused(admin.stub.EraseSubscriber(an_erasure(**values)))
+    assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert field in refusal.violations
+    assert admin.store.erasures == {}

@@ -189,3 +189,11 @@ async def test_only_keys_that_opened_something_were_used(store: CountingStore) -
     with pytest.raises(AuthorizationRevoked):
         await authenticator.authenticate(bearer(OWN_KEY))
     assert used == ["zhang-workbuddy", "zhang-workbuddy"]
+
+
+async def test_of_a_subscriber_that_was_erased_nothing_is_remembered(store: CountingStore) -> None:
+    authenticator = Authenticator(store, Clockwork(), FakeClock())
+    for key in (APP_KEY, OWN_KEY):
+        await authenticator.authenticate(bearer(key))
+    authenticator.forget_subscriber("zhang")
+    assert not authenticator._known

@@ -101,7 +101,7 @@ async def test_a_gateway_that_is_up_is_alive_and_one_that_can_serve_is_ready() -
         assert await fetch(server, "/livez") == (200, "text/plain; charset=utf-8", "ok\n")
         status, content_type, body = await fetch(server, "/readyz")
         assert (status, content_type) == (200, "application/json")
-        checks = {"ledger": "ok", "backends": {"backend-1": "up"}, "draining": False}
+        checks = {"ledger": "ok", "audit": "ok", "backends": {"backend-1": "up"}, "draining": False}
         assert json.loads(body) == {"ready": True, "checks": checks}
 
 

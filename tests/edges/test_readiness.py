@@ -77,7 +77,12 @@ async def test_a_gateway_whose_backends_all_failed_again_and_again_is_not_ready(
         looked_at.note(looked_at.members["backend-0"], "model-1", Event.FAILED, 0)
     report = await Readiness(MemoryLedgerStore(), lambda: looked_at).look()
     assert not report.is_ready
-    assert report.as_json()["checks"] == {"ledger": "ok", "backends": {"backend-0": "ejected"}, "draining": False}
+    assert report.as_json()["checks"] == {
+        "ledger": "ok",
+        "audit": "ok",
+        "backends": {"backend-0": "ejected"},
+        "draining": False,
+    }
 
 
 async def test_a_gateway_whose_store_fails_is_not_ready_and_says_why() -> None:
@@ -157,3 +162,16 @@ async def test_a_gateway_that_shuts_down_serves_nothing_any_more() -> None:
     await servicer.enter_graceful_shutdown()
     await tell_health(servicer, READY)
     assert set((await statuses(servicer)).values()) == {NOT_SERVING}
+
+
+async def test_a_gateway_whose_books_differ_is_not_ready_and_says_so_after_every_further_look() -> None:
+    looked_at = pool_of([SwitchedBackend(True)])
+    readiness = Readiness(MemoryLedgerStore(), lambda: looked_at)
+    assert (await readiness.look()).is_ready
+    readiness.stop()
+    report = await readiness.look()
+    assert not report.is_ready
+    assert report.is_ledger_writable
+    checks = report.as_json()["checks"]
+    assert isinstance(checks, dict)
+    assert checks["audit"] == "the books differ"

@@ -15,13 +15,15 @@ from metering_world import CARD, STOP, RecordingSink, ScriptedBackend, World, co
 from prometheus_client.parser import text_string_to_metric_families
 
 from metergate.core import errors
+from metergate.core.accounts import AccountBalance
+from metergate.core.audit import AuditRound, Difference, DifferenceKind
 from metergate.core.catalog import Catalog, Model
 from metergate.core.errors import BackendUnavailable, InsufficientCredit, MetergateError, ModelNotFound
 from metergate.core.inference import UsageReport
 from metergate.core.rating import rate_ceil
 from metergate.core.rows import Authorization, Channel
 from metergate.core.usage import CountingSource, TokenClass, Usage
-from metergate.ports import CallStart, Commit, Delivery
+from metergate.ports import CallStart, Commit, Delivery, Recovery
 from metergate.telemetry.event_loop import SAMPLE_SECONDS, sample_lag
 from metergate.telemetry.families import FAMILIES
 from metergate.telemetry.metrics import (
@@ -374,3 +376,32 @@ async def test_a_loop_that_is_held_up_is_seen_to_lag() -> None:
     lag = value(observer, "event_loop_lag_seconds_sum")
     assert lag is not None
     assert lag > 0.8 * SAMPLE_SECONDS
+
+
+def test_rounds_of_the_audit_are_counted_and_the_accounts_are_shown() -> None:
+    observer = metrics()
+    assert value(observer, "audited_subscribers_total", result="different") == 0
+    difference = Difference(kind=DifferenceKind.GRANT, subscriber_id="alice", resource_id="g", sentence="It differs.")
+    balances = {
+        name: AccountBalance(account=name, debited_microcredits=debited, credited_microcredits=credited)
+        for name, debited, credited in (("payments", 2**60 + 1, 0), ("grants", 5, 2**60))
+    }
+    observer.audited(
+        AuditRound(subscribers=9, different=1, differences=(difference,), account_balances=balances, seconds=0.5)
+    )
+    assert value(observer, "audited_subscribers_total", result="ok") == 8
+    assert value(observer, "audited_subscribers_total", result="different") == 1
+    assert value(observer, "audit_differences_total", kind="GRANT") == 1
+    assert value(observer, "audit_seconds_sum") == 0.5
+    assert value(observer, "account_microcredits", account="payments") == -(2.0**60)
+    assert value(observer, "account_imbalance_microcredits") == -6, "added up before it is rounded to a float"
+
+
+def test_looks_for_abandoned_and_old_reservations_are_counted() -> None:
+    observer = metrics()
+    observer.swept(Recovery(settled=3, stuck=2))
+    observer.swept(Recovery(settled=1, stuck=0))
+    observer.pruned.inc(7)
+    assert value(observer, "recovered_reservations_total") == 4
+    assert value(observer, "stuck_reservations") == 0
+    assert value(observer, "pruned_reservations_total") == 7

@@ -10,8 +10,17 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_status import rpc_status
 
 from metergate.core.errors import CommandRefused
-from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber, Adjust, Refund, Reverse, SetWalletState
-from metergate.core.rows import ApiKey, Authorization, Correction, Grant, Wallet, WalletState
+from metergate.core.operations import (
+    AddAuthorization,
+    AddGrant,
+    AddSubscriber,
+    Adjust,
+    EraseSubscriber,
+    Refund,
+    Reverse,
+    SetWalletState,
+)
+from metergate.core.rows import ApiKey, Authorization, Correction, Erasure, Grant, Wallet, WalletState
 from metergate.edges.account import CHANNELS, GRANT_SOURCES
 from metergate.edges.admin_socket import admin_target
 from metergate.edges.corrections import CORRECTION_KINDS
@@ -33,6 +42,9 @@ from metergate.v1 import admin_pb2, admin_pb2_grpc
 # A gateway under load answers in milliseconds; one that is stuck must not hold a person's terminal for ever.
 CALL_SECONDS_MAX = 15.0
 
+# A subscriber with a million charges takes some ten seconds.
+ERASING_SECONDS_MAX = 120.0
+
 Response = TypeVar("Response")
 
 
@@ -48,6 +60,20 @@ class ServingGateway:
         request = admin_pb2.CreateSubscriberRequest(subscriber_id=operation.wallet.subscriber_id)
         await _answer(self._stub.CreateSubscriber(request, timeout=CALL_SECONDS_MAX))
         return operation.wallet
+
+    async def erase_subscriber(self, operation: EraseSubscriber) -> Erasure:
+        """Forget a subscriber, at the time of the gateway's own clock and under a pseudonym that it chose."""
+        request = admin_pb2.EraseSubscriberRequest(
+            name=subscriber_name(operation.subscriber_id), reason=operation.reason, actor=operation.actor
+        )
+        response = await _answer(self._stub.EraseSubscriber(request, timeout=ERASING_SECONDS_MAX))
+        return Erasure(
+            subscriber_id=response.name.removeprefix("subscribers/"),
+            reason=operation.reason,
+            actor=operation.actor,
+            erase_time_us=_time_us(response.erase_time),
+            leaves_copies=response.leaves_copies,
+        )
 
     async def add_grant(self, operation: AddGrant) -> Grant:
         """Add credits to a wallet."""

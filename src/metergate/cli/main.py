@@ -12,7 +12,18 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from metergate.cli import charges, configuration, grants, keys, ledger, serving, subscribers, usage, wallets
+from metergate.cli import (
+    charges,
+    configuration,
+    grants,
+    keys,
+    ledger,
+    ledger_files,
+    serving,
+    subscribers,
+    usage,
+    wallets,
+)
 from metergate.cli.terminal import explain
 from metergate.core.errors import MetergateError
 
@@ -35,6 +46,12 @@ app.add_typer(grants.app, name="grant")
 app.add_typer(keys.app, name="key")
 app.add_typer(wallets.app, name="wallet")
 app.add_typer(charges.app, name="charge")
+ledger.app.command("backup", epilog="Example: metergate ledger backup /backups/2026-12-31.db")(ledger_files.backup)
+ledger.app.command("restore", epilog="Example: metergate ledger restore /backups/2026-12-31.db")(ledger_files.restore)
+ledger.app.command("compact", epilog="Example: metergate ledger compact")(ledger_files.compact)
+ledger.app.command("export", epilog="Example: metergate ledger export charges --format csv --output charges.csv")(
+    ledger_files.export
+)
 app.add_typer(usage.app, name="usage")
 app.add_typer(ledger.app, name="ledger")
 

@@ -1,7 +1,7 @@
 """Options and arguments that several commands share, and the parsing of what people type."""
 
 import re
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +9,7 @@ import typer
 
 from metergate.config import ID_PATTERN, load_config
 from metergate.core import times
+from metergate.core.accounts import DAY_US
 from metergate.core.credits import parse_credits
 from metergate.core.times import MICROSECONDS_PER_SECOND
 
@@ -62,6 +63,14 @@ def parse_time_us(text: str) -> int:
         return times.parse_time_us(text)
     except ValueError as exc:
         raise typer.BadParameter(str(exc)) from exc
+
+
+def parse_day(text: str) -> int:
+    """Days since the epoch, of a date in UTC."""
+    try:
+        return times.parse_time_us(f"{date.fromisoformat(text).isoformat()}T00:00:00Z") // DAY_US
+    except ValueError:
+        raise typer.BadParameter("must be a date from 1970 on, such as 2026-12-31") from None
 
 
 def store_of(config_file: Path, store_path: Path | None) -> Path:

@@ -9,8 +9,17 @@ from uuid import uuid4
 
 from metergate.app import SystemClock
 from metergate.cli.gateway import serving_gateway
-from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber, Adjust, Refund, Reverse, SetWalletState
-from metergate.core.rows import ApiKey, Authorization, Correction, Grant, Wallet
+from metergate.core.operations import (
+    AddAuthorization,
+    AddGrant,
+    AddSubscriber,
+    Adjust,
+    EraseSubscriber,
+    Refund,
+    Reverse,
+    SetWalletState,
+)
+from metergate.core.rows import ApiKey, Authorization, Correction, Erasure, Grant, Wallet
 from metergate.edges.admin_socket import admin_socket_path
 from metergate.ports import Page
 from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore
@@ -23,6 +32,10 @@ class WritableLedger(Protocol):
 
     async def add_subscriber(self, operation: AddSubscriber) -> Wallet:
         """Open a wallet."""
+        ...
+
+    async def erase_subscriber(self, operation: EraseSubscriber) -> Erasure:
+        """Forget a subscriber."""
         ...
 
     async def add_grant(self, operation: AddGrant) -> Grant:

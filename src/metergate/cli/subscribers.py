@@ -6,11 +6,13 @@ from pathlib import Path
 
 import typer
 
+from metergate.cli.corrections import Actor, Reason, actor_of
 from metergate.cli.parameters import DEFAULT_CONFIG, ConfigFile, StorePath, SubscriberId, store_of
 from metergate.cli.store import clock, writing
 from metergate.cli.terminal import explain
-from metergate.core.operations import AddSubscriber
-from metergate.core.rows import Wallet, WalletState
+from metergate.core.erasing import PSEUDONYM_BYTES, subscriber_pseudonym
+from metergate.core.operations import AddSubscriber, EraseSubscriber
+from metergate.core.rows import Erasure, Wallet, WalletState
 
 app = typer.Typer(help="Subscribers: who pays.", no_args_is_help=True)
 
@@ -23,6 +25,38 @@ def create(subscriber: SubscriberId, config: ConfigFile = DEFAULT_CONFIG, store:
         explain(f"creating the store {path}")
     asyncio.run(_create(path, subscriber))
     typer.echo(subscriber)
+
+
+@app.command(epilog="Example: metergate subscriber erase alice --reason 'asked to be forgotten'")
+def erase(
+    subscriber: SubscriberId,
+    reason: Reason,
+    actor: Actor = None,
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+) -> None:
+    """Forget a subscriber for ever, also while a gateway serves, and print the pseudonym of what stays.
+
+    Its id and those of its grants and requests are replaced, keys and authorizations are gone, credit that is left
+    cannot be spent any more. Charges and transfers stay, and verify. Refused while a request of it runs.
+    """
+    operation = EraseSubscriber(
+        subscriber_id=subscriber,
+        pseudonym=subscriber_pseudonym(os.urandom(PSEUDONYM_BYTES)),
+        reason=reason,
+        actor=actor_of(actor),
+        now_us=clock.now_us(),
+    )
+    erasure = asyncio.run(_erase(store_of(config, store), operation))
+    if erasure.leaves_copies:
+        explain("old copies may be left in unused space: run `metergate ledger compact` while no gateway serves")
+    explain("forgotten; backups and exports that were made before still name it")
+    typer.echo(erasure.subscriber_id)
+
+
+async def _erase(path: Path, operation: EraseSubscriber) -> Erasure:
+    async with writing(path) as ledger:
+        return await ledger.erase_subscriber(operation)
 
 
 async def _create(path: Path, subscriber_id: str) -> None:

@@ -2,6 +2,7 @@
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
 from metergate.core.credits import format_credits
 from metergate.core.times import datetime_of
@@ -10,6 +11,17 @@ from metergate.core.times import datetime_of
 def output() -> Console:
     """The console of results."""
     return Console()
+
+
+def errors() -> Console:
+    """The console of all else."""
+    return Console(stderr=True)
+
+
+def showing_progress() -> Progress:
+    """Bars on stderr that are gone when they are done; nothing where nobody looks."""
+    terminal = errors()
+    return Progress(console=terminal, transient=True, disable=not terminal.is_terminal)
 
 
 def explain(text: str) -> None:

@@ -8,6 +8,7 @@ from metergate.config.configuration import Config, catalog_of, needing_restart
 from metergate.config.reading import Setting, load_config, settings_in_effect
 from metergate.config.schema import (
     ID_PATTERN,
+    BackendTable,
     EngineBackendTable,
     GrpcBackendTable,
     Limits,
@@ -20,6 +21,7 @@ from metergate.config.schema import (
 
 __all__ = [
     "ID_PATTERN",
+    "BackendTable",
     "Config",
     "EngineBackendTable",
     "GrpcBackendTable",

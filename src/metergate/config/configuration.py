@@ -7,16 +7,19 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from metergate.config.schema import (
+    Audit,
     BackendTable,
+    ContentPolicy,
     Limits,
     Listener,
     Logs,
     Metrics,
     ModelTable,
     PromptBoundTable,
+    Retention,
     Traces,
 )
-from metergate.core.catalog import Catalog, Model, ReasoningForm
+from metergate.core.catalog import Catalog, Model, ModelTask, ReasoningForm
 from metergate.core.errors import ConfigProblem
 from metergate.core.rating import RateCard, check_schedule
 from metergate.core.text_bounds import PromptBound
@@ -31,9 +34,12 @@ class Config:
     listener: Listener
     store_path: Path
     limits: Limits
+    retention: Retention
+    audit: Audit
     metrics: Metrics
     logs: Logs
     traces: Traces
+    content_policy: ContentPolicy
     backends: Mapping[str, BackendTable]
     models: Mapping[str, ModelTable]
     rate_cards: tuple[RateCard, ...]
@@ -67,6 +73,9 @@ def catalog_of(config: Config) -> Catalog:
                 usage_tolerance_tokens=table.usage_tolerance_tokens,
                 prompt_bound=_prompt_bound(table),
                 reasoning=ReasoningForm.NONE if table.reasoning is None else ReasoningForm(table.reasoning.upper()),
+                task=ModelTask(table.task.upper()),
+                dimensions=table.dimensions,
+                dimensions_selectable=table.dimensions_selectable,
                 backend_weights=table.backend_weights,
             )
             for model_id, table in config.models.items()

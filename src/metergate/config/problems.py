@@ -18,6 +18,7 @@ from metergate.config.schema import (
     Limits,
     ModelTable,
     OpenAIBackendTable,
+    RateCardTable,
     TokenizerFile,
 )
 from metergate.core.addresses import is_loopback
@@ -118,6 +119,7 @@ def semantic_problems(file: ConfigFile, folder: Path) -> Iterator[ConfigProblem]
         yield from _backend_problems(key, model, file.backends)
         yield from _token_id_problems(key, model, file.backends)
         yield from _counting_problems(key, model, folder)
+        yield from _task_problems(key, model)
     yield from _rate_card_problems(file)
 
 
@@ -138,7 +140,8 @@ def limit_problems(limits: Limits, models: Mapping[str, ModelTable]) -> Iterator
             )
             yield ConfigProblem(f"limits.{name}", problem)
     for model_id, model in models.items():
-        if limits.slice_tokens >= model.context_tokens and "slice_tokens" in limits.model_fields_set:
+        is_chat = model.task == "chat"
+        if is_chat and limits.slice_tokens >= model.context_tokens and "slice_tokens" in limits.model_fields_set:
             problem = (
                 f"{limits.slice_tokens} is not below models.{model_id}.context_tokens, {model.context_tokens}, "
                 "and a prompt takes at least one token: lower it"
@@ -159,6 +162,12 @@ def _plaintext_problems(file: ConfigFile) -> Iterator[ConfigProblem]:
         yield ConfigProblem("listener.address", problem)
     for backend_id, backend in file.backends.items():
         yield from _backend_plaintext_problems(f"backends.{backend_id}", backend)
+    if (policy_url := file.content_policy.url) is not None:
+        url = urlsplit(policy_url)
+        address = url.netloc if url.port is not None else f"{url.netloc}:80"
+        if url.scheme == "http" and not is_loopback(address):
+            problem = f"the texts of answers would cross the network to {address} readable: use https"
+            yield ConfigProblem("content_policy.url", problem)
 
 
 def _backend_plaintext_problems(key: str, backend: BackendTable) -> Iterator[ConfigProblem]:
@@ -210,6 +219,8 @@ def _counting_problems(key: str, model: ModelTable, folder: Path) -> Iterator[Co
     if model.counting == "BACKEND":
         if model.tokenizer is not None:
             yield ConfigProblem(f"{key}.tokenizer", "is not used: with counting = 'BACKEND' its backends count")
+        if model.task == "embedding":
+            yield ConfigProblem(f"{key}.counting", "must be 'TOKENIZER' for embeddings: their prompts are all there is")
         return
     if model.prompt_bound is not None:
         yield ConfigProblem(f"{key}.prompt_bound", "is only used with counting = 'BACKEND'")
@@ -242,6 +253,33 @@ def _tokenizer_problems(key: str, tokenizer: TokenizerFile, folder: Path) -> Ite
             yield ConfigProblem(f"{key}.{name}", f"there is no file {folder / path}")
 
 
+def _task_problems(key: str, model: ModelTable) -> Iterator[ConfigProblem]:
+    """Keys of chats on a model that embeds, and the other way round."""
+    if model.task == "chat":
+        for name in ("dimensions", "dimensions_selectable"):
+            if name in model.model_fields_set:
+                yield ConfigProblem(f"{key}.{name}", 'is for vectors: add task = "embedding" or leave it out')
+        return
+    if model.dimensions is None:
+        yield ConfigProblem(f"{key}.dimensions", "is missing: how many numbers a vector of the model has")
+    if model.counting != "TOKENIZER":
+        yield ConfigProblem(f"{key}.counting", 'must be "TOKENIZER": what is embedded is counted before it is sent')
+    for name in ("prompt_rule", "chat_template_path"):
+        if model.tokenizer is not None and name in model.tokenizer.model_fields_set:
+            yield ConfigProblem(f"{key}.tokenizer.{name}", "is for chats: a text that is embedded is counted by itself")
+
+
+def _price_problems(index: int, table: RateCardTable, model: ModelTable) -> Iterator[ConfigProblem]:
+    """Prices that are missing, or that nothing would ever cost."""
+    key, prices = f"rate_cards[{index}].microcredits_per_million_tokens", table.microcredits_per_million_tokens
+    if model.task == "chat" and prices.completion is None:
+        yield ConfigProblem(f"{key}.completion", "is missing")
+    if model.task == "embedding":
+        for name in ("completion", "reasoning"):
+            if getattr(prices, name) is not None:
+                yield ConfigProblem(f"{key}.{name}", f"is for chats, and {table.model!r} embeds: leave it out")
+
+
 def _rate_card_problems(file: ConfigFile) -> Iterator[ConfigProblem]:
     for rate_card_id, times in Counter(table.id for table in file.rate_cards).items():
         if times > 1:
@@ -249,6 +287,8 @@ def _rate_card_problems(file: ConfigFile) -> Iterator[ConfigProblem]:
     for index, table in enumerate(file.rate_cards):
         if table.model not in file.models:
             yield ConfigProblem(f"rate_cards[{index}].model", f"there is no model {table.model!r}")
+        else:
+            yield from _price_problems(index, table, file.models[table.model])
     for model_id in file.models:
         try:
             check_schedule([table.card() for table in file.rate_cards if table.model == model_id])

@@ -4,10 +4,11 @@ Charges and transfers are streamed and aggregated by grant and authorization, so
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from metergate.core.accounts import AccountBalance, RollUp
 from metergate.core.errors import RateCardInvalid
 from metergate.core.grants import rollover_grant_id
 from metergate.core.matching import Matching
@@ -26,7 +27,7 @@ from metergate.core.rows import (
     Wallet,
     WalletState,
 )
-from metergate.core.usage import TokenClass, Usage
+from metergate.core.usage import TOKENS_WITHOUT_TEXT_MAX, TokenClass, Usage
 
 # Differences named for one subscriber; a ledger with more is as broken as it can be.
 DIFFERENCES_MAX = 1_000
@@ -48,6 +49,7 @@ class DifferenceKind(StrEnum):
     PRICE = "PRICE"
     WALLET = "WALLET"
     TOTAL = "TOTAL"
+    ACCOUNT = "ACCOUNT"
     ROW = "ROW"  # what is stored cannot be read as what it should be
 
 
@@ -74,19 +76,33 @@ class SubscriberLedger:
     """Everything the ledger holds of one subscriber, for the audit. Sequences are read once, in order, lazily."""
 
     wallet: Wallet
+    is_erased: bool  # the subscriber was forgotten: its authorizations and keys are gone
     rate_cards: Mapping[str, RateCard]  # every one that was ever recorded, by id; the same for all subscribers
+    account_balances: Mapping[str, AccountBalance]  # as rolled up, of the whole ledger; the same for all subscribers
     grants: tuple[Grant, ...]
     authorizations: tuple[Authorization, ...]
     open_reservations: tuple[Reservation, ...]
     settled_reservation_ids_without_charge: tuple[str, ...]
     closed_reservation_ids_with_allocations: tuple[str, ...]  # what is closed has nothing set aside any more
-    charge_ids_without_settled_reservation: tuple[str, ...]  # none at all, not SETTLED, or of other content
+    # None at all although it is not old enough to be pruned, not SETTLED, or of other content.
+    charge_ids_without_settled_reservation: tuple[str, ...]
     charge_ids_refunded_too_much: tuple[str, ...]  # by more than they were, or no charge of this subscriber's
     refunded_microcredits: Mapping[str, int]  # by authorization
     charges: AsyncIterator[Charge]  # in order of settling
     corrections: AsyncIterator[Correction]  # in order of recording
     transfers: AsyncIterator[Transfer]  # in order of sequence
     unreadable_rows: list[UnreadableRow] = field(default_factory=list)  # grows while the sequences are read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRound:
+    """What a look at some subscribers found."""
+
+    subscribers: int  # that were audited
+    different: int  # of these, those whose books differ
+    differences: tuple[Difference, ...]
+    account_balances: Mapping[str, AccountBalance]
+    seconds: float
 
 
 class Audit:
@@ -98,6 +114,8 @@ class Audit:
         self.transfers = 0
         # What moved into each business account less what moved out, from the transfers.
         self.business_microcredits: Counter[str] = Counter()
+        self._rolled_up = RollUp()
+        self._account_balances: Mapping[str, AccountBalance] = {}
         # What the operator still owes: what remains of grants and what open reservations set aside.
         self.owed_microcredits = 0
 
@@ -109,17 +127,38 @@ class Audit:
         self.charges += check.charges
         self.transfers += check.transfers
         self.business_microcredits.update(check.business)
+        self._rolled_up.merge(check.rolled_up)
+        self._account_balances = ledger.account_balances
         self.owed_microcredits += sum(grant.remaining_microcredits for grant in ledger.grants)
         self.owed_microcredits += sum(check.allocated.values())
         return tuple(check.differences)
 
     def check_totals(self) -> tuple[Difference, ...]:
-        """Double entry over all subscribers: what moved out of the business accounts is what subscribers still hold."""
+        """Double entry over all subscribers: what moved out of the business accounts is what subscribers still hold.
+
+        And the balances that were rolled up meanwhile are the sums of the transfers.
+        """
+        differences = [*self._check_accounts()]
         balance = sum(self.business_microcredits.values()) + self.owed_microcredits
-        if balance == 0:
-            return ()
-        sentence = f"The business accounts and what subscribers hold add up to {balance} microcredits instead of 0."
-        return (Difference(kind=DifferenceKind.TOTAL, subscriber_id="", resource_id="", sentence=sentence),)
+        if balance != 0:
+            sentence = f"The business accounts and what subscribers hold add up to {balance} microcredits instead of 0."
+            differences.append(
+                Difference(kind=DifferenceKind.TOTAL, subscriber_id="", resource_id="", sentence=sentence)
+            )
+        return tuple(differences)
+
+    def _check_accounts(self) -> Iterator[Difference]:
+        moved, stored = self._rolled_up.balances(), self._account_balances
+        for account in sorted({*moved, *stored}):
+            nothing = AccountBalance(account=account, debited_microcredits=0, credited_microcredits=0)
+            fact, said = moved.get(account, nothing), stored.get(account, nothing)
+            if fact != said:
+                sentence = (
+                    f"Account {account} is rolled up as {said.debited_microcredits} microcredits debited and "
+                    f"{said.credited_microcredits} credited, its transfers are {fact.debited_microcredits} and "
+                    f"{fact.credited_microcredits}."
+                )
+                yield Difference(kind=DifferenceKind.ACCOUNT, subscriber_id="", resource_id=account, sentence=sentence)
 
 
 class _SubscriberCheck:
@@ -130,6 +169,7 @@ class _SubscriberCheck:
         self.differences: list[Difference] = []
         self.charges = 0
         self.transfers = 0
+        self.rolled_up = RollUp()
         self.allocated = _allocated(ledger.open_reservations)
         self._charged: Counter[str] = Counter()  # by authorization
         self._refunded = 0
@@ -221,6 +261,7 @@ class _SubscriberCheck:
 
     def _check_transfer(self, transfer: Transfer) -> None:
         self.transfers += 1
+        self.rolled_up.add(transfer)
         name = str(transfer.sequence)
         if transfer.sequence != self._sequence + 1:
             self._say(DifferenceKind.SEQUENCE, name, f"follows {self._sequence}")
@@ -272,6 +313,9 @@ class _SubscriberCheck:
         self._charged[charge.authorization_id] += charge.charged_microcredits
         if charge.charged_microcredits > charge.captured_microcredits:
             finding = f"is of {charge.charged_microcredits} microcredits, only {charge.captured_microcredits} captured"
+            self._say(DifferenceKind.CHARGE, charge.charge_id, finding)
+        if not 0 <= charge.delivered_microcredits <= charge.charged_microcredits:
+            finding = f"is of {charge.charged_microcredits} microcredits, {charge.delivered_microcredits} delivered"
             self._say(DifferenceKind.CHARGE, charge.charge_id, finding)
         paid = sum(part.amount_microcredits for part in charge.allocations)
         if paid != charge.charged_microcredits:
@@ -330,6 +374,14 @@ class _SubscriberCheck:
             reservation.captured_usage,
             reservation.captured_microcredits,
         )
+        if reservation.estimate is not None:
+            self._check_price(
+                name,
+                reservation.rate_card_id,
+                reservation.model_id,
+                reservation.estimate.usage,
+                reservation.estimate.microcredits,
+            )
 
     def _check_grant(self, grant: Grant) -> None:
         name, moved = grant.grant_id, self._movements
@@ -384,7 +436,7 @@ class _SubscriberCheck:
         """What is spent or set aside in the name of rows that are not there."""
         known = {row.authorization_id for row in self._ledger.authorizations}
         spenders = set(self._charged) | {row.authorization_id for row in self._ledger.open_reservations}
-        for authorization_id in sorted(spenders - known):
+        for authorization_id in sorted(spenders - known) if not self._ledger.is_erased else ():
             self._say(DifferenceKind.AUTHORIZATION, authorization_id, "spends but is not there")
         for grant_id in sorted(set(self.allocated) - set(self._grants)):
             self._say(DifferenceKind.GRANT, grant_id, "is reserved from but is not there")
@@ -435,7 +487,7 @@ def _is_flag_right(charge: Charge) -> bool:
     most = max(abs(one - other) for one, other in zip(counted, reported, strict=True))
     if charge.usage_mismatch:
         return most > 0
-    return most <= USAGE_TOLERANCE_TOKENS_MAX or charge.close_cause is not CloseCause.FINISHED
+    return most <= USAGE_TOLERANCE_TOKENS_MAX + TOKENS_WITHOUT_TEXT_MAX or charge.close_cause is not CloseCause.FINISHED
 
 
 def _prompt_and_answer(usage: Usage) -> tuple[int, int]:

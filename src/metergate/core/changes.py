@@ -23,7 +23,7 @@ def _fields_of(kind: type) -> Fields:
 def changed(row: Row, **values: Any) -> Row:  # noqa: ANN401 - of any field
     """A copy of a dataclass with slots, with some fields changed; AttributeError for a field it does not have.
 
-    What ``dataclasses.replace`` does, in under a third of its time: replacing rows was most of what a decision cost.
+    What ``dataclasses.replace`` does, in less than a third of its time: replacing rows was most of what decisions cost.
     """
     kind = type(row)
     read, setters = _fields.get(kind) or _fields_of(kind)

@@ -333,7 +333,7 @@ class Ledger:
         return self._close(reservation, operation.close_cause, operation.settlement, operation.now_us)
 
     def recover(self, operation: Recover) -> Settled | Reserved:
-        """Close what a dead owner left open, at what it had captured; Reserved if its owner is the survivor."""
+        """Close what nobody runs any more, at what it had captured; Reserved if its owner is the survivor."""
         reservation = find_reservation(self._books, operation.reservation_id, operation.subscriber_id)
         if reservation.state is not ReservationState.ACTIVE:
             return self._settled(reservation, operation.now_us)
@@ -423,6 +423,7 @@ def _charge(closed: Reservation, settlement: Settlement, consumed: tuple[Allocat
     """The record of a reservation that was just closed."""
     assert closed.close_cause is not None
     assert closed.close_time_us is not None
+    is_crash = closed.close_cause is CloseCause.CRASH
     return Charge(
         charge_id=settlement.charge_id,
         reservation_id=closed.reservation_id,
@@ -442,6 +443,7 @@ def _charge(closed: Reservation, settlement: Settlement, consumed: tuple[Allocat
         rate_card_id=closed.rate_card_id,
         captured_microcredits=closed.captured_microcredits,
         charged_microcredits=settlement.charged_microcredits,
+        delivered_microcredits=closed.delivered_microcredits if is_crash else settlement.charged_microcredits,
         allocations=consumed,
         finish_reason=settlement.finish_reason,
         close_cause=closed.close_cause,

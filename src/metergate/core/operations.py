@@ -131,7 +131,7 @@ class Settle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recover:
-    """Settle an ACTIVE reservation of an owner that died; release it if nothing was captured (L5).
+    """Settle an ACTIVE reservation that nobody runs any more; if nothing was captured, release it (L5).
 
     It is settled at what was captured, or at its estimate if that is less.
     """
@@ -139,7 +139,7 @@ class Recover:
     reservation_id: str
     subscriber_id: str
     charge_id: str
-    survivor: Owner  # a reservation of this owner is alive and is left alone
+    survivor: Owner | None  # a reservation of this owner is alive and is left alone; None: nobody runs it
     now_us: int
 
 
@@ -149,6 +149,20 @@ class Settled:
 
     charge: Charge | None  # None: released, nothing charged
     spendable_microcredits: int  # what the authorization may still spend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EraseSubscriber:
+    """Replace what names a subscriber by a pseudonym that tells nothing; its keys and authorizations go.
+
+    Asked again it finds no such subscriber: that it was there is forgotten, too.
+    """
+
+    subscriber_id: str
+    pseudonym: str  # random
+    reason: str  # kept, as the actor is: neither may have the subscriber's id
+    actor: str
+    now_us: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,8 @@ class CloseCause(StrEnum):
     DRAINED = "DRAINED"  # the gateway was told to stop
     STORE_ERROR = "STORE_ERROR"  # the ledger's store failed
     GATEWAY_ERROR = "GATEWAY_ERROR"  # a defect of the gateway
+    CONTENT_BLOCKED = "CONTENT_BLOCKED"  # the operator's content policy blocked what came next
+    CONTENT_POLICY_ERROR = "CONTENT_POLICY_ERROR"  # the content policy failed, or took too long
     CRASH = "CRASH"  # the gateway died; settled by recovery from what was captured (L5)
 
 

@@ -188,11 +188,25 @@ class Charge:
     rate_card_id: str
     captured_microcredits: int  # >= charged_microcredits
     charged_microcredits: int
+    # What is known to have been delivered: as much as was charged; after a CRASH, what the last capture before it knew.
+    # The rest of the charge is what an app may claim back.
+    delivered_microcredits: int
     allocations: tuple[Allocation, ...]  # what paid it, in burn order
     finish_reason: FinishReason
     close_cause: CloseCause
     create_time_us: int  # of the reservation
     settle_time_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erasure:
+    """The record that a subscriber was forgotten."""
+
+    subscriber_id: str  # the pseudonym
+    reason: str
+    actor: str  # who did it, as they said
+    erase_time_us: int
+    leaves_copies: bool  # old copies may be left in unused space until the storage is compacted; not recorded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,10 +1,12 @@
 """AdminService: what operators do to the ledger of a gateway that serves. Who may call it, its socket decides."""
 
+import secrets
 from collections.abc import Callable, Mapping
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber
+from metergate.core.erasing import PSEUDONYM_BYTES, subscriber_pseudonym
+from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber, EraseSubscriber
 from metergate.core.rows import ApiKey, Authorization, Channel, Grant, GrantSource, Wallet, WalletState
 from metergate.edges.account import CHANNELS, GRANT_SOURCES, grant_message
 from metergate.edges.calls import Behaviour, Context
@@ -36,14 +38,25 @@ _CHANNELS = {number: channel for channel, number in CHANNELS.items()}
 
 
 class AdminServicer:
-    """Writes to the ledger. ``forget`` is told the id of every key that was revoked, and must not raise."""
+    """Writes to the ledger.
+
+    ``forget`` is told the id of every key that was revoked, ``forget_subscriber`` that of every subscriber that was
+    erased; neither may raise.
+    """
 
     service: ServiceDescriptor = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
 
-    def __init__(self, store: LedgerStore, clock: Clock, forget: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        store: LedgerStore,
+        clock: Clock,
+        forget: Callable[[str], None],
+        forget_subscriber: Callable[[str], None],
+    ) -> None:
         self._store = store
         self._clock = clock
         self._forget = forget
+        self._forget_subscriber = forget_subscriber
         self._corrections = Corrections(store, clock)
 
     def behaviours(self) -> Mapping[str, Behaviour]:
@@ -54,6 +67,7 @@ class AdminServicer:
             "CreateAuthorization": self._create_authorization,
             "CreateKey": self._create_key,
             "RevokeKey": self._revoke_key,
+            "EraseSubscriber": self._erase_subscriber,
             **self._corrections.behaviours(),
         }
 
@@ -68,6 +82,30 @@ class AdminServicer:
         )
         await self._store.add_subscriber(AddSubscriber(wallet=wallet))
         return admin_pb2.CreateSubscriberResponse(name=subscriber_name(subscriber_id))
+
+    async def _erase_subscriber(
+        self, caller: object, request: admin_pb2.EraseSubscriberRequest, context: Context
+    ) -> admin_pb2.EraseSubscriberResponse:
+        violations = Violations()
+        form = "subscribers/{subscriber}"
+        subscriber_id = read_name(parse_subscriber, request.name, "name", form, violations)
+        violations.check()
+        operation = EraseSubscriber(
+            subscriber_id=subscriber_id,
+            pseudonym=subscriber_pseudonym(secrets.token_bytes(PSEUDONYM_BYTES)),
+            reason=request.reason,
+            actor=request.actor,
+            now_us=self._clock.now_us(),
+        )
+        try:
+            erasure = await self._store.erase_subscriber(operation)
+        finally:  # done, or perhaps done
+            self._forget_subscriber(subscriber_id)
+        return admin_pb2.EraseSubscriberResponse(
+            name=subscriber_name(erasure.subscriber_id),
+            erase_time=timestamp(erasure.erase_time_us),
+            leaves_copies=erasure.leaves_copies,
+        )
 
     async def _create_grant(
         self, caller: object, request: admin_pb2.CreateGrantRequest, context: Context

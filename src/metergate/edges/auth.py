@@ -60,8 +60,15 @@ class Authenticator:
 
     def forget(self, key_id: str) -> None:
         """Look the key up again when it is used next: it was revoked just now."""
+        self._forget(lambda grantee: grantee.key.key_id == key_id)
+
+    def forget_subscriber(self, subscriber_id: str) -> None:
+        """Keep nothing of a subscriber that was erased just now."""
+        self._forget(lambda grantee: grantee.authorization.subscriber_id == subscriber_id)
+
+    def _forget(self, is_it: Callable[[Grantee], bool]) -> None:
         self._forgotten += 1
-        for secret_hash in [found for found, known in self._known.items() if known.grantee.key.key_id == key_id]:
+        for secret_hash in [found for found, known in self._known.items() if is_it(known.grantee)]:
             del self._known[secret_hash]
 
     async def _grantee(self, secret_hash: bytes) -> Grantee:

@@ -30,6 +30,7 @@ class Report:
     """What the last look found."""
 
     ledger_problem: str = "it was not looked at yet"  # "" if it takes writes
+    do_books_differ: bool = False  # the audit found it, and admissions were to stop then
     backends: Mapping[str, Health] = field(default_factory=dict)  # by backend id
     is_draining: bool = False
 
@@ -41,7 +42,8 @@ class Report:
     @property
     def is_ready(self) -> bool:
         """Whether requests should be sent here."""
-        return self.is_ledger_writable and bool(self.usable()) and not self.is_draining
+        can_serve = self.is_ledger_writable and bool(self.usable())
+        return can_serve and not self.do_books_differ and not self.is_draining
 
     def usable(self) -> list[str]:
         """The backends that requests go to."""
@@ -53,6 +55,7 @@ class Report:
             "ready": self.is_ready,
             "checks": {
                 "ledger": self.ledger_problem or "ok",
+                "audit": "the books differ" if self.do_books_differ else "ok",
                 "backends": {backend_id: health.value for backend_id, health in self.backends.items()},
                 "draining": self.is_draining,
             },
@@ -89,6 +92,11 @@ class Readiness:
         while True:
             await asyncio.sleep(seconds)
             await tell(await self.look())
+
+    def stop(self) -> Report:
+        """Be ready for no requests any more: the ledger's books differ."""
+        self.report = replace(self.report, do_books_differ=True)
+        return self.report
 
     def drain(self) -> Report:
         """Be ready for nothing any more."""

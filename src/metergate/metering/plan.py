@@ -1,11 +1,15 @@
 """What is known of a request before it runs: who pays, how its prompt counts, what it may cost at most."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from metergate.core.catalog import Model
+from metergate.core.embedding import EmbeddingBackendRequest, EmbeddingRequest
 from metergate.core.errors import PromptTooLong
-from metergate.core.inference import InferenceRequest
+from metergate.core.inference import BackendRequest, InferenceRequest
 from metergate.core.rating import RateCard, rate_ceil, round_up
 from metergate.core.reservation import Estimate
 from metergate.core.rows import Authorization
@@ -37,7 +41,7 @@ class PricedPrompt:
         prompt_token_ids: Sequence[int] = (),
         prompt_tokens_estimated: int | None = None,
     ) -> None:
-        """``completion_tokens_max`` bounds answer and reasoning together.
+        """``completion_tokens_max`` bounds answer and reasoning together; 0: the model writes none, without a price.
 
         ``prompt_token_ids`` are what was counted, of a model that is counted by its token ids. They are sent as they
         are: a template that renders otherwise a second later cannot make them differ.
@@ -52,8 +56,8 @@ class PricedPrompt:
         self.completion_tokens_max = completion_tokens_max
         # Looked up once: a cost is taken at every delivery.
         self._prompt_exact = prompt_tokens * rate_card.price(TokenClass.PROMPT)
-        self._completion_price = rate_card.price(TokenClass.COMPLETION)
-        self._reasoning_price = rate_card.price(TokenClass.REASONING)
+        self._completion_price = rate_card.price(TokenClass.COMPLETION) if completion_tokens_max else 0
+        self._reasoning_price = rate_card.price(TokenClass.REASONING) if completion_tokens_max else 0
 
     def usage(self, completion_tokens: int = 0, reasoning_tokens: int = 0) -> Usage:
         """Return the usage of the prompt and an answer, as the gateway counts them."""
@@ -98,7 +102,8 @@ class Plan:
     """A request that can be admitted."""
 
     caller: Authorization
-    request: InferenceRequest
+    request: InferenceRequest | EmbeddingRequest
+    backend_request: BackendRequest | EmbeddingBackendRequest
     content_hash: bytes
     priced: PricedPrompt
 
@@ -129,3 +134,8 @@ def completion_room(model: Model, prompt_tokens: int, max_completion_tokens: int
             model_id=model.model_id, prompt_tokens=prompt_tokens, prompt_tokens_max=model.context_tokens - 1
         )
     return room if max_completion_tokens is None else min(room, max_completion_tokens)
+
+
+def content_hash(key: bytes, request: InferenceRequest | EmbeddingRequest) -> bytes:
+    """Hash what was asked, keyed: the same request has the same hash, and none can be guessed from it (L11)."""
+    return hashlib.blake2b(msgspec.json.encode(request), key=key, digest_size=32).digest()

@@ -14,13 +14,14 @@ from typing import ClassVar, TypedDict, Unpack
 
 from metergate.core.errors import (
     BackendUnavailable,
+    ContentPolicyUnavailable,
     DeadlineExceeded,
     LedgerInvariantBroken,
     MetergateError,
     ShuttingDown,
     StoreUnavailable,
 )
-from metergate.core.inference import BackendRequest, Delta
+from metergate.core.inference import Delta, InferenceRequest
 from metergate.core.operations import Capture, CaptureStatus
 from metergate.core.rating import rate_ceil
 from metergate.core.receipts import Receipt
@@ -44,9 +45,11 @@ from metergate.metering.detokenizer import Detokenizer
 from metergate.metering.plan import Plan, PricedPrompt
 from metergate.metering.pool import Candidates
 from metergate.metering.reader import Reader
+from metergate.metering.replays import Answer
 from metergate.metering.services import Services
 from metergate.metering.token_id_answer import TokenIdAnswerCounter
 from metergate.metering.transcript import Transcript
+from metergate.metering.vetting import Vetting
 from metergate.ports import CallObserver, Delivery, TokenCodec, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -85,7 +88,7 @@ class Run(ABC):
         )
         self._observer = parts["observer"]
         self._reader = Reader(
-            request=_backend_request(plan),
+            request=plan.backend_request,
             candidates=parts["candidates"],
             prompt_tokens=plan.priced.prompt_tokens,
             buffer=self._buffer,
@@ -93,6 +96,14 @@ class Run(ABC):
             observer=self._observer,
             detokenizer=_detokenizer_maker(plan, parts["codec"]),
         )
+        self._vetting: Vetting | None = None
+        if services.policy is not None:
+            self._vetting = Vetting(
+                services.policy,
+                services.limits,
+                reservation_id=reservation.reservation_id,
+                model_id=self._priced.model.model_id,
+            )
         self._slice_microcredits = self._priced.cost_max(services.limits.slice_tokens) - self._priced.cost()
         self._reserved_microcredits = reservation.reserved_microcredits
         self._captured_microcredits = reservation.captured_microcredits
@@ -189,7 +200,11 @@ class Run(ABC):
     # --- count, capture, deliver ------------------------------------------------------------------------------------
 
     async def _handle(self, delta: Delta) -> End | None:
-        """Count a delta, debit it, deliver it; return the end if that was the last."""
+        """Have a delta vetted, count it, debit it, deliver it; return the end if that was the last."""
+        if self._vetting is not None:
+            blocked = await self._vetting.end_before(delta)
+            if blocked is not None:
+                return blocked
         after = self._answer.copy()
         if after.encoded_characters(delta) > self._services.limits.counted_in_loop_characters_max:
             await asyncio.to_thread(after.add, delta)
@@ -320,8 +335,12 @@ class Run(ABC):
         if settled.charge is None:
             return receipt_of_release(self._reservation, self._priced, settled.spendable_microcredits, end.cause)
         if self._was_delivered(end):
-            self._services.replays.put(settled.charge.charge_id, self.transcript.deltas())
+            self._services.replays.put(settled.charge.charge_id, self._answer_to_keep())
         return receipt_of_charge(settled.charge, settled.spendable_microcredits, replayed=False)
+
+    def _answer_to_keep(self) -> Answer:
+        """Return what a replay of the request is answered with."""
+        return self.transcript.deltas()
 
     def _usage_to_charge(self, end: End) -> Usage | None:
         if isinstance(self._answer, BoundedAnswer):
@@ -376,20 +395,9 @@ def _answer_count(priced: PricedPrompt, tokenizer: Tokenizer | None, codec: Toke
     return BoundedAnswer(tokens_max=priced.completion_tokens_max, prefers_reasoning=priced.prefers_reasoning)
 
 
-def _backend_request(plan: Plan) -> BackendRequest:
-    return BackendRequest(
-        model_id=plan.priced.model.model_id,
-        prompt=plan.request.prompt,
-        sampling=plan.request.sampling,
-        response_format=plan.request.response_format,
-        max_completion_tokens=plan.priced.completion_tokens_max,
-        prompt_token_ids=plan.priced.prompt_token_ids,
-    )
-
-
 def _detokenizer_maker(plan: Plan, codec: TokenCodec | None) -> Callable[[], Detokenizer] | None:
     """What makes the texts of an answer of its token ids, anew for each attempt; None: backends send texts."""
-    if codec is None:
+    if codec is None or not isinstance(plan.request, InferenceRequest):
         return None
     return partial(
         Detokenizer,
@@ -407,6 +415,6 @@ def _ended(end: End, receipt: Receipt | None) -> Receipt:
         raise end.error or StoreUnavailable()
     if end.error is None:
         return receipt
-    if isinstance(end.error, BackendUnavailable | DeadlineExceeded | ShuttingDown):
+    if isinstance(end.error, BackendUnavailable | ContentPolicyUnavailable | DeadlineExceeded | ShuttingDown):
         end.error.charge = receipt.charge_name()
     raise end.error

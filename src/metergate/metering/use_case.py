@@ -1,18 +1,17 @@
 """The use case: authorize, count, reserve, run, settle; and stop in good order."""
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import msgspec
-
-from metergate.core.catalog import Model
+from metergate.core.catalog import Model, ModelTask
+from metergate.core.embedding import EmbeddingRequest
 from metergate.core.errors import (
     DeadlineExceeded,
+    LedgerDiffers,
     MetergateError,
     ModelNotAllowed,
     Overloaded,
@@ -20,10 +19,11 @@ from metergate.core.errors import (
     ShuttingDown,
     Violation,
 )
-from metergate.core.inference import InferenceRequest, Prompt
+from metergate.core.inference import BackendRequest, InferenceRequest, Prompt
 from metergate.core.operations import Replayed, Reserve, Reserved, Settle
+from metergate.core.parameters import check_parameters
 from metergate.core.rating import RateCard
-from metergate.core.receipts import Admission, Completion, Quote, Receipt
+from metergate.core.receipts import Admission, Completion, Embedded, Quote, Receipt
 from metergate.core.reservation import CloseCause
 from metergate.core.rows import Authorization
 from metergate.core.text_bounds import PromptBound, prompt_tokens_estimated, prompt_tokens_max
@@ -31,16 +31,17 @@ from metergate.core.usage import TokenClass
 from metergate.metering.buffer import End
 from metergate.metering.closing import receipt_of_charge
 from metergate.metering.deltas import whole_message
+from metergate.metering.embedding import EmbeddingRun, backend_request, count_inputs
 from metergate.metering.limits import Limits
 from metergate.metering.offering import Offering
-from metergate.metering.plan import Plan, PricedPrompt, bounded_room, completion_room
+from metergate.metering.plan import Plan, PricedPrompt, bounded_room, completion_room, content_hash
 from metergate.metering.pool import Candidates
 from metergate.metering.replays import ReplayBuffer
 from metergate.metering.run import Run, RunParts
 from metergate.metering.services import BackgroundTasks, Services
 from metergate.metering.streamed_run import StreamedRun
 from metergate.metering.whole_run import WholeRun
-from metergate.ports import CallObserver, CallStart, Clock, LedgerStore, Observer, Sink
+from metergate.ports import CallObserver, CallStart, Clock, ContentPolicy, LedgerStore, Observer, Sink
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Call:
     began_seconds: float  # on the services' clock
     deadline: float | None  # on the loop's clock; None: the app set none
     run: Run | None = None  # once it holds a reservation
+    reservation_id: str = ""  # that the call may hold, from before it is asked for
 
 
 class Metering:
@@ -76,7 +78,9 @@ class Metering:
         monotonic: Callable[[], float],
         limits: Limits,
         observer: Observer,
+        policy: ContentPolicy | None = None,
     ) -> None:
+        """``policy`` is asked about all text of answers before it is delivered; None: nothing is asked."""
         # Calls that come in from now on are served from it; replaced, not changed.
         self.offering = offering
         self._services = Services(
@@ -91,11 +95,14 @@ class Metering:
                 monotonic=monotonic,
             ),
             tasks=BackgroundTasks(),
+            policy=policy,
         )
         self._observer = observer
         self._is_draining = False  # admit nothing more
         self._is_stopping = False  # end what runs
+        self._admits = True  # False: the books differ
         self._calls = 0
+        self._held: set[str] = set()  # ids of reservations that a call, or what it left behind, will settle
         self._runs: dict[Run, None] = {}  # in order of admission
         self._replays: set[asyncio.Timeout] = set()
         self._idle = asyncio.Event()
@@ -115,7 +122,7 @@ class Metering:
         """Run a request and write admission, deltas and receipt to the sink; raise a MetergateError if it failed."""
         async with self._call(_start("StreamComplete", caller, request, trace_context), time_left_seconds) as call:
             plan = await self._plan(call.offering, caller, request)
-            outcome = await self._reserve(plan)
+            outcome = await self._reserve(call, plan)
             if isinstance(outcome, Replayed):
                 await self._replay(outcome, sink)
             else:
@@ -132,10 +139,10 @@ class Metering:
         """Run a request and return its whole answer, charged; raise a MetergateError if it failed."""
         async with self._call(_start("Complete", caller, request, trace_context), time_left_seconds) as call:
             plan = await self._plan(call.offering, caller, request)
-            outcome = await self._reserve(plan)
+            outcome = await self._reserve(call, plan)
             if isinstance(outcome, Replayed):
                 receipt = receipt_of_charge(outcome.charge, outcome.spendable_microcredits, replayed=True)
-                deltas = self._services.replays.get(outcome.charge.charge_id)
+                deltas = self._services.replays.deltas(outcome.charge.charge_id)
             else:
                 run = WholeRun(**self._parts(call, plan, outcome))
                 receipt = await self._serve(call, run)
@@ -144,6 +151,25 @@ class Metering:
         return Completion(
             message=None if deltas is None else message, reasoning_content=reasoning_content, receipt=receipt
         )
+
+    async def embed(
+        self,
+        caller: Authorization,
+        request: EmbeddingRequest,
+        *,
+        time_left_seconds: float | None,
+        trace_context: Mapping[str, str] = NO_TRACE,
+    ) -> Embedded:
+        """Turn texts into vectors and return them, charged; raise a MetergateError if that failed."""
+        async with self._call(_start("Embed", caller, request, trace_context), time_left_seconds) as call:
+            plan = await self._plan_embedding(call.offering, caller, request)
+            outcome = await self._reserve(call, plan)
+            if isinstance(outcome, Replayed):
+                receipt = receipt_of_charge(outcome.charge, outcome.spendable_microcredits, replayed=True)
+                return Embedded(embeddings=self._services.replays.embeddings(outcome.charge.charge_id), receipt=receipt)
+            run = EmbeddingRun(**self._parts(call, plan, outcome))
+            receipt = await self._serve(call, run)
+            return Embedded(embeddings=run.embeddings, receipt=receipt)
 
     async def count_tokens(
         self,
@@ -185,11 +211,23 @@ class Metering:
             patience.reschedule(self._patience_end())
         await self.settled()
 
+    def forget_texts(self) -> None:
+        """Keep no answer for replays any more: somebody whose answer may be among them is to be forgotten."""
+        self._services.replays.clear()
+
+    def stop_admissions(self) -> None:
+        """Admit nothing more, for good, because the ledger's books differ; what runs ends by itself."""
+        self._admits = False
+
     @property
     def oldest_run_seconds(self) -> float:
         """How long the oldest running request has been running; 0 if none is."""
         now = self._services.monotonic()
         return max((now - run.began_seconds for run in self._runs), default=0.0)
+
+    def is_running(self, reservation_id: str) -> bool:
+        """Whether a call, or what it left behind, will still settle this reservation."""
+        return reservation_id in self._held
 
     @property
     def running(self) -> int:
@@ -219,6 +257,7 @@ class Metering:
 
         def ended() -> None:
             call.offering.leave()
+            self._held.discard(call.reservation_id)
             call.observer.ended(error)
 
         call.offering.enter()
@@ -227,6 +266,8 @@ class Metering:
         try:
             if self._is_draining:
                 raise ShuttingDown
+            if not self._admits:
+                raise LedgerDiffers
             if self._calls > self._services.limits.requests_max:
                 raise Overloaded(limit=f"{self._services.limits.requests_max} requests at once")
             yield call
@@ -242,10 +283,11 @@ class Metering:
             else:
                 call.run.when_settled(ended)
 
-    def _model(self, offering: Offering, caller: Authorization, model_id: str) -> Model:
+    def _model(self, offering: Offering, caller: Authorization, model_id: str, task: ModelTask) -> Model:
         model = offering.catalog.get(model_id)
         if caller.allowed_models and model_id not in caller.allowed_models:
             raise ModelNotAllowed(model_id=model_id)
+        model.must_be_for(task)
         return model
 
     async def _price(
@@ -256,7 +298,7 @@ class Metering:
         prompt: Prompt,
         max_completion_tokens: int | None,
     ) -> PricedPrompt:
-        model = self._model(offering, caller, model_id)
+        model = self._model(offering, caller, model_id, ModelTask.CHAT)
         rate_card = model.rate_card(self._services.clock.now_us())
         if model.prompt_bound is not None:
             return await self._price_bounded(model, rate_card, prompt, model.prompt_bound, max_completion_tokens)
@@ -304,17 +346,44 @@ class Metering:
 
     async def _plan(self, offering: Offering, caller: Authorization, request: InferenceRequest) -> Plan:
         prompt = request.prompt
+        check_parameters(request, self._model(offering, caller, request.model_id, ModelTask.CHAT).parameters)
         priced = await self._price(offering, caller, request.model_id, prompt, request.max_completion_tokens)
-        is_long = self._is_long(prompt)
-        content_hash = await asyncio.to_thread(self._content_hash, request) if is_long else self._content_hash(request)
-        return Plan(caller=caller, request=request, content_hash=content_hash, priced=priced)
+        return Plan(
+            caller=caller,
+            request=request,
+            backend_request=BackendRequest(
+                model_id=priced.model.model_id,
+                prompt=prompt,
+                sampling=request.sampling,
+                response_format=request.response_format,
+                tool_choice=request.tool_choice,
+                max_completion_tokens=priced.completion_tokens_max,
+                prompt_token_ids=priced.prompt_token_ids,
+            ),
+            content_hash=await self._content_hash(request, is_long=self._is_long(prompt)),
+            priced=priced,
+        )
 
-    def _content_hash(self, request: InferenceRequest) -> bytes:
-        """Hash what was asked, keyed: the same request has the same hash, and none can be guessed from it (L11)."""
-        canonical = msgspec.json.encode(request)
-        return hashlib.blake2b(canonical, key=self._services.ledger.content_key, digest_size=32).digest()
+    async def _plan_embedding(self, offering: Offering, caller: Authorization, request: EmbeddingRequest) -> Plan:
+        model = self._model(offering, caller, request.model_id, ModelTask.EMBEDDING)
+        rate_card = model.rate_card(self._services.clock.now_us())
+        asked = backend_request(model, request)
+        limits = self._services.limits
+        is_long = request.characters() > limits.counted_in_loop_characters_max
+        prompt_tokens = await count_inputs(model, offering.tokenizers[model.model_id], request, is_long=is_long)
+        return Plan(
+            caller=caller,
+            request=request,
+            backend_request=asked,
+            content_hash=await self._content_hash(request, is_long=is_long),
+            priced=PricedPrompt(model=model, rate_card=rate_card, prompt_tokens=prompt_tokens, completion_tokens_max=0),
+        )
 
-    async def _reserve(self, plan: Plan) -> Reserved | Replayed:
+    async def _content_hash(self, request: InferenceRequest | EmbeddingRequest, *, is_long: bool) -> bytes:
+        key = self._services.ledger.content_key
+        return await asyncio.to_thread(content_hash, key, request) if is_long else content_hash(key, request)
+
+    async def _reserve(self, call: Call, plan: Plan) -> Reserved | Replayed:
         services, priced = self._services, plan.priced
         slice_tokens = min(services.limits.slice_tokens, priced.completion_tokens_max)
         operation = Reserve(
@@ -328,7 +397,7 @@ class Metering:
             provider_id=priced.model.provider_id,
             counting_source=priced.model.counting_source,
             rate_card_id=priced.rate_card.rate_card_id,
-            minimum_microcredits=priced.cost_max(1),
+            minimum_microcredits=priced.cost_max(min(1, priced.completion_tokens_max)),
             wanted_microcredits=priced.cost_max(slice_tokens),
             limit_microcredits=plan.limit_microcredits(),
             capture_microcredits=priced.cost(),
@@ -336,14 +405,17 @@ class Metering:
             estimate=None if priced.prompt_tokens_estimated is None else priced.estimate(None, 0, 0),
             now_us=services.clock.now_us(),
         )
+        call.reservation_id = operation.reservation_id
+        self._held.add(operation.reservation_id)
         reserving = services.tasks.spawn(services.ledger.reserve(operation))
         try:
             return await asyncio.shield(reserving)
         except asyncio.CancelledError:
-            services.tasks.spawn(self._release(reserving))
+            call.reservation_id = ""  # it is the release's now
+            services.tasks.spawn(self._release(operation.reservation_id, reserving))
             raise
 
-    async def _release(self, reserving: "asyncio.Task[Reserved | Replayed]") -> None:
+    async def _release(self, reservation_id: str, reserving: "asyncio.Task[Reserved | Replayed]") -> None:
         """Release what was reserved for an app that went away meanwhile."""
         try:
             outcome = await reserving
@@ -362,6 +434,8 @@ class Metering:
         except MetergateError as exc:
             # Refused, so there is nothing to release; or the store failed, and its recovery releases (L5).
             logger.info("a request whose app went away was not reserved: %s", exc)
+        finally:
+            self._held.discard(reservation_id)
 
     # --- running ----------------------------------------------------------------------------------------------------
 
@@ -418,12 +492,17 @@ class Metering:
                 rate_card_id=charge.rate_card_id,
             )
         )
-        for delta in self._services.replays.get(charge.charge_id) or []:
+        for delta in self._services.replays.deltas(charge.charge_id) or []:
             await sink.deliver(delta)
         await sink.receipt(receipt_of_charge(charge, outcome.spendable_microcredits, replayed=True))
 
 
-def _start(verb: str, caller: Authorization, request: InferenceRequest, trace_context: Mapping[str, str]) -> CallStart:
+def _start(
+    verb: str,
+    caller: Authorization,
+    request: InferenceRequest | EmbeddingRequest,
+    trace_context: Mapping[str, str],
+) -> CallStart:
     return CallStart(
         verb=verb,
         caller=caller,

@@ -242,6 +242,53 @@ QUEUED = Family(
     help="Operations that wait for the next transaction.",
 )
 
+# --- the books ------------------------------------------------------------------------------------------------------
+
+AUDITED = Family(
+    name="metergate_audited_subscribers_total",
+    kind="counter",
+    help="Subscribers whose books the running audit has recomputed. result: ok or different.",
+    labels=("result",),
+)
+AUDIT_DIFFERENCES = Family(
+    name="metergate_audit_differences_total",
+    kind="counter",
+    help="Differences that it found; the log names them. The same one counts in every round that comes by it.",
+    labels=("kind",),
+)
+AUDIT_SECONDS = Family(
+    name="metergate_audit_seconds",
+    kind="histogram",
+    help="How long one round took, its rests included.",
+    bounds=_REQUEST_SECONDS,
+)
+ACCOUNT = Family(
+    name="metergate_account_microcredits",
+    kind="gauge",
+    help="Balance of an account, credits less debits, at the last round; `grants` is what subscribers hold.",
+    labels=("account",),
+)
+IMBALANCE = Family(
+    name="metergate_account_imbalance_microcredits",
+    kind="gauge",
+    help="What the balances of all accounts add up to, added up exactly: anything but 0 is a defect.",
+)
+RECOVERED = Family(
+    name="metergate_recovered_reservations_total",
+    kind="counter",
+    help="Reservations that nobody ran any more and that were settled, at what was captured, while serving.",
+)
+STUCK = Family(
+    name="metergate_stuck_reservations",
+    kind="gauge",
+    help="Reservations that nobody runs and that the last look could not settle; the log names them.",
+)
+PRUNED = Family(
+    name="metergate_pruned_reservations_total",
+    kind="counter",
+    help="Closed reservations that were removed for their age.",
+)
+
 # --- process --------------------------------------------------------------------------------------------------------
 
 READY = Family(
@@ -294,6 +341,14 @@ FAMILIES = (
     COMMIT_SECONDS,
     COMMIT_OPERATIONS,
     QUEUED,
+    AUDITED,
+    AUDIT_DIFFERENCES,
+    AUDIT_SECONDS,
+    ACCOUNT,
+    IMBALANCE,
+    RECOVERED,
+    STUCK,
+    PRUNED,
     READY,
     LOOP_LAG_SECONDS,
     BUILD,
@@ -310,7 +365,12 @@ LABELS = {
     "token_class": "`PROMPT`, `CACHED_PROMPT`, `COMPLETION`, `REASONING`",
     "reason": "`attempt`, `released`, `reported`",
     "backend": "a backend of the configuration",
-    "result": "of reports: `match`, `mismatch`, `missing`; of commits: `ok`, `failed`; of queues: `served`, `refused`",
+    "result": (
+        "of reports: `match`, `mismatch`, `missing`; of commits: `ok`, `failed`; of queues: `served`, `refused`; "
+        "of audits: `ok`, `different`"
+    ),
+    "kind": "what differs: `GRANT`, `CHARGE`, `SEQUENCE`, `PRICE`, `WALLET` ...",
+    "account": "`payments`, `goodwill`, `revenue`, `breakage` ..., and `grants`: all grants together",
     "larger": "`counted`, `reported`",
     "method": "a method of the gateway's protos, such as `metergate.v1.InferenceService.Complete`",
     "version, python, grpc, sqlite": "what runs: one value each",

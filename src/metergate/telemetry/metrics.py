@@ -10,12 +10,13 @@ from importlib.metadata import version
 import grpc
 
 from metergate.core import errors
+from metergate.core.audit import AuditRound, DifferenceKind
 from metergate.core.catalog import Catalog
 from metergate.core.operations import Settle, Settled
 from metergate.core.rating import rate_ceil
 from metergate.core.reservation import CloseCause, Reservation
 from metergate.core.rows import Charge
-from metergate.ports import CallStart, Commit, Delivery
+from metergate.ports import CallStart, Commit, Delivery, Recovery
 from metergate.telemetry import families
 from metergate.telemetry.instruments import Exposition, Histogram, counter, gauge
 
@@ -93,6 +94,19 @@ class Metrics:
         self.commit_seconds = Histogram(families.COMMIT_SECONDS, registry).series()
         self.commit_operations = Histogram(families.COMMIT_OPERATIONS, registry).series()
         self.queued = gauge(families.QUEUED, registry)
+        self.audited_subscribers = counter(families.AUDITED, registry)
+        self.audit_differences = counter(families.AUDIT_DIFFERENCES, registry)
+        self.audit_seconds = Histogram(families.AUDIT_SECONDS, registry).series()
+        self.account = gauge(families.ACCOUNT, registry)
+        self.imbalance = gauge(families.IMBALANCE, registry)
+        self.recovered = counter(families.RECOVERED, registry)
+        self.stuck = gauge(families.STUCK, registry)
+        self.pruned = counter(families.PRUNED, registry)
+        # From 0 on: a rate sees nothing of a counter that begins with its first difference.
+        for result in ("ok", "different"):
+            self.audited_subscribers.labels(result)
+        for kind in DifferenceKind:
+            self.audit_differences.labels(kind.value)
         self.ready = gauge(families.READY, registry)
         self.loop_lag_seconds = Histogram(families.LOOP_LAG_SECONDS, registry).series()
         _tell_build(gauge(families.BUILD, registry).labels)
@@ -113,6 +127,22 @@ class Metrics:
         self.commit_operations.observe(commit.operations)
         if commit.expired_microcredits:
             self.expired.inc(commit.expired_microcredits)
+
+    def audited(self, audited: AuditRound) -> None:
+        """Count a round of the running audit, and keep the balances that it saw."""
+        self.audited_subscribers.labels("different").inc(audited.different)
+        self.audited_subscribers.labels("ok").inc(audited.subscribers - audited.different)
+        for difference in audited.differences:
+            self.audit_differences.labels(difference.kind.value).inc()
+        self.audit_seconds.observe(audited.seconds)
+        for account, balance in audited.account_balances.items():
+            self.account.labels(account).set(balance.balance_microcredits)
+        self.imbalance.set(sum(balance.balance_microcredits for balance in audited.account_balances.values()))
+
+    def swept(self, recovery: Recovery) -> None:
+        """Count what a look for abandoned reservations came to."""
+        self.recovered.inc(recovery.settled)
+        self.stuck.set(recovery.stuck)
 
     def checked(self, *, is_ready: bool, backend_ids: Iterable[str]) -> None:
         """Keep what the last check of readiness found."""

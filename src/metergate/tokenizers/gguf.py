@@ -124,6 +124,7 @@ def _load(metadata: dict[str, Any]) -> GgufVocabulary:
             ids=VocabularyIds(
                 token_ids_max=len(tokens), encode_rendered=encode_rendered, token_bytes=_token_bytes(tokens, types)
             ),
+            added_tokens=bool(before) + bool(after),
         ),
         template=TemplateSource(text=template, bos_token=bos, eos_token=eos) if template else None,
     )

@@ -20,7 +20,7 @@ def load_tokenizer_json(path: Path) -> Vocabulary:
     """Read a ``tokenizer.json``; TokenizerInvalid if it is none.
 
     Special tokens are recognised in outputs and prompts alike. The template writes what a prompt begins with, so the
-    library adds nothing.
+    library adds nothing to it; around a text that is embedded it adds what the file says.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -50,6 +50,7 @@ def load_tokenizer_json(path: Path) -> Vocabulary:
         runs=_runs(reference, rules) if splits_as_known else None,
         characters_per_token_max=_characters_max(reference, rules) if splits_as_known else None,
         ids=ids_of(reference, rules),
+        added_tokens=reference.num_special_tokens_to_add(is_pair=False),
     )
 
 

@@ -78,6 +78,7 @@ class Vocabulary:
     runs: LongRuns | None  # where it may be cut besides; None: nowhere
     characters_per_token_max: int | None  # the most characters of a text that one token stands for; None: no bound
     ids: VocabularyIds | None = None  # None: they are not known, or not all tokens' bytes are
+    added_tokens: int = 0  # that the file adds around each text that is embedded: BOS, EOS, CLS, SEP
 
 
 class VocabularyTokenizer:
@@ -103,6 +104,13 @@ class VocabularyTokenizer:
             return self._count_prompt(prompt)
         except TextUncountable as error:
             raise RequestInvalid(Violation("messages", "the model's tokenizer cannot count them")) from error
+
+    def count_input(self, text: str) -> int:
+        """Tokens of a text that is embedded, with those that the file adds; RequestInvalid if it cannot be counted."""
+        try:
+            return self._vocabulary.count_prompt_text(text) + self._vocabulary.added_tokens
+        except TextUncountable as error:
+            raise RequestInvalid(Violation("inputs", "the model's tokenizer cannot count it")) from error
 
     def completion_counter(self) -> CompletionCounter:
         """A new counter for one growing text; adding to it may raise TextUncountable."""

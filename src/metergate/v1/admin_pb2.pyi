@@ -788,3 +788,67 @@ class ResumeWalletResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResumeWalletResponse: _TypeAlias = ResumeWalletResponse  # noqa: Y015
+
+@_typing.final
+class EraseSubscriberRequest(_message.Message):
+    """Request of AdminService.EraseSubscriber."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`subscribers/{subscriber}`. Required. NOT_FOUND if there is none."""
+    reason: _builtins.str
+    """Why: 1 to 256 printable characters, without the subscriber's id. Required."""
+    actor: _builtins.str
+    """Who does it: 1 to 256 printable characters, without the subscriber's id. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseSubscriberRequest: _TypeAlias = EraseSubscriberRequest  # noqa: Y015
+
+@_typing.final
+class EraseSubscriberResponse(_message.Message):
+    """Response of AdminService.EraseSubscriber."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ERASE_TIME_FIELD_NUMBER: _builtins.int
+    LEAVES_COPIES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`subscribers/{subscriber}`: the pseudonym under which what stays is found."""
+    leaves_copies: _builtins.bool
+    """Whether old copies may be left in unused space of the store's file, which is too large to be written anew while the
+    gateway serves: `metergate ledger compact` does it while none serves.
+    """
+    @_builtins.property
+    def erase_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was done."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        erase_time: _timestamp_pb2.Timestamp | None = ...,
+        leaves_copies: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["erase_time", b"erase_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erase_time", b"erase_time", "leaves_copies", b"leaves_copies", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseSubscriberResponse: _TypeAlias = EraseSubscriberResponse  # noqa: Y015

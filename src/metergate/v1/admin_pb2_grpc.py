@@ -90,6 +90,11 @@ class AdminServiceStub:
                 request_serializer=metergate_dot_v1_dot_admin__pb2.ResumeWalletRequest.SerializeToString,
                 response_deserializer=metergate_dot_v1_dot_admin__pb2.ResumeWalletResponse.FromString,
                 _registered_method=True)
+        self.EraseSubscriber = channel.unary_unary(
+                '/metergate.v1.AdminService/EraseSubscriber',
+                request_serializer=metergate_dot_v1_dot_admin__pb2.EraseSubscriberRequest.SerializeToString,
+                response_deserializer=metergate_dot_v1_dot_admin__pb2.EraseSubscriberResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -174,6 +179,15 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EraseSubscriber(self, request, context):
+        """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
+        its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
+        (RESERVATIONS_OPEN) while a request of it runs. Called again it is NOT_FOUND: that it was there is forgotten, too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -226,6 +240,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ResumeWallet,
                     request_deserializer=metergate_dot_v1_dot_admin__pb2.ResumeWalletRequest.FromString,
                     response_serializer=metergate_dot_v1_dot_admin__pb2.ResumeWalletResponse.SerializeToString,
+            ),
+            'EraseSubscriber': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseSubscriber,
+                    request_deserializer=metergate_dot_v1_dot_admin__pb2.EraseSubscriberRequest.FromString,
+                    response_serializer=metergate_dot_v1_dot_admin__pb2.EraseSubscriberResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -504,6 +523,33 @@ class AdminService:
             '/metergate.v1.AdminService/ResumeWallet',
             metergate_dot_v1_dot_admin__pb2.ResumeWalletRequest.SerializeToString,
             metergate_dot_v1_dot_admin__pb2.ResumeWalletResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseSubscriber(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metergate.v1.AdminService/EraseSubscriber',
+            metergate_dot_v1_dot_admin__pb2.EraseSubscriberRequest.SerializeToString,
+            metergate_dot_v1_dot_admin__pb2.EraseSubscriberResponse.FromString,
             options,
             channel_credentials,
             insecure,

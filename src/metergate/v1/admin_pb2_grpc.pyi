@@ -65,6 +65,11 @@ class AdminServiceStub:
     """Stops a wallet: nothing new is admitted, and running requests set no more credit aside."""
     ResumeWallet: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ResumeWalletRequest, _admin_pb2.ResumeWalletResponse]
     """Lets a suspended wallet be spent from again."""
+    EraseSubscriber: _grpc.UnaryUnaryMultiCallable[_admin_pb2.EraseSubscriberRequest, _admin_pb2.EraseSubscriberResponse]
+    """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
+    its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
+    (RESERVATIONS_OPEN) while a request of it runs. Called again it is NOT_FOUND: that it was there is forgotten, too.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -103,6 +108,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Stops a wallet: nothing new is admitted, and running requests set no more credit aside."""
     ResumeWallet: _aio.UnaryUnaryMultiCallable[_admin_pb2.ResumeWalletRequest, _admin_pb2.ResumeWalletResponse]  # type: ignore[assignment]
     """Lets a suspended wallet be spent from again."""
+    EraseSubscriber: _aio.UnaryUnaryMultiCallable[_admin_pb2.EraseSubscriberRequest, _admin_pb2.EraseSubscriberResponse]  # type: ignore[assignment]
+    """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
+    its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
+    (RESERVATIONS_OPEN) while a request of it runs. Called again it is NOT_FOUND: that it was there is forgotten, too.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
@@ -198,5 +208,16 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ResumeWalletResponse, _abc.Awaitable[_admin_pb2.ResumeWalletResponse]]:
         """Lets a suspended wallet be spent from again."""
+
+    @_abc_1.abstractmethod
+    def EraseSubscriber(
+        self,
+        request: _admin_pb2.EraseSubscriberRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.EraseSubscriberResponse, _abc.Awaitable[_admin_pb2.EraseSubscriberResponse]]:
+        """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
+        its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
+        (RESERVATIONS_OPEN) while a request of it runs. Called again it is NOT_FOUND: that it was there is forgotten, too.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

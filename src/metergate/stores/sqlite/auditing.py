@@ -2,13 +2,17 @@
 
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from metergate.core.accounts import AccountBalance
 from metergate.core.audit import SubscriberLedger, UnreadableRow
 from metergate.core.rating import RateCard
 from metergate.core.rows import Wallet, WalletState
+from metergate.ports import ALL_DAYS
 from metergate.stores.sqlite import codec
+from metergate.stores.sqlite.queries import Query
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -79,17 +83,23 @@ _SHARED_COLUMNS = (
     "close_cause",
     "create_time_us",
 )
+# Of what was pruned, nothing is left to compare a charge with.
 CHARGES_WITHOUT_SETTLED = f"""
     SELECT charge_id FROM charges
-    WHERE subscriber_id = ? AND NOT EXISTS (
+    WHERE subscriber_id = ?1 AND NOT EXISTS (
         SELECT 1 FROM reservations
         WHERE reservations.reservation_id = charges.reservation_id
             AND reservations.state = 'SETTLED'
             AND reservations.close_time_us = charges.settle_time_us
             AND {" AND ".join(f"reservations.{column} = charges.{column}" for column in _SHARED_COLUMNS)}
+    ) AND (
+        settle_time_us >= ?2
+        OR EXISTS (SELECT 1 FROM reservations WHERE reservations.reservation_id = charges.reservation_id)
     )
     LIMIT {NAMED_IDS_MAX}
 """
+PRUNED_BEFORE = "SELECT reservations_pruned_before_us FROM meta"
+ERASURE = "SELECT erase_time_us FROM erasures WHERE subscriber_id = ?"
 CHARGES_AFTER = f"""
     SELECT charge_number, {codec.CHARGE} FROM charges
     WHERE subscriber_id = ? AND charge_number > ? ORDER BY charge_number LIMIT {PAGE_ROWS}
@@ -104,49 +114,76 @@ TRANSFERS_AFTER = f"""
 """
 
 
-async def read_ledgers(connection: sqlite3.Connection, run: Run[Any]) -> AsyncGenerator[SubscriberLedger, None]:
-    """Every subscriber's books in order of id; ``run`` calls a function on the connection's thread.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Whole:
+    """What is the same for every subscriber."""
+
+    cards: Mapping[str, RateCard]
+    balances: Mapping[str, AccountBalance]
+    pruned_before_us: int  # settled reservations from before it may be gone
+
+
+async def read_ledgers(
+    connection: sqlite3.Connection, run: Run[Any], after: str | None
+) -> AsyncGenerator[SubscriberLedger, None]:
+    """The books of every subscriber after one, in order of id; ``run`` calls a function on the connection's thread.
 
     A ledger's own iterators are read before the next ledger is asked for.
     """
     await run(lambda: connection.execute("BEGIN"))
     unreadable: list[UnreadableRow] = []  # rate cards are named with the first subscriber
-    columns = await run(lambda: connection.execute(RATE_CARDS).fetchall())
-    cards = {card.rate_card_id: card for card in _decoded("rate_cards", columns, codec.rate_card, unreadable)}
-    (subscriber_id,) = await run(lambda: connection.execute(SUBSCRIBER_FIRST).fetchone())
+    whole = await run(partial(_whole, connection, unreadable))
+    subscriber_id = await run(partial(_next_subscriber, connection, after))
     while subscriber_id is not None:
-        yield await run(partial(_ledger_of, connection, run, subscriber_id, cards, unreadable))
-        (subscriber_id,) = await run(partial(_one, connection, SUBSCRIBER_AFTER, subscriber_id))
+        yield await run(partial(_ledger_of, connection, run, subscriber_id, whole, unreadable))
+        subscriber_id = await run(partial(_next_subscriber, connection, subscriber_id))
         unreadable = []
 
 
-def _one(connection: sqlite3.Connection, sql: str, value: str) -> codec.Columns:
-    columns: codec.Columns = connection.execute(sql, (value,)).fetchone()
-    return columns
+def _whole(connection: sqlite3.Connection, unreadable: list[UnreadableRow]) -> _Whole:
+    cards = _decoded("rate_cards", connection.execute(RATE_CARDS), codec.rate_card, unreadable)
+    pruned = connection.execute(PRUNED_BEFORE).fetchone()
+    return _Whole(
+        cards={card.rate_card_id: card for card in cards},
+        balances=Query(connection).account_balances(ALL_DAYS),
+        pruned_before_us=0 if pruned is None else pruned[0],
+    )
+
+
+def _next_subscriber(connection: sqlite3.Connection, after: str | None) -> str | None:
+    found = connection.execute(SUBSCRIBER_FIRST) if after is None else connection.execute(SUBSCRIBER_AFTER, (after,))
+    (subscriber_id,) = found.fetchone()
+    return None if subscriber_id is None else str(subscriber_id)
 
 
 def _ledger_of(
     connection: sqlite3.Connection,
     run: Run[Any],
     subscriber_id: str,
-    cards: Mapping[str, RateCard],
+    whole: _Whole,
     unreadable: list[UnreadableRow],
 ) -> SubscriberLedger:
-    def rows(table: str, sql: str, decode: Callable[[codec.Columns], Row]) -> tuple[Row, ...]:
-        return tuple(_decoded(table, connection.execute(sql, (subscriber_id,)), decode, unreadable))
+    erasure = connection.execute(ERASURE, (subscriber_id,)).fetchone()
+    # An erasure removes closed reservations too.
+    pruned_before_us = whole.pruned_before_us if erasure is None else max(whole.pruned_before_us, erasure[0] + 1)
+
+    def rows(table: str, sql: str, decode: Callable[[codec.Columns], Row], *values: object) -> tuple[Row, ...]:
+        return tuple(_decoded(table, connection.execute(sql, (subscriber_id, *values)), decode, unreadable))
 
     def pages(table: str, sql: str, decode: Callable[[codec.Columns], Row]) -> AsyncIterator[Row]:
         return _pages(connection, run, sql, subscriber_id, partial(_decoded, table, decode=decode, noted=unreadable))
 
     return SubscriberLedger(
         wallet=next(iter(rows("wallets", WALLET, codec.wallet)), _missing_wallet(subscriber_id)),
-        rate_cards=cards,
+        is_erased=erasure is not None,
+        rate_cards=whole.cards,
+        account_balances=whole.balances,
         grants=rows("grants", GRANTS, codec.grant),
         authorizations=rows("authorizations", AUTHORIZATIONS, codec.authorization),
         open_reservations=rows("reservations", OPEN_RESERVATIONS, codec.reservation),
         settled_reservation_ids_without_charge=rows("reservations", SETTLED_WITHOUT_CHARGE, _id),
+        charge_ids_without_settled_reservation=rows("charges", CHARGES_WITHOUT_SETTLED, _id, pruned_before_us),
         closed_reservation_ids_with_allocations=rows("reservations", CLOSED_WITH_ALLOCATIONS, _id),
-        charge_ids_without_settled_reservation=rows("charges", CHARGES_WITHOUT_SETTLED, _id),
         charge_ids_refunded_too_much=rows("corrections", REFUNDED_TOO_MUCH, _id),
         refunded_microcredits=dict(rows("corrections", REFUNDED_BY_AUTHORIZATION, _sum)),
         charges=pages("charges", CHARGES_AFTER, codec.charge),

@@ -47,8 +47,8 @@ RESERVATION = (
 CHARGE = (
     "charge_id, reservation_id, subscriber_id, authorization_id, app_id, channel, request_id, content_hash, model_id, "
     "provider_id, attempts, counting_source, usage_counted, usage_reported, usage_mismatch, rate_card_id, "
-    "captured_microcredits, charged_microcredits, allocations, finish_reason, close_cause, create_time_us, "
-    "settle_time_us"
+    "captured_microcredits, charged_microcredits, delivered_microcredits, allocations, finish_reason, close_cause, "
+    "create_time_us, settle_time_us"
 )
 TRANSFER = (
     "subscriber_id, sequence, kind, debit_account, credit_account, amount_microcredits, grant_id, charge_id, "
@@ -75,6 +75,11 @@ def qualified(table: str, columns: str) -> str:
 def to_json(value: object) -> str:
     """Compact JSON text."""
     return _encoder.encode(value).decode()
+
+
+def amounts(text: str) -> list[tuple[str, int]]:
+    """Names with amounts, of allocations or usage as JSON text."""
+    return _amounts.decode(text)
 
 
 def usage_columns(usage: Usage) -> str:
@@ -228,6 +233,7 @@ def charge_columns(row: Charge) -> Columns:
         row.rate_card_id,
         row.captured_microcredits,
         row.charged_microcredits,
+        row.delivered_microcredits,
         allocation_columns(row.allocations),
         row.finish_reason,
         row.close_cause,
@@ -404,11 +410,12 @@ def charge(columns: Columns) -> Charge:
         rate_card_id=columns[15],
         captured_microcredits=columns[16],
         charged_microcredits=columns[17],
-        allocations=_allocations(columns[18]),
-        finish_reason=FinishReason(columns[19]),
-        close_cause=CloseCause(columns[20]),
-        create_time_us=columns[21],
-        settle_time_us=columns[22],
+        delivered_microcredits=columns[18],
+        allocations=_allocations(columns[19]),
+        finish_reason=FinishReason(columns[20]),
+        close_cause=CloseCause(columns[21]),
+        create_time_us=columns[22],
+        settle_time_us=columns[23],
     )
 
 

@@ -152,14 +152,25 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
 
     StoreRefused if the file is missing, foreign, of another version, or no database.
     """
+    connection = open_of_any_version(path)
+    with Refusal(path):
+        try:
+            if _pragma(connection, "user_version") < len(migrations()):
+                raise StoreRefused(path=str(path), problem="it is of an older version; serve it once to migrate it")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def open_of_any_version(path: Path) -> sqlite3.Connection:
+    """A read-only connection to a ledger that may be of an older version. StoreRefused as ``open_for_reading``."""
     check_path(path, create=False)
     with Refusal(path):
         connection = _connect(path, "ro")
         try:
             connection.execute("PRAGMA query_only = ON")
             _require_ours(connection, path, allow_empty=False)
-            if _pragma(connection, "user_version") < len(migrations()):
-                raise StoreRefused(path=str(path), problem="it is of an older version; serve it once to migrate it")
         except BaseException:
             connection.close()
             raise
@@ -244,6 +255,7 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = ON")  # what was erased or pruned is not left in free space
     connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_AFTER_CHECKPOINT}")
     connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIBIBYTES}")

@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from metergate.core.accounts import AccountBalance
+from metergate.core.credits import MICROCREDITS_PER_CREDIT
 from metergate.core.errors import RequestInvalid, ResourceNotFound, Violation
 from metergate.core.grants import rollable, rollover_grant_id
 from metergate.core.postings import spendable
 from metergate.core.rows import Authorization, Charge, Correction, Grant, Transfer
 from metergate.core.usage import CountingSource
-from metergate.ports import Balance, ChargeFilter, Grantee, Page, TransferFilter, UsageComparison
+from metergate.ports import Balance, ChargeFilter, Days, Grantee, Page, TransferFilter, UsageComparison
 from metergate.stores.sqlite import codec
 
 Row = TypeVar("Row")
@@ -44,6 +46,10 @@ KEYS_PAGE = f"""
 GRANTS_PAGE = f"""
     SELECT grant_number, {codec.GRANT} FROM grants
     WHERE subscriber_id = ? AND grant_number < ? ORDER BY grant_number DESC LIMIT ?
+"""
+ACCOUNT_DAYS = """
+    SELECT account, debited_credits, debited_rest, credited_credits, credited_rest FROM account_days
+    WHERE day >= ? AND day <= ?
 """
 CHARGES_PAGE = f"""
     SELECT charge_number, {codec.CHARGE} FROM charges
@@ -180,6 +186,21 @@ class Query:
             ("transfers.create_time_us < ?", where.create_time_us_max),
         ]
         return self._page(TRANSFERS_PAGE, conditions, codec.transfer, subscriber_id, cursor, size)
+
+    def account_balances(self, days: Days) -> dict[str, AccountBalance]:
+        """By account. Added up here: SQLite's own sums end at 64 bits."""
+        moved: dict[str, tuple[int, int]] = {}
+        for account, *sums in self.connection.execute(ACCOUNT_DAYS, (days.first, days.last)):
+            debited, credited = moved.get(account, (0, 0))
+            debits, debit_rest, credits_, credit_rest = sums
+            moved[account] = (
+                debited + debits * MICROCREDITS_PER_CREDIT + debit_rest,
+                credited + credits_ * MICROCREDITS_PER_CREDIT + credit_rest,
+            )
+        return {
+            account: AccountBalance(account=account, debited_microcredits=debited, credited_microcredits=credited)
+            for account, (debited, credited) in sorted(moved.items())
+        }
 
     def count_subscribers(self) -> int:
         """How many wallets there are."""

@@ -3,20 +3,22 @@
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from metergate.core.accounts import AccountBalance
 from metergate.core.audit import SubscriberLedger
 from metergate.core.errors import StoreRefused, StoreUnavailable
 from metergate.core.rating import RateCard
 from metergate.core.rows import Charge, Correction, Grant, Transfer
-from metergate.ports import Balance, ChargeFilter, Grantee, Page, TransferFilter, UsageComparison
+from metergate.ports import ALL_DAYS, Balance, ChargeFilter, Days, Grantee, Page, Times, TransferFilter, UsageComparison
 from metergate.stores.sqlite.auditing import read_ledgers
 from metergate.stores.sqlite.connection import Inode, check_path, inode_of, open_for_reading
 from metergate.stores.sqlite.queries import Query
+from metergate.stores.sqlite.reading_all import Run, read_charges, read_transfers
 from metergate.stores.sqlite.setting_up import new_rate_cards
 
 logger = logging.getLogger(__name__)
@@ -101,6 +103,10 @@ class SqliteLedgerReader:
         """IdConflict if one is recorded with other content."""
         await self._read(lambda query: new_rate_cards(query.connection, cards))
 
+    async def account_balances(self, days: Days = ALL_DAYS) -> Mapping[str, AccountBalance]:
+        """What moved in and out of each account on these days, by account."""
+        return await self._read(lambda query: query.account_balances(days))
+
     # --- LedgerStore: audit -----------------------------------------------------------------------------------------
 
     async def count_subscribers(self) -> int:
@@ -111,10 +117,32 @@ class SqliteLedgerReader:
         """Counted beside reported, by day, backend and model."""
         return await self._read(lambda query: query.usage_by_day(settle_time_us_min))
 
-    async def audit(self) -> AsyncIterator[SubscriberLedger]:
-        """Every subscriber's books, in one consistent view: a long read of its own, beside all others."""
+    async def audit(self, *, after: str | None = None) -> AsyncGenerator[SubscriberLedger, None]:
+        """The books of every subscriber after one, by id, in one consistent view."""
+        async with self._reading_beside() as (connection, run), aclosing(read_ledgers(connection, run, after)) as all_:
+            async for ledger in all_:
+                yield ledger
+
+    async def read_charges(self, times: Times) -> AsyncGenerator[Sequence[Charge], None]:
+        """Every charge that was settled in a range of time, in order of settling."""
+        async with self._reading_beside() as (connection, run), aclosing(read_charges(connection, run, times)) as pages:
+            async for page in pages:
+                yield page
+
+    async def read_transfers(self, times: Times) -> AsyncGenerator[Sequence[Transfer], None]:
+        """Every transfer that was posted in a range of time, by subscriber, in order of sequence."""
+        async with (
+            self._reading_beside() as (connection, run),
+            aclosing(read_transfers(connection, run, times)) as pages,
+        ):
+            async for page in pages:
+                yield page
+
+    @asynccontextmanager
+    async def _reading_beside(self) -> AsyncIterator[tuple[sqlite3.Connection, Run]]:
+        """A connection and a thread of its own for a long read, beside all others; StoreUnavailable if it fails."""
         loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1, thread_name_prefix="ledger-audit") as thread:
+        with ThreadPoolExecutor(1, thread_name_prefix="ledger-long-read") as thread:
 
             async def run(function: Callable[[], Any]) -> Any:  # noqa: ANN401 - as the function's
                 try:
@@ -124,9 +152,7 @@ class SqliteLedgerReader:
 
             connection = await run(self._connect)
             try:
-                async with aclosing(read_ledgers(connection, run)) as ledgers:
-                    async for ledger in ledgers:
-                        yield ledger
+                yield connection, run
             finally:
                 await asyncio.shield(run(connection.close))
 

@@ -4,7 +4,9 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
+from metergate.core.accounts import AccountDayKey, roll_up
 from metergate.core.books import Books
+from metergate.core.credits import MICROCREDITS_PER_CREDIT
 from metergate.core.reservation import Reservation, ReservationState
 from metergate.core.rows import Authorization, Grant, Wallet
 from metergate.stores.sqlite import codec
@@ -28,6 +30,18 @@ INSERT_CHARGE = _insert("charges", codec.CHARGE)
 INSERT_TRANSFER = _insert("transfers", codec.TRANSFER)
 INSERT_CORRECTION = _insert("corrections", codec.CORRECTION)
 
+# Whole credits carry what the rests beyond them add up to.
+ADD_TO_ACCOUNT_DAY = """
+    INSERT INTO account_days AS days (account, day, debited_credits, debited_rest, credited_credits, credited_rest)
+    VALUES (?, ?, ?, ?, ?, ?)
+    ON CONFLICT (account, day) DO UPDATE SET
+        debited_credits = days.debited_credits + excluded.debited_credits
+            + (days.debited_rest + excluded.debited_rest) / 1000000,
+        debited_rest = (days.debited_rest + excluded.debited_rest) % 1000000,
+        credited_credits = days.credited_credits + excluded.credited_credits
+            + (days.credited_rest + excluded.credited_rest) / 1000000,
+        credited_rest = (days.credited_rest + excluded.credited_rest) % 1000000
+"""
 UPDATE_WALLET = "UPDATE wallets SET sequence = ? WHERE subscriber_id = ?"
 UPDATE_WALLET_STATE = "UPDATE wallets SET state = ? WHERE subscriber_id = ?"
 UPDATE_GRANT = """
@@ -67,6 +81,7 @@ def save(connection: sqlite3.Connection, books: Books, loaded: Mapping[str, Rese
     write(INSERT_RESERVATION, map(codec.reservation_columns, books.reservations.added.values()))
     write(INSERT_CHARGE, map(codec.charge_columns, books.charges.added.values()))
     write(INSERT_TRANSFER, map(codec.transfer_columns, books.transfers))
+    write(ADD_TO_ACCOUNT_DAY, map(_account_day, roll_up(books.transfers).items()))
     write(INSERT_CORRECTION, map(codec.correction_columns, books.corrections.added.values()))
 
 
@@ -136,3 +151,8 @@ def _grant_change(row: Grant) -> Columns:
 
 def _authorization_change(row: Authorization) -> Columns:
     return (row.charged_microcredits, row.reserved_microcredits, row.authorization_id)
+
+
+def _account_day(moved: tuple[AccountDayKey, tuple[int, int]]) -> Columns:
+    (account, day), (debited, credited) = moved
+    return (account, day, *divmod(debited, MICROCREDITS_PER_CREDIT), *divmod(credited, MICROCREDITS_PER_CREDIT))

@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, cast
+from uuid import uuid4
 
-from metergate.core.errors import Overloaded, StoreUnavailable
+from metergate.core.errors import MetergateError, Overloaded, StoreUnavailable
+from metergate.core.leases import Leases
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
@@ -14,7 +17,9 @@ from metergate.core.operations import (
     Adjust,
     Capture,
     Captured,
+    EraseSubscriber,
     Expire,
+    Recover,
     Refund,
     Replayed,
     Reserve,
@@ -26,12 +31,14 @@ from metergate.core.operations import (
 )
 from metergate.core.rating import RateCard
 from metergate.core.reservation import Owner
-from metergate.core.rows import ApiKey, Authorization, Correction, Grant, Wallet
-from metergate.ports import Clock, Commit
+from metergate.core.rows import ApiKey, Authorization, Correction, Erasure, Grant, Wallet
+from metergate.ports import Clock, Commit, Recovery
 from metergate.stores.group_commit import GroupCommit
 from metergate.stores.sqlite import expiring, setting_up
 from metergate.stores.sqlite.connection import FileLock, check_path
+from metergate.stores.sqlite.erasing import erase_subscriber
 from metergate.stores.sqlite.reader import SqliteLedgerReader
+from metergate.stores.sqlite.upkeep import OpenReservation, heartbeats, open_reservations, prune
 from metergate.stores.sqlite.writer import SetUp, SqliteWriter, WriteOperation
 
 logger = logging.getLogger(__name__)
@@ -40,8 +47,12 @@ logger = logging.getLogger(__name__)
 class SqliteLedgerStore(SqliteLedgerReader):
     """The whole LedgerStore: the only process that writes the file, and a reader beside its writer."""
 
-    def __init__(self, path: Path, lock: FileLock, writer: SqliteWriter, observe: Callable[[Commit], None]) -> None:
+    def __init__(
+        self, path: Path, lock: FileLock, writer: SqliteWriter, clock: Clock, observe: Callable[[Commit], None]
+    ) -> None:
         super().__init__(path)
+        self._clock = clock
+        self._leases = Leases()
         self._lock = lock
         self._writer = writer
         self._commits: GroupCommit[WriteOperation] = GroupCommit(
@@ -84,7 +95,7 @@ class SqliteLedgerStore(SqliteLedgerReader):
     ) -> Self:
         writer = SqliteWriter(path, clock=clock, owner_id=owner_id)
         lock = await asyncio.to_thread(_lock_and_open, path, writer, create)
-        store = cls(path, lock, writer, observe)
+        store = cls(path, lock, writer, clock, observe)
         try:
             await store._in_thread(store._current_query)
         except BaseException:
@@ -143,6 +154,43 @@ class SqliteLedgerStore(SqliteLedgerReader):
         """Add credits to a wallet."""
         return cast(Grant, await self._commits.submit(operation, is_new_work=True))
 
+    async def recover_abandoned(self, is_running: Callable[[str], bool]) -> Recovery:
+        """Settle every open reservation that nobody runs any more."""
+        # What is read is committed; what was committed before, a request that still runs it has been known since.
+        rows, heartbeats_us = await self._read(
+            lambda query: (tuple(open_reservations(query.connection)), heartbeats(query.connection))
+        )
+        heartbeats_us.pop(self.owner, None)
+        dead = self._leases.dead(heartbeats_us, time.monotonic())
+        abandoned = [
+            row for row in rows if (row.owner == self.owner and not is_running(row.reservation_id)) or row.owner in dead
+        ]
+        results = await asyncio.gather(*(self._recover(row) for row in abandoned), return_exceptions=True)
+        settled = sum(isinstance(result, Settled) for result in results)
+        return Recovery(settled=settled, stuck=len(results) - settled)
+
+    async def _recover(self, row: OpenReservation) -> Settled:
+        operation = Recover(
+            reservation_id=row.reservation_id,
+            subscriber_id=row.subscriber_id,
+            charge_id=uuid4().hex,
+            survivor=None,
+            now_us=self._clock.now_us(),
+        )
+        try:
+            settled = cast(Settled, await self._commits.submit(operation, is_new_work=False))
+        except MetergateError as exc:
+            logger.error(
+                "reservation %r that nobody runs cannot be settled and stays open: %s", row.reservation_id, exc
+            )
+            raise
+        logger.warning("reservation %r, which nobody ran any more, is settled", row.reservation_id)
+        return settled
+
+    async def prune_reservations(self, closed_before_us: int, *, count_max: int) -> int:
+        """Remove the oldest closed reservations, at most so many, that were closed before a time."""
+        return cast(int, await self._set_up(SetUp(lambda connection: prune(connection, closed_before_us, count_max))))
+
     async def expire_grants(self, now_us: int, limit: int) -> int:
         """Move on what remains of grants whose time is over; how many grants that were, at most ``limit``."""
         grants = await self._read(lambda query: expiring.expired_grants(query.connection, now_us, limit))
@@ -187,6 +235,13 @@ class SqliteLedgerStore(SqliteLedgerReader):
     async def add_subscriber(self, operation: AddSubscriber) -> Wallet:
         """Open a wallet."""
         return cast(Wallet, await self._commits.submit(operation, is_new_work=True))
+
+    async def erase_subscriber(self, operation: EraseSubscriber) -> Erasure:
+        """Forget a subscriber, in the WAL and in free space too."""
+        erasure = await self._set_up(
+            SetUp(lambda connection: erase_subscriber(connection, operation), leaves_traces=True)
+        )
+        return cast(Erasure, erasure)
 
     async def add_authorization(self, operation: AddAuthorization) -> Authorization:
         """Record a subscriber's consent."""

@@ -21,7 +21,8 @@ from metergate.core.reservation import Owner, Reservation, ReservationState
 from metergate.core.rows import TransferKind
 from metergate.ports import Clock
 from metergate.stores.sqlite import codec
-from metergate.stores.sqlite.connection import FileIdentity, open_for_writing
+from metergate.stores.sqlite.compacting import compact_if_small
+from metergate.stores.sqlite.connection import BUSY_TIMEOUT_S, FileIdentity, open_for_writing
 from metergate.stores.sqlite.loading import Loader
 from metergate.stores.sqlite.saving import RowsMissing, save, save_captured
 
@@ -32,6 +33,9 @@ RECOVERY_BATCH = 512
 
 # How often a living owner says so. It rides on a batch; an idle gateway holds no credit that anyone waits for.
 HEARTBEAT_US = 10_000_000
+
+# A reader of a long audit leaves within minutes; an attempt costs a checkpoint.
+WAL_CLEANED_AGAIN_US = 1_000_000
 
 # A statement failed because of what it was to write, not because storage did: the transaction rolls back cleanly.
 CONTENT_ERRORS = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError)
@@ -46,6 +50,7 @@ class SetUp:
     """A write beside the ledger (keys, rate cards): it checks before it writes, and raises having written nothing."""
 
     run: Callable[[sqlite3.Connection], object]
+    leaves_traces: bool = False  # what it replaces must not be left in unused space or in the WAL
 
 
 WriteOperation = Operation | SetUp
@@ -64,6 +69,8 @@ class SqliteWriter:
         self._content_key = b""
         self._heartbeat_time_us = 0
         self._expired_microcredits = 0  # since it was asked last
+        self._is_wal_clean = True  # False: it may hold what was erased
+        self._wal_cleaned_time_us = 0
         # This owner's ACTIVE reservations as last committed. Nobody else may change them, so captures read no row.
         self._open: dict[str, Reservation] = {}
 
@@ -149,19 +156,17 @@ class SqliteWriter:
         return Owner(owner_id=owner_id, epoch=epoch)
 
     def _forget_idle_owners(self, connection: sqlite3.Connection) -> None:
-        """Remove earlier owners that reserved nothing, as commands do; else each would leave a row behind for ever.
+        """Remove earlier owners without a reservation; else each command and each start would leave a row for ever.
 
-        Reservations are stored in the order of epochs: whoever is newer than the last one's owner has none.
+        Reservations are stored in the order of epochs: whoever is newer than the last one's owner has none, and whoever
+        is older than the first one's has none any more.
         """
-        connection.execute("PRAGMA foreign_keys = OFF")  # to check what is known, it would read every reservation
-        try:
-            connection.execute(
-                "DELETE FROM owners WHERE epoch < ? AND epoch > coalesce("
-                "(SELECT owner_epoch FROM reservations ORDER BY rowid DESC LIMIT 1), 0)",
-                (self._owner.epoch,),
-            )
-        finally:
-            connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute(
+            "DELETE FROM owners WHERE epoch < ? AND ("
+            "epoch > coalesce((SELECT owner_epoch FROM reservations ORDER BY rowid DESC LIMIT 1), 0) "
+            "OR epoch < (SELECT owner_epoch FROM reservations ORDER BY rowid LIMIT 1))",
+            (self._owner.epoch,),
+        )
 
     def _recover(self) -> None:
         """Settle every ACTIVE reservation that is not this epoch's, in bounded batches.
@@ -286,6 +291,7 @@ class SqliteWriter:
         self._commit(connection)
         self._expired_microcredits += expired_microcredits
         self._keep_open(books)
+        self._remove_traces(connection, [set_up for _, set_up in set_ups])
         return results
 
     def _covered_captures(self, operations: Sequence[WriteOperation]) -> list[Capture] | None:
@@ -317,12 +323,27 @@ class SqliteWriter:
         self._beat_if_due(connection)
         self._commit(connection)
         self._open.update(rows)
+        self._remove_traces(connection, ())
         return results
 
     def _commit(self, connection: sqlite3.Connection) -> None:
         connection.execute("COMMIT")
         if self._identity is None or not self._identity.is_intact():
             raise FilesLost(f"{self._path}, its WAL or its lock was deleted or replaced")
+
+    def _remove_traces(self, connection: sqlite3.Connection, set_ups: Sequence[SetUp]) -> None:
+        """Leave nothing of what was erased. While a reader needs the WAL it stays, and is emptied a second later."""
+        if any(set_up.leaves_traces for set_up in set_ups):
+            compact_if_small(connection)
+            self._is_wal_clean, self._wal_cleaned_time_us = False, 0
+        now_us = self._clock.now_us()
+        if self._is_wal_clean or abs(now_us - self._wal_cleaned_time_us) < WAL_CLEANED_AGAIN_US:
+            return
+        self._wal_cleaned_time_us = now_us
+        connection.execute("PRAGMA busy_timeout = 0")  # captures must not wait for a reader
+        (is_busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1_000)}")
+        self._is_wal_clean = not is_busy
 
     def _decide(self, ledger: Ledger, operation: Operation) -> Outcome:
         # The caller read its owner before the store was opened again: that epoch's reservations would never be closed.

@@ -1,0 +1,49 @@
+"""Forgetting a subscriber: what names it is replaced by what tells nothing, and everything still adds up."""
+
+from collections.abc import Iterable, Mapping
+
+from metergate.core.errors import RequestInvalid, Violation
+from metergate.core.grants import OWN_MARK
+from metergate.core.ids import check_ids
+from metergate.core.operations import EraseSubscriber
+
+# As many as no two subscribers ever share.
+PSEUDONYM_BYTES = 16
+
+# A reason of a correction may name whom it was about.
+ERASED_REASON = "(erased)"
+
+
+def check_erasure(operation: EraseSubscriber) -> None:
+    """RequestInvalid unless reason and actor are short printable texts that do not repeat what is to be forgotten."""
+    check_ids(subscriber_id=operation.subscriber_id, reason=operation.reason, actor=operation.actor)
+    forgotten = operation.subscriber_id.casefold()
+    texts = (("reason", operation.reason), ("actor", operation.actor))
+    named = [name for name, text in texts if forgotten in text.casefold()]
+    if named:
+        problem = "must not have the id that is to be forgotten: it is kept"
+        raise RequestInvalid(*(Violation(name, problem) for name in named))
+
+
+def subscriber_pseudonym(random: bytes) -> str:
+    """What a subscriber that is forgotten is called from then on."""
+    return f"erased-{random.hex()}"
+
+
+def pseudonym(number: int) -> str:
+    """What a grant or a correction of a subscriber that is forgotten is called from then on."""
+    return f"erased-{number}"
+
+
+def grant_pseudonyms(grants: Iterable[tuple[int, str]], corrections: Mapping[str, str]) -> dict[str, str]:
+    """The new ids by the old ones, of grants with their numbers; ``corrections``: likewise, of corrections.
+
+    Grants that the ledger itself made are named after what they were made of, and stay so: the ledger finds them by it.
+    """
+    names = {grant_id: pseudonym(number) for number, grant_id in grants}
+    renamed = dict(names)
+    for grant_id, name in names.items():
+        kind, mark, origin = grant_id.partition(OWN_MARK)
+        if mark:
+            renamed[grant_id] = kind + mark + {**names, **corrections}.get(origin, name)
+    return renamed
