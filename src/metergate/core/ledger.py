@@ -423,7 +423,7 @@ def _charge(closed: Reservation, settlement: Settlement, consumed: tuple[Allocat
     """The record of a reservation that was just closed."""
     assert closed.close_cause is not None
     assert closed.close_time_us is not None
-    is_crash = closed.close_cause is CloseCause.CRASH
+    is_crash, charged = closed.close_cause is CloseCause.CRASH, settlement.charged_microcredits
     return Charge(
         charge_id=settlement.charge_id,
         reservation_id=closed.reservation_id,
@@ -443,7 +443,7 @@ def _charge(closed: Reservation, settlement: Settlement, consumed: tuple[Allocat
         rate_card_id=closed.rate_card_id,
         captured_microcredits=closed.captured_microcredits,
         charged_microcredits=settlement.charged_microcredits,
-        delivered_microcredits=closed.delivered_microcredits if is_crash else settlement.charged_microcredits,
+        delivered_microcredits=min(closed.delivered_microcredits, charged) if is_crash else charged,
         allocations=consumed,
         finish_reason=settlement.finish_reason,
         close_cause=closed.close_cause,

@@ -188,7 +188,8 @@ class Charge:
     rate_card_id: str
     captured_microcredits: int  # >= charged_microcredits
     charged_microcredits: int
-    # What is known to have been delivered: as much as was charged; after a CRASH, what the last capture before it knew.
+    # What is known to have been delivered: as much as was charged; after a CRASH, what the last capture before it knew,
+    # and no more than was charged: of a model that its backend counts, a capture knows a bound.
     # The rest of the charge is what an app may claim back.
     delivered_microcredits: int
     allocations: tuple[Allocation, ...]  # what paid it, in burn order

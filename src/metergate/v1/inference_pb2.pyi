@@ -253,7 +253,9 @@ class Admission(_message.Message):
     reservation: _builtins.str
     """The reservation: `subscribers/{subscriber}/reservations/{reservation}`. For a replay, that of the recorded request."""
     prompt_tokens: _builtins.int
-    """Tokens of the prompt, through the model's chat template."""
+    """Tokens of the prompt, through the model's chat template; of a model that its backend counts (COUNTING_SOURCE_BACKEND)
+    the most that they can be.
+    """
     rate_card: _builtins.str
     """The rate card pinned for this request: `models/{model}/rateCards/{rate_card}`."""
     def __init__(
@@ -529,7 +531,9 @@ class CountTokensResponse(_message.Message):
     RATE_CARD_FIELD_NUMBER: _builtins.int
     COUNTING_SOURCE_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
-    """Tokens of the prompt, through the model's chat template."""
+    """Tokens of the prompt, through the model's chat template; of a model that its backend counts (COUNTING_SOURCE_BACKEND)
+    the most that they can be.
+    """
     completion_tokens_max: _builtins.int
     """The most tokens of answer that the request could have."""
     prompt_microcredits: _builtins.int

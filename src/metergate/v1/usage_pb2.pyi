@@ -66,7 +66,9 @@ class _CountingSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Counti
     COUNTING_SOURCE_TOKEN_IDS: _CountingSource.ValueType  # 2
     """The gateway counts the token ids that the backend generated."""
     COUNTING_SOURCE_BACKEND: _CountingSource.ValueType  # 3
-    """The backend's own report."""
+    """The backend's own report, within what was captured before the delivery: a bound by the text's bytes. Without a report,
+    an estimate from the text, if that is lower.
+    """
 
 class CountingSource(_CountingSource, metaclass=_CountingSourceEnumTypeWrapper):
     """Whose count a charge rests on."""
@@ -78,7 +80,9 @@ COUNTING_SOURCE_TOKENIZER: CountingSource.ValueType  # 1
 COUNTING_SOURCE_TOKEN_IDS: CountingSource.ValueType  # 2
 """The gateway counts the token ids that the backend generated."""
 COUNTING_SOURCE_BACKEND: CountingSource.ValueType  # 3
-"""The backend's own report."""
+"""The backend's own report, within what was captured before the delivery: a bound by the text's bytes. Without a report,
+an estimate from the text, if that is lower.
+"""
 Global___CountingSource: _TypeAlias = CountingSource  # noqa: Y015
 
 @_typing.final
