@@ -22,11 +22,12 @@ from bench.counting import measure_counting
 from bench.cycles import measure_cycles
 from bench.hops import measure_hops
 from bench.latency import measure_latency
+from bench.long_texts import measure_long_texts
 from bench.processes import NotReady, running
 from bench.results import Results
 from bench.store import measure_captures
 
-PARTS = ("costs", "latency", "captures", "cycles", "counting", "hops")
+PARTS = ("costs", "latency", "captures", "cycles", "counting", "long_texts", "hops")
 DEFAULT_PARTS = PARTS[:-1]  # hops is what a decision rests on, not what changes from day to day
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 LIBRARIES = ("grpcio", "uvloop", "protobuf", "tiktoken", "tokenizers")
@@ -70,6 +71,7 @@ async def measure(options: argparse.Namespace, folder: Path, progress: Progress)
         cycles=None,
         hops=[],
         counting=[],
+        long_texts=[],
     )
     if parts & {"costs", "latency"}:
         step("starting the backend, the pass-through and the gateway")
@@ -87,6 +89,9 @@ async def measure(options: argparse.Namespace, folder: Path, progress: Progress)
         results.hops = await measure_hops(folder, rounds, 0.01 if options.quick else 0.4, step)
     if "counting" in parts:
         results.counting = measure_counting(2_000 if options.quick else 400_000, rounds, step)
+    if "long_texts" in parts:
+        sizes = (2_000, 20_000) if options.quick else (200_000, 1_000_000)
+        results.long_texts = await measure_long_texts(*sizes, step)
     return results
 
 

@@ -7,7 +7,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from bench.results import Captures, Cost, Counting, Cycles, Hops, Latency, Results
+from bench.results import Captures, Cost, Counting, Cycles, Hops, Latency, LongText, Results
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ def sheets(results: Results) -> list[Sheet]:
         *([_cycles(results.cycles)] if results.cycles else []),
         *([_hops(results.hops)] if results.hops else []),
         *([_counting(results.counting)] if results.counting else []),
+        *([_long_texts(results.long_texts)] if results.long_texts else []),
     ]
 
 
@@ -139,3 +140,18 @@ def _counting(counting: Iterable[Counting]) -> Sheet:
     ]
     columns = ("vocabulary", "whole text, MB/s", "library's own encode, MB/s", "a chunk of 4 characters, us")
     return Sheet("Counting (medians)", columns, rows)
+
+
+def _long_texts(texts: Iterable[LongText]) -> Sheet:
+    rows = [
+        (
+            f"{text.vocabulary}: {text.text}",
+            f"{text.deliveries:,}",
+            f"{text.delivery_us:,.0f}",
+            f"{text.late_p99_ms:.1f}",
+            f"{text.late_max_ms:.1f}",
+        )
+        for text in texts
+    ]
+    columns = ("text", "deliveries counted", "each, us", "others woken late, p99, ms", "at most, ms")
+    return Sheet("Long texts beside other streams", columns, rows)

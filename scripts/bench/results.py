@@ -75,6 +75,18 @@ class Counting:
     chunk_us: float  # for each 4 characters of a growing text
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LongText:
+    """A text that is hard to count, and how late others were woken while it was counted."""
+
+    vocabulary: str
+    text: str
+    deliveries: int  # that were counted within the time there was
+    delivery_us: float  # on average
+    late_p99_ms: float
+    late_max_ms: float
+
+
 @dataclass(slots=True, kw_only=True)
 class Results:
     """All of one run; a part that did not run is empty."""
@@ -88,3 +100,4 @@ class Results:
     cycles: Cycles | None
     hops: list[Hops]
     counting: list[Counting]
+    long_texts: list[LongText]

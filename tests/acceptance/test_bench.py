@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-PARTS = ("costs", "latency", "captures", "cycles", "counting", "hops")
+PARTS = ("costs", "latency", "captures", "cycles", "counting", "long_texts", "hops")
 TITLES = (
     "CPU a streamed token",
     "Time to first token",
@@ -17,6 +17,7 @@ TITLES = (
     "Durable cycles",
     "Transactions a second",
     "Counting",
+    "Long texts",
 )
 
 

@@ -360,6 +360,7 @@ class AnswerReader:
             and all(0 <= count <= _TOKENS_MAX for count in tokens.values())
         )
         if is_usable:
-            return Usage.of({token_class: count for token_class, count in tokens.items() if token_class is not None})
+            known = {token_class: count for token_class, count in tokens.items() if token_class is not None}
+            return self._checks.cumulative(Usage.of(known))
         self._checks.ignore_usage()
         return None

@@ -218,6 +218,9 @@ class _CompletionDetails(msgspec.Struct):
 class _Usage(msgspec.Struct):
     prompt_tokens: Tokens
     completion_tokens: Tokens
+    total_tokens: Tokens | None = None  # tells whether the details are part of the two above
+    prompt_cache_hit_tokens: Tokens | None = None  # DeepSeek's word for cached_tokens
+    reasoning_tokens: Tokens | None = None  # SGLang's place for it
     prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
 
@@ -343,22 +346,51 @@ class AnswerReader:
     def _usage(self, raw: msgspec.Raw) -> Usage | None:
         """The report with its classes made disjoint; None, and one warning an answer, if it cannot be true."""
         try:
-            usage = _usages.decode(raw)
-            prompt_details = usage.prompt_tokens_details or PromptDetails()
-            completion_details = usage.completion_tokens_details or _CompletionDetails()
-            cached = prompt_details.cached_tokens or 0
-            reasoning = completion_details.reasoning_tokens or 0
-            return Usage.of(
-                {
-                    TokenClass.PROMPT: usage.prompt_tokens - cached,
-                    TokenClass.CACHED_PROMPT: cached,
-                    TokenClass.COMPLETION: usage.completion_tokens - reasoning,
-                    TokenClass.REASONING: reasoning,
-                }
-            )
+            return self._checks.cumulative(_disjoint(_usages.decode(raw)))
         except (ValueError, RecursionError):  # msgspec's errors are ValueErrors, and so is a class below zero
             self._checks.ignore_usage()
             return None
+
+
+def _disjoint(usage: _Usage) -> Usage:
+    """The classes of a report, each token in one; ValueError if details are larger than what they are details of.
+
+    Nearly all count cached tokens within the prompt's and reasoning within the completion's. Some count reasoning
+    beside it (xAI), and their total says so.
+    """
+    prompt_details = usage.prompt_tokens_details or PromptDetails()
+    completion_details = usage.completion_tokens_details or _CompletionDetails()
+    cached = _first(prompt_details.cached_tokens, usage.prompt_cache_hit_tokens)
+    reasoning = _first(completion_details.reasoning_tokens, usage.reasoning_tokens)
+    beside = None if usage.total_tokens is None else usage.total_tokens - usage.prompt_tokens - usage.completion_tokens
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    if not beside or beside not in (cached, reasoning, cached + reasoning):
+        return _usage_of(prompt - cached, cached, completion - reasoning, reasoning)
+    # Equal amounts could be either; reasoning is what is known to be counted beside.
+    cached_beside = beside == cached + reasoning or (beside == cached and beside != reasoning)
+    reasoning_beside = beside == cached + reasoning or beside == reasoning
+    return _usage_of(
+        prompt if cached_beside else prompt - cached,
+        cached,
+        completion if reasoning_beside else completion - reasoning,
+        reasoning,
+    )
+
+
+def _first(*counts: int | None) -> int:
+    """The first that was said, a zero too; 0 if none was."""
+    return next((count for count in counts if count is not None), 0)
+
+
+def _usage_of(prompt: int, cached: int, completion: int, reasoning: int) -> Usage:
+    return Usage.of(
+        {
+            TokenClass.PROMPT: prompt,
+            TokenClass.CACHED_PROMPT: cached,
+            TokenClass.COMPLETION: completion,
+            TokenClass.REASONING: reasoning,
+        }
+    )
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ places in them are safe for whatever follows:
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 
 import regex
@@ -26,6 +27,9 @@ _UNSETTLED_CHARACTERS_MIN = 40
 _TOKENS_KEPT = 2
 _TOKENS_LOOKED_AT = 3
 _TOKENS_MIN = 4
+
+# Runs of one character are the same again after each cut. The longest have 128 characters a token: several such runs.
+_ENDS_KEPT = 2_048
 
 # Where a piece that ends does so for good: also before a mark that the pre-tokenizer does not take for a letter.
 _SETTLED_END = regex.compile(r"(?<=[!-~])(?=[!-~])|(?<=[\p{Ll}\p{Lo}])(?=\p{M}\p{L})")
@@ -69,6 +73,7 @@ class LongRuns:
         """``special_tokens`` are recognised in texts; ``compose`` is what is done to a text before it is split."""
         self._split = encoder.split
         self._lengths = encoder.lengths
+        self._ends = lru_cache(_ENDS_KEPT)(lambda piece: (*accumulate(encoder.lengths(piece)),))
         self._compose = compose
         special = tuple(special_tokens)
         self._special = regex.compile("|".join(map(regex.escape, special))) if special else None
@@ -122,11 +127,11 @@ class LongRuns:
         # A piece that is a token by itself is not merged: so short a one is not left behind.
         common = {end for end in ends[first + 1 :] if longest < end <= kept and run[end] & 0xC0 != 0x80}
         for end in range(len(run) - longest + 1, len(run) + 1):
-            others = self._lengths(run[begin:end])
+            others = self._ends(run[begin:end])
             # With the same first token, what comes before it goes on with them.
-            if sum(others) != end - begin or others[0] != lengths[first]:
+            if others[-1] != end - begin or others[0] != lengths[first]:
                 return set()
-            common &= {begin + other for other in accumulate(others)}
+            common &= {begin + other for other in others}
         return common
 
 

@@ -81,8 +81,10 @@ class TailWindowCounter:
             cut = runs.find_cut(beginning)
             if cut is not None:
                 self._committed_tokens += self._count(beginning[:cut])
-                self._long_characters = _LONG_CHARACTERS
                 start += cut
+                # What a cut leaves is long already in some runs: only with more text is there another.
+                was_all = characters <= _LOOKED_AT_CHARACTERS
+                self._long_characters = _LONG_CHARACTERS + (characters - cut if was_all else 0)
             elif characters < _LOOKED_AT_CHARACTERS:
                 self._long_characters = 2 * characters
             else:
