@@ -33,7 +33,7 @@ check: $(INSTALLED) ## Formatting, lint, types, floors, protos, drift of the gen
 test: $(INSTALLED) ## All tests, those against the real model included
 	@$(BIN)/pytest
 
-soak: $(INSTALLED) ## The proofs that take long: 10,000 simulated worlds, 200 killed gateways; ARGUMENTS="--only crash"
+soak: $(INSTALLED) ## The proofs that take long: simulated worlds, killed gateways, power cuts, failing disks, a large ledger; ARGUMENTS="--only crash"
 	@PYTHONPATH=scripts:tests $(BIN)/python -m soak $(ARGUMENTS)
 
 bench: $(INSTALLED) ## Measure the gateway's cost beside a bare pass-through, and the store and the tokenizers, in minutes

@@ -14,11 +14,13 @@ from contextlib import aclosing
 
 import aiohttp
 import grpc
+from google.protobuf.message import Message as ProtoMessage
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
+from metergate.core.embedding import EmbeddingBackendRequest
 from metergate.core.errors import BackendRejected, BackendUnavailable
 from metergate.core.inference import (
     BackendEvent,
@@ -34,10 +36,12 @@ from metergate.core.inference import (
     TokenIds,
     Tool,
     ToolCall,
+    ToolChoice,
+    ToolChoiceKind,
 )
 from metergate.core.rows import FinishReason
-from metergate.core.usage import TokenClass
-from metergate.v1 import backend_pb2, backend_pb2_grpc, chat_pb2, usage_pb2
+from metergate.core.usage import TokenClass, Usage
+from metergate.v1 import backend_pb2, backend_pb2_grpc, chat_pb2, embedding_pb2, usage_pb2
 
 SERVICE_NAME = backend_pb2.DESCRIPTOR.services_by_name["BackendService"].full_name
 CONNECT_SECONDS_MAX = 5.0  # the engine is near; a connection takes milliseconds
@@ -65,16 +69,18 @@ TOKEN_CLASSES = {
 }
 
 GenerateContext = aio.ServicerContext[backend_pb2.GenerateRequest, backend_pb2.GenerateResponse]
+EmbedContext = aio.ServicerContext[backend_pb2.BackendServiceEmbedRequest, backend_pb2.BackendServiceEmbedResponse]
 InfoContext = aio.ServicerContext[backend_pb2.GetModelInfoRequest, backend_pb2.GetModelInfoResponse]
 
 
 class LlamaBackend(backend_pb2_grpc.BackendServiceServicer):
     """Serves one model of a llama.cpp server."""
 
-    def __init__(self, llama: OpenAIBackend, *, model: str, context_tokens: int) -> None:
+    def __init__(self, llama: OpenAIBackend, *, model: str, context_tokens: int, dimensions: int) -> None:
         self._llama = llama
         self._model = model
         self._context_tokens = context_tokens
+        self._dimensions = dimensions  # 0: it generates only
 
     async def Generate(  # type: ignore[override]  # noqa: N802 - a coroutine that writes, in place of a generator
         self, request: backend_pb2.GenerateRequest, context: GenerateContext
@@ -84,6 +90,9 @@ class LlamaBackend(backend_pb2_grpc.BackendServiceServicer):
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such model")
         if request.max_completion_tokens < 1 or any(message.role not in ROLES for message in request.messages):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "max_completion_tokens or a role is invalid")
+        if has_unknown_fields(request):
+            # Of a newer gateway: an answer that leaves something out is not what the app asked and pays for.
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request has fields that are not known here")
         try:
             # When the gateway wants no more, it cancels the call, and gRPC cancels this coroutine at the await where it
             # stands. Leaving the block then closes the connection to the engine, and the engine stops generating.
@@ -96,6 +105,30 @@ class LlamaBackend(backend_pb2_grpc.BackendServiceServicer):
         except BackendUnavailable as failure:
             # Another backend may serve it.
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(failure))
+
+    async def Embed(  # noqa: N802 - the name is the service's
+        self, request: backend_pb2.BackendServiceEmbedRequest, context: EmbedContext
+    ) -> backend_pb2.BackendServiceEmbedResponse:
+        """Turn texts into vectors."""
+        if not self._dimensions:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this model only generates")
+        if request.model != self._model:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such model")
+        if request.dimensions not in (0, self._dimensions) or has_unknown_fields(request):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "dimensions or a field that is not known is invalid")
+        asked = EmbeddingBackendRequest(
+            model_id=request.model, inputs=tuple(request.inputs), dimensions=self._dimensions, asks_dimensions=False
+        )
+        try:
+            embeddings = await self._llama.embed(asked)
+        except BackendRejected as refusal:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(refusal))
+        except BackendUnavailable as failure:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(failure))
+        return backend_pb2.BackendServiceEmbedResponse(
+            embeddings=[embedding_pb2.Embedding(values=vector) for vector in embeddings.vectors],
+            usage=None if embeddings.usage_reported is None else to_usage(embeddings.usage_reported),
+        )
 
     async def GetModelInfo(  # noqa: N802 - the name is the service's
         self, request: backend_pb2.GetModelInfoRequest, context: InfoContext
@@ -124,8 +157,17 @@ def to_engine(request: backend_pb2.GenerateRequest) -> BackendRequest:
         ),
         sampling=to_sampling(request.sampling),
         response_format=to_response_format(request.response_format),
+        tool_choice=to_tool_choice(request.tool_choice),
         max_completion_tokens=request.max_completion_tokens,
     )
+
+
+def has_unknown_fields(request: ProtoMessage) -> bool:
+    """Whether it, or a message within it, has a field of a newer version of the protos."""
+    known = type(request)()
+    known.CopyFrom(request)
+    known.DiscardUnknownFields()
+    return known.ByteSize() != request.ByteSize()
 
 
 def to_message(message: chat_pb2.Message) -> Message:
@@ -146,11 +188,21 @@ def to_sampling(sampling: chat_pb2.Sampling) -> Sampling:
     return Sampling(
         temperature=sampling.temperature if sampling.HasField("temperature") else None,
         top_p=sampling.top_p if sampling.HasField("top_p") else None,
+        top_k=sampling.top_k if sampling.HasField("top_k") else None,
+        min_p=sampling.min_p if sampling.HasField("min_p") else None,
         stop=tuple(sampling.stop),
         seed=sampling.seed if sampling.HasField("seed") else None,
         presence_penalty=sampling.presence_penalty if sampling.HasField("presence_penalty") else None,
         frequency_penalty=sampling.frequency_penalty if sampling.HasField("frequency_penalty") else None,
     )
+
+
+def to_tool_choice(choice: chat_pb2.ToolChoice) -> ToolChoice:
+    """Whether the model calls tools."""
+    if choice.function:
+        return ToolChoice(kind=ToolChoiceKind.FUNCTION, function=choice.function)
+    is_required = choice.mode == chat_pb2.TOOL_CHOICE_MODE_REQUIRED
+    return ToolChoice(kind=ToolChoiceKind.REQUIRED if is_required else ToolChoiceKind.AUTO)
 
 
 def to_response_format(response_format: chat_pb2.ResponseFormat) -> ResponseFormat:
@@ -187,11 +239,16 @@ def to_gateway(event: BackendEvent) -> backend_pb2.GenerateResponse:
         return backend_pb2.GenerateResponse(finish_reason=FINISH_REASONS[event.reason])
     if isinstance(event, TokenIds):
         raise TypeError("an OpenAI engine sends texts")
-    counts = [
-        usage_pb2.TokenCount(token_class=TOKEN_CLASSES[token_class], tokens=tokens)
-        for token_class, tokens in event.usage
-    ]
-    return backend_pb2.GenerateResponse(usage=usage_pb2.Usage(token_counts=counts))
+    return backend_pb2.GenerateResponse(usage=to_usage(event.usage))
+
+
+def to_usage(usage: Usage) -> usage_pb2.Usage:
+    """Tokens by class."""
+    return usage_pb2.Usage(
+        token_counts=[
+            usage_pb2.TokenCount(token_class=TOKEN_CLASSES[token_class], tokens=tokens) for token_class, tokens in usage
+        ]
+    )
 
 
 # --- the process ----------------------------------------------------------------------------------------------------
@@ -203,6 +260,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--llama-url", required=True, help="where the llama.cpp server is: http://127.0.0.1:8080")
     parser.add_argument(
         "--model", default="smollm2-135m", help="the model's name, here and there (default %(default)s)"
+    )
+    parser.add_argument(
+        "--dimensions", type=int, default=0, help="numbers of a vector, if the llama.cpp server serves vectors"
     )
     parser.add_argument("--listen", default="127.0.0.1:0", help="HOST:PORT; port 0 picks a free one (default)")
     return parser.parse_args()
@@ -235,7 +295,7 @@ async def serve(options: argparse.Namespace) -> None:
         )
     )
     server = aio.server(options=(("grpc.http2.min_recv_ping_interval_without_data_ms", PING_MILLISECONDS_MIN),))
-    servicer = LlamaBackend(llama, model=options.model, context_tokens=tokens)
+    servicer = LlamaBackend(llama, model=options.model, context_tokens=tokens, dimensions=options.dimensions)
     backend_pb2_grpc.add_BackendServiceServicer_to_server(servicer, server)
     healths = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)

@@ -48,6 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--parallel", type=int, default=2, help="requests served at once (default %(default)s)")
     parser.add_argument("--context", type=int, default=CONTEXT_TOKENS, help="tokens a slot (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads that compute (default %(default)s)")
+    parser.add_argument("--embeddings", action="store_true", help="serve vectors, the mean of a text's, and no chats")
     parser.add_argument("--verbose", action="store_true", help="show llama.cpp's own log")
     return parser.parse_args()
 
@@ -91,6 +92,11 @@ def serve(options: argparse.Namespace, port: int, model: Path, ended: threading.
     parameters.use_jinja = True
     # Otherwise a chat that ends with an assistant's message gets that message again at the start of the answer.
     parameters.prefill_assistant = False
+    if options.embeddings:
+        parameters.embedding = True
+        parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        # A text is computed as one batch, so that it can be as long as the context.
+        parameters.n_batch = parameters.n_ubatch = options.context
     try:
         server = xllamacpp.Server(parameters)
         # The server lives as long as this reference does.

@@ -12,10 +12,11 @@ from fakes import FakeClock, MemoryLedgerStore
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpc_status import rpc_status
 
-from metergate.core.catalog import Catalog, Model
+from metergate.core.catalog import Catalog, Model, ModelTask
 from metergate.core.inference import InferenceRequest, Message, Prompt, Role
 from metergate.core.keys import format_key, hash_key
 from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber
+from metergate.core.parameters import Parameter
 from metergate.core.rating import RateCard
 from metergate.core.receipts import Admission, Completion, Quote, Receipt
 from metergate.core.reservation import CloseCause
@@ -50,6 +51,16 @@ MODEL = Model(
     backend_ids=("b1",),
     rate_cards=(CARD, replace(CARD, rate_card_id="card-2", effective_time_us=4_000_000_000_000_000)),
     usage_tolerance_tokens=0,
+    parameters=frozenset({Parameter.TOOLS, Parameter.TEMPERATURE}),
+)
+
+VECTORS_MODEL = replace(
+    MODEL,
+    model_id="vectors",
+    task=ModelTask.EMBEDDING,
+    dimensions=576,
+    dimensions_selectable=True,
+    rate_cards=(replace(CARD, model_id="vectors", rate_card_id="card-v", prices=((TokenClass.PROMPT, 100),)),),
 )
 
 ADMISSION = Admission(
@@ -246,7 +257,8 @@ async def running_edge(limits: ServerLimits | None = None) -> AsyncIterator[Edge
     await add_key(store, OWN_KEY, "zhang", "")
     await add_key(store, FOREIGN_KEY, "li", "")
     page_tokens = PageTokens(store.content_key)
-    catalog = Catalog({model_id: replace(MODEL, model_id=model_id) for model_id in ("small", "another", "third")})
+    models = {model_id: replace(MODEL, model_id=model_id) for model_id in ("small", "another", "third")}
+    catalog = Catalog({**models, "vectors": VECTORS_MODEL})
     handle = await start_server(
         address="127.0.0.1:0",
         servicers=[

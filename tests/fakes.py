@@ -41,7 +41,7 @@ from metergate.core.operations import (
 )
 from metergate.core.postings import available, spendable
 from metergate.core.rating import RateCard
-from metergate.core.reservation import Owner, Reservation, ReservationState
+from metergate.core.reservation import CloseCause, Owner, Reservation, ReservationState
 from metergate.core.rows import (
     ApiKey,
     Authorization,
@@ -54,6 +54,8 @@ from metergate.core.rows import (
     grant_account,
 )
 from metergate.core.set_up import check_key
+from metergate.core.times import MICROSECONDS_PER_DAY
+from metergate.core.usage import CountingSource
 from metergate.ports import (
     ALL_DAYS,
     Balance,
@@ -64,6 +66,7 @@ from metergate.ports import (
     Recovery,
     Times,
     TransferFilter,
+    UsageComparison,
 )
 
 Row = TypeVar("Row")
@@ -432,6 +435,16 @@ class MemoryLedgerStore:
     async def count_subscribers(self) -> int:
         return len(self.books.wallets.rows)
 
+    async def compare_usage(self, settle_time_us_min: int) -> tuple[UsageComparison, ...]:
+        groups: dict[tuple[int, str, str, CountingSource], list[Charge]] = {}
+        for charge in self.books.charges.rows.values():
+            is_wanted = charge.settle_time_us >= settle_time_us_min and charge.close_cause is CloseCause.FINISHED
+            if is_wanted and charge.attempts:
+                day_us = charge.settle_time_us // MICROSECONDS_PER_DAY * MICROSECONDS_PER_DAY
+                key = (day_us, charge.attempts[-1].backend_id, charge.model_id, charge.counting_source)
+                groups.setdefault(key, []).append(charge)
+        return tuple(_compared(key, charges) for key, charges in sorted(groups.items()))
+
     async def account_balances(self, days: Days = ALL_DAYS) -> Mapping[str, AccountBalance]:
         rolled_up = RollUp()
         for transfer in self._transfers:
@@ -550,3 +563,19 @@ def _page(oldest_first: Sequence[Row], cursor: str | None, size: int) -> Page[Ro
 async def _aiter(rows: Iterable[Row]) -> AsyncIterator[Row]:
     for row in rows:
         yield row
+
+
+def _compared(key: tuple[int, str, str, CountingSource], charges: list[Charge]) -> UsageComparison:
+    day_us, backend_id, model_id, counting_source = key
+    reported = [(charge, charge.usage_reported) for charge in charges if charge.usage_reported is not None]
+    return UsageComparison(
+        day_us=day_us,
+        backend_id=backend_id,
+        model_id=model_id,
+        counting_source=counting_source,
+        charges=len(charges),
+        unreported_charges=len(charges) - len(reported),
+        mismatched_charges=sum(charge.usage_mismatch for charge in charges),
+        counted_tokens=sum(charge.usage_counted.total() for charge, _ in reported),
+        reported_tokens=sum(usage.total() for _, usage in reported),
+    )

@@ -79,6 +79,44 @@ microcredits_per_million_tokens = {{ prompt = {prompt_price}, completion = {comp
 """
 
 
+EMBEDDING_CONFIG = """
+[store]
+path = "ledger.db"
+
+[listener]
+address = "127.0.0.1:0"
+
+[metrics]
+address = "127.0.0.1:0"
+
+[backends.only]
+{backend}
+
+[models.vectors]
+provider = "huggingface"
+task = "embedding"
+dimensions = 576
+context_tokens = 512
+backends = ["only"]
+backend_models = {{ only = "smollm2-135m" }}
+counting = "TOKENIZER"
+tokenizer = {{ kind = "gguf", path = "{tokenizer}" }}
+
+[[rate_cards]]
+id = "card-1"
+model = "vectors"
+effective_time = 2026-01-01T00:00:00Z
+microcredits_per_million_tokens = {{ prompt = {prompt_price} }}
+"""
+
+
+def write_embedding_config(folder: Path, backend: str) -> Path:
+    """Write a configuration with one model that makes vectors, and one backend."""
+    path = folder / "metergate.toml"
+    path.write_text(EMBEDDING_CONFIG.format(backend=backend, tokenizer=smollm2_path(), prompt_price=PROMPT_PRICE))
+    return path
+
+
 @cache
 def smollm2() -> Tokenizer:
     """The counting rule of the model, for the test's own count."""

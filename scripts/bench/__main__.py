@@ -19,13 +19,15 @@ from bench import report
 from bench.calls import ways
 from bench.costs import LOADS, QUICK_LOADS, measure_costs
 from bench.counting import measure_counting
+from bench.cycles import measure_cycles
 from bench.hops import measure_hops
 from bench.latency import measure_latency
+from bench.long_texts import measure_long_texts
 from bench.processes import NotReady, running
 from bench.results import Results
 from bench.store import measure_captures
 
-PARTS = ("costs", "latency", "captures", "counting", "hops")
+PARTS = ("costs", "latency", "captures", "cycles", "counting", "long_texts", "hops")
 DEFAULT_PARTS = PARTS[:-1]  # hops is what a decision rests on, not what changes from day to day
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 LIBRARIES = ("grpcio", "uvloop", "protobuf", "tiktoken", "tokenizers")
@@ -66,8 +68,10 @@ async def measure(options: argparse.Namespace, folder: Path, progress: Progress)
         costs=[],
         latency=None,
         captures=None,
+        cycles=None,
         hops=[],
         counting=[],
+        long_texts=[],
     )
     if parts & {"costs", "latency"}:
         step("starting the backend, the pass-through and the gateway")
@@ -77,12 +81,17 @@ async def measure(options: argparse.Namespace, folder: Path, progress: Progress)
                     results.latency = await measure_latency(both, 5 if options.quick else 300, step)
                 if "costs" in parts:
                     results.costs = await measure_costs(both, QUICK_LOADS if options.quick else LOADS, rounds, step)
+    if "cycles" in parts:
+        results.cycles = await measure_cycles(folder, 2 if options.quick else 10 * rounds, step)
     if "captures" in parts:
         results.captures = await measure_captures(folder, rounds, 2 if options.quick else 60, step)
     if "hops" in parts:
         results.hops = await measure_hops(folder, rounds, 0.01 if options.quick else 0.4, step)
     if "counting" in parts:
         results.counting = measure_counting(2_000 if options.quick else 400_000, rounds, step)
+    if "long_texts" in parts:
+        sizes = (2_000, 20_000) if options.quick else (200_000, 1_000_000)
+        results.long_texts = await measure_long_texts(*sizes, step)
     return results
 
 

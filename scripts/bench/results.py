@@ -42,6 +42,19 @@ class Captures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cycles:
+    """Whole requests a second (reserve, capture, settle), and each step alone, by round; raw: the same rows."""
+
+    batch: int
+    cycles_a_second: list[float]
+    reserves_a_second: list[float]
+    captures_a_second: list[float]
+    settles_a_second: list[float]
+    raw_a_second: list[float]
+    cpu_us: list[float]  # CPU a cycle, of the store and of the tasks that ask it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hops:
     """Transactions a second: one hop to a thread a batch (sqlite3), and one a statement (aiosqlite)."""
 
@@ -62,6 +75,18 @@ class Counting:
     chunk_us: float  # for each 4 characters of a growing text
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LongText:
+    """A text that is hard to count, and how late others were woken while it was counted."""
+
+    vocabulary: str
+    text: str
+    deliveries: int  # that were counted within the time there was
+    delivery_us: float  # on average
+    late_p99_ms: float
+    late_max_ms: float
+
+
 @dataclass(slots=True, kw_only=True)
 class Results:
     """All of one run; a part that did not run is empty."""
@@ -72,5 +97,7 @@ class Results:
     costs: list[Cost]
     latency: Latency | None
     captures: Captures | None
+    cycles: Cycles | None
     hops: list[Hops]
     counting: list[Counting]
+    long_texts: list[LongText]

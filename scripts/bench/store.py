@@ -4,8 +4,9 @@ import asyncio
 import itertools
 import sqlite3
 import time
-import uuid
 from pathlib import Path
+
+import uuid_utils
 
 from bench.costs import Progress
 from bench.results import Captures
@@ -25,7 +26,7 @@ async def measure_captures(folder: Path, rounds: int, captures_a_stream: int, pr
     """Rounds of both in turns, on two files in the same folder: a memory file system would hide what a commit costs."""
     progress(f"captures, {STREAMS} streams: opening")
     store = await _Streams.open(folder / "captures.db")
-    raw = _copy(folder / "captures.db", folder / "raw.db")
+    raw = copy_ledger(folder / "captures.db", folder / "raw.db")
     targets = itertools.count(1)
     rates, cpu_us, raw_rates = [], [], []
     try:
@@ -58,7 +59,10 @@ class _Streams:
         store = await SqliteLedgerStore.open(path, clock=clock, owner_id="bench", create=True)
         names = [f"s{number}" for number in range(STREAMS)]
         now_us = clock.now_us()
-        return cls(store, await asyncio.gather(*(_reserve(store, name, now_us) for name in names)))
+        await asyncio.gather(*(open_wallet(store, name, now_us, RESERVED_MICROCREDITS) for name in names))
+        return cls(
+            store, await asyncio.gather(*(reserve(store, name, now_us, RESERVED_MICROCREDITS) for name in names))
+        )
 
     async def capture(self, targets: list[int]) -> None:
         """Each stream captures up to each target, one after the other."""
@@ -72,7 +76,7 @@ class _Streams:
                     subscriber_id=reservation.subscriber_id,
                     owner=reservation.owner,
                     target_microcredits=target,
-                    target_usage=_usage(target),
+                    target_usage=usage(target),
                     wanted_microcredits=target,
                     delivered_microcredits=target - 1,
                     now_us=reservation.create_time_us,
@@ -80,7 +84,8 @@ class _Streams:
             )
 
 
-async def _reserve(store: SqliteLedgerStore, name: str, now_us: int) -> Reservation:
+async def open_wallet(store: SqliteLedgerStore, name: str, now_us: int, microcredits: int) -> None:
+    """A subscriber with an authorization of the same name and one grant of so much."""
     await store.add_subscriber(
         AddSubscriber(wallet=Wallet(subscriber_id=name, state=WalletState.ACTIVE, sequence=0, create_time_us=now_us))
     )
@@ -107,20 +112,25 @@ async def _reserve(store: SqliteLedgerStore, name: str, now_us: int) -> Reservat
                 subscriber_id=name,
                 source=GrantSource.TOP_UP,
                 priority=10,
-                amount_microcredits=RESERVED_MICROCREDITS,
-                remaining_microcredits=RESERVED_MICROCREDITS,
+                amount_microcredits=microcredits,
+                remaining_microcredits=microcredits,
                 effective_time_us=0,
                 expire_time_us=None,
                 create_time_us=now_us,
             )
         )
     )
+
+
+async def reserve(store: SqliteLedgerStore, name: str, now_us: int, microcredits: int) -> Reservation:
+    """Credit of that wallet set aside, under ids as the gateway makes them: they grow with time."""
+    identity = uuid_utils.uuid7().hex
     reserved = await store.reserve(
         Reserve(
-            reservation_id=uuid.uuid4().hex,
+            reservation_id=identity,
             subscriber_id=name,
             authorization_id=name,
-            request_id="bench",
+            request_id=identity,
             content_hash=b"",
             owner=store.owner,
             model_id="bench",
@@ -128,8 +138,8 @@ async def _reserve(store: SqliteLedgerStore, name: str, now_us: int) -> Reservat
             counting_source=CountingSource.TOKENIZER,
             rate_card_id="bench",
             minimum_microcredits=1,
-            wanted_microcredits=RESERVED_MICROCREDITS,
-            limit_microcredits=RESERVED_MICROCREDITS,
+            wanted_microcredits=microcredits,
+            limit_microcredits=microcredits,
             capture_microcredits=0,
             capture_usage=Usage(),
             now_us=now_us,
@@ -139,11 +149,12 @@ async def _reserve(store: SqliteLedgerStore, name: str, now_us: int) -> Reservat
     return reserved.reservation
 
 
-def _usage(tokens: int) -> Usage:
+def usage(tokens: int) -> Usage:
+    """Of a prompt and so much of an answer."""
     return Usage.of({TokenClass.PROMPT: 20, TokenClass.COMPLETION: tokens})
 
 
-def _copy(source: Path, target: Path) -> sqlite3.Connection:
+def copy_ledger(source: Path, target: Path) -> sqlite3.Connection:
     """The same ledger in another file, opened as the store opens it."""
     connection = sqlite3.connect(target, isolation_level=None)
     original = sqlite3.connect(source)
@@ -157,7 +168,7 @@ def _copy(source: Path, target: Path) -> sqlite3.Connection:
 def _raw_seconds(connection: sqlite3.Connection, reservations: list[Reservation], targets: list[int]) -> float:
     """How long writing the rows of these captures takes; making them is not measured."""
     batches = [
-        [(target, codec.usage_columns(_usage(target)), target - 1, row.reservation_id) for row in reservations]
+        [(target, codec.usage_columns(usage(target)), target - 1, row.reservation_id) for row in reservations]
         for target in targets
     ]
     began = time.perf_counter()

@@ -10,15 +10,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from soak.crash import crash
+from soak.faults import faults
 from soak.parts import Figures, Step
 from soak.power import power
+from soak.scale import scale
 from soak.simulation import simulation
 
 # Each tells of every step it took, and returns what it found; a law that does not hold is an AssertionError.
 PARTS: Mapping[str, tuple[Callable[[int, Step], Figures], int]] = {
     "simulation": (simulation, 10_000),
     "crash": (crash, 200),
-    "power": (power, 1_000),
+    "power": (power, 2_000),
+    "faults": (faults, 1_200),
+    "scale": (scale, 10_000),  # thousands of charges
 }
 
 

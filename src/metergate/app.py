@@ -40,7 +40,8 @@ from metergate.metering.limits import Limits
 from metergate.metering.upkeep import Upkeep
 from metergate.metering.use_case import Metering
 from metergate.offerings import Offerings, Parts, parts_problems
-from metergate.ports import Clock, LedgerStore, Observer
+from metergate.policies.webhook import WebhookPolicy, WebhookPolicyOptions
+from metergate.ports import Clock, ContentPolicy, LedgerStore, Observer
 from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore
 from metergate.stores.sqlite.connection import check_path
 from metergate.telemetry.event_loop import sample_lag
@@ -146,6 +147,7 @@ class Gateway:
                 monotonic=time.monotonic,
                 limits=_limits(config),
                 observer=observer,
+                policy=_open_policy(config, opened),
             )
             readiness = Readiness(ledger, lambda: metering.offering.pool)
             await readiness.look()
@@ -283,6 +285,16 @@ def _open_observers(config: Config, opened: AsyncExitStack) -> list[Observer]:
     return observers
 
 
+def _open_policy(config: Config, opened: AsyncExitStack) -> ContentPolicy | None:
+    """None: no text is vetted."""
+    url = config.content_policy.url
+    if url is None:
+        return None
+    policy = WebhookPolicy(WebhookPolicyOptions(url=url, connections_max=config.limits.requests_max))
+    opened.push_async_callback(policy.close)
+    return policy
+
+
 def _new_id() -> str:
     # Ordered by time, so that the newest rows of an index lie together.
     return uuid_utils.uuid7().hex
@@ -300,6 +312,8 @@ def _limits(config: Config) -> Limits:
         request_seconds_max=limits.request_seconds_max,
         replay_seconds=limits.replay_seconds,
         replay_characters_max=limits.replay_characters_max,
+        content_policy_seconds_max=config.content_policy.timeout_seconds,
+        content_policy_context_characters=config.content_policy.context_characters,
     )
 
 

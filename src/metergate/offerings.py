@@ -7,16 +7,27 @@ how it has served of late. What is not, is closed when the last request that cam
 import asyncio
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Self, TypeVar
 
+from metergate.backends import engine, grpc, openai_wire
 from metergate.backends.engine import EngineBackend, EngineBackendOptions, EngineModel
 from metergate.backends.grpc import GrpcBackend, GrpcBackendOptions
 from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
-from metergate.config import Config, EngineBackendTable, GrpcBackendTable, ModelTable, OpenAIBackendTable, catalog_of
+from metergate.config import (
+    BackendTable,
+    Config,
+    EngineBackendTable,
+    GrpcBackendTable,
+    ModelTable,
+    OpenAIBackendTable,
+    TokenizerFile,
+    catalog_of,
+)
 from metergate.core.catalog import Catalog
 from metergate.core.errors import CertificateInvalid, MetergateError, TokenizerInvalid
+from metergate.core.parameters import Parameter
 from metergate.core.usage import CountingSource
 from metergate.edges.tls import read_authorities, read_own_certificate
 from metergate.metering.offering import Offering
@@ -32,7 +43,7 @@ class Parts:
     """An offering that nothing is wrong with, before its backends are opened."""
 
     catalog: Catalog
-    tokenizers: Mapping[str, Tokenizer]  # by model id
+    tokenizers: Mapping[str, Tokenizer]  # by model id, of those that the gateway counts
     backends: Mapping[str, "BackendParts"]  # by backend id
     # By model id: of all that are counted by their token ids.
     codecs: Mapping[str, TokenCodec] = field(default_factory=dict)
@@ -42,7 +53,7 @@ class Parts:
         """Read all that it needs, in seconds; TokenizerInvalid or CertificateInvalid if that cannot be used."""
         codecs = _open_codecs(config)
         return cls(
-            catalog=catalog_of(config),
+            catalog=_catalog(config),
             tokenizers={**_open_tokenizers(config), **codecs},
             codecs=codecs,
             backends={backend_id: _backend_parts(config, backend_id, codecs) for backend_id in config.backends},
@@ -113,6 +124,30 @@ def _member(parts: BackendParts) -> Member:
     return Member(_open_backend(parts.options), parts.limits)
 
 
+def _catalog(config: Config) -> Catalog:
+    """The models on sale, each with what all of its backends take: a request may come to any of them."""
+    catalog = catalog_of(config)
+    taken = {backend_id: _parameters(table) for backend_id, table in config.backends.items()}
+    return Catalog(
+        {
+            model_id: replace(
+                model, parameters=frozenset.intersection(*(taken[backend_id] for backend_id in model.backend_ids))
+            )
+            for model_id, model in catalog.models.items()
+        }
+    )
+
+
+def _parameters(table: BackendTable) -> frozenset[Parameter]:
+    """What a backend takes: never what its protocol cannot say."""
+    said, documented = grpc.PARAMETERS, grpc.PARAMETERS
+    if isinstance(table, EngineBackendTable):
+        said = documented = engine.VLLM_PARAMETERS if table.kind == "vllm" else engine.SGLANG_PARAMETERS
+    elif isinstance(table, OpenAIBackendTable):
+        said, documented = openai_wire.PARAMETERS, openai_wire.DOCUMENTED_PARAMETERS
+    return documented if table.parameters is None else frozenset(table.parameters) & said
+
+
 def _open_tokenizers(config: Config) -> dict[str, Tokenizer]:
     """The tokenizers of all that are counted by texts, by model id. TokenizerInvalid if one is unusable."""
     return _open_all(config, open_tokenizer, counts_token_ids=False)
@@ -133,8 +168,8 @@ def _open_all(
     opened: dict[TokenizerSpec, Opened] = {}
     by_model: dict[str, Opened] = {}
     for model_id, model in config.models.items():
-        if _counts_token_ids(model) is counts_token_ids:
-            spec = _tokenizer_spec(config, model)
+        if model.tokenizer is not None and _counts_token_ids(model) is counts_token_ids:
+            spec = _tokenizer_spec(config, model, model.tokenizer)
             if spec not in opened:
                 opened[spec] = open_one(spec)
             by_model[model_id] = opened[spec]
@@ -147,7 +182,11 @@ def _counts_token_ids(model: ModelTable) -> bool:
 
 def parts_problems(config: Config) -> Iterator[MetergateError]:
     """Everything that ``Parts.of`` would refuse."""
-    wanted = {(_tokenizer_spec(config, model), _counts_token_ids(model)): None for model in config.models.values()}
+    wanted = {
+        (_tokenizer_spec(config, model, model.tokenizer), _counts_token_ids(model)): None
+        for model in config.models.values()
+        if model.tokenizer is not None
+    }
     for spec, counts_token_ids in wanted:
         try:
             (open_codec if counts_token_ids else open_tokenizer)(spec)
@@ -162,13 +201,12 @@ def parts_problems(config: Config) -> Iterator[MetergateError]:
             yield exc
 
 
-def _tokenizer_spec(config: Config, model: ModelTable) -> TokenizerSpec:
-    file = model.tokenizer
+def _tokenizer_spec(config: Config, model: ModelTable, file: TokenizerFile) -> TokenizerSpec:
     return TokenizerSpec(
         kind=file.kind,
         path=config.resolve(file.path),
         pattern=file.pattern,
-        prompt_rule=file.prompt_rule,
+        prompt_rule="none" if model.task == "embedding" else file.prompt_rule,
         chat_template_path=None if file.chat_template_path is None else config.resolve(file.chat_template_path),
     )
 
@@ -198,6 +236,7 @@ def _backend_options(config: Config, backend_id: str, codecs: Mapping[str, Token
             model_names=model_names,
             api_key=api_key,
             connect_timeout_seconds=table.connect_timeout_seconds,
+            embeds=any(config.models[model_id].task == "embedding" for model_id in model_names),
             tls=table.tls,
             ca_pem=_ca_pem(config, backend_id, table),
             own_pem=_own_pem(config, backend_id, table),
@@ -262,7 +301,9 @@ def _openai_options(
         connect_timeout_seconds=table.connect_timeout_seconds,
         stream=table.stream,
         include_usage=table.include_usage,
+        chunk_usage=table.chunk_usage,
         max_tokens_field=table.max_tokens_field,
+        vector_encoding=table.vector_encoding,
         connections_max=table.requests_max,
         ca_pem=None if ca_pem is None else ca_pem.decode("ascii", "replace"),
         health_path=table.health_path,

@@ -2,10 +2,11 @@
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
 
 from metergate.core.accounts import DAY_US, AccountBalance
 from metergate.core.audit import SubscriberLedger
+from metergate.core.embedding import EmbeddingBackendRequest, Embeddings
 from metergate.core.inference import BackendEvent, BackendRequest, Delta, Prompt
 from metergate.core.operations import (
     AddAuthorization,
@@ -24,11 +25,13 @@ from metergate.core.operations import (
     Settled,
     SetWalletState,
 )
+from metergate.core.passage import Passage
 from metergate.core.rating import RateCard
 from metergate.core.receipts import Admission, Receipt
 from metergate.core.reservation import Owner, Reservation
 from metergate.core.rows import ApiKey, Authorization, Charge, Correction, Erasure, Grant, Transfer, Wallet
 from metergate.core.times import TIME_US_MAX
+from metergate.core.usage import CountingSource
 
 Row = TypeVar("Row")
 
@@ -88,6 +91,13 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def count_input(self, text: str) -> int:
+        """Tokens of a text that is embedded: no template, but the special tokens that the model's file adds around it.
+
+        RequestInvalid, whatever field it names, if it cannot be counted.
+        """
+        ...
+
     def completion_counter(self) -> CompletionCounter:
         """A new counter for one growing text."""
         ...
@@ -138,6 +148,27 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class EmbeddingBackend(Protocol):
+    """A backend that turns texts into vectors too."""
+
+    async def embed(self, request: EmbeddingBackendRequest) -> Embeddings:
+        """Return a vector for each input; cancelling the call gives it up.
+
+        Raises BackendUnavailable or BackendRejected as ``Backend.generate`` does; vectors that are not as many, as long
+        or as finite as they must be are an answer that is nonsense.
+        """
+        ...
+
+
+class ContentPolicy(Protocol):
+    """Decides whether a piece of an answer may reach the app. It neither stores nor logs what it is shown (L11)."""
+
+    async def allows(self, passage: Passage) -> bool:
+        """Whether it may; cancelling the call gives it up. ContentPolicyUnavailable if that cannot be told."""
+        ...
+
+
 class Sink(Protocol):
     """The app's end of a stream. A write counts as delivered from the moment it begins, whether it ends or not.
 
@@ -161,7 +192,7 @@ class Sink(Protocol):
 class CallStart:
     """A call that came in, as its observers see it."""
 
-    verb: str  # "StreamComplete", "Complete" or "CountTokens"
+    verb: str  # "StreamComplete", "Complete", "Embed" or "CountTokens"
     caller: Authorization
     model_id: str  # as the app wrote it: perhaps no model at all
     request_id: str  # "" for CountTokens
@@ -314,6 +345,21 @@ class Recovery:
 
     settled: int
     stuck: int  # that could not be settled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageComparison:
+    """What the gateway counted of finished answers beside what a backend reported, of one day."""
+
+    day_us: int  # its beginning: microseconds since the epoch, UTC; by the time of settling
+    backend_id: str  # that served the answers
+    model_id: str
+    counting_source: CountingSource
+    charges: int
+    unreported_charges: int  # of them, without a report: they are in no sum of tokens
+    mismatched_charges: int  # of them, with a report beyond the model's tolerance
+    counted_tokens: int  # that were charged, all classes together
+    reported_tokens: int
 
 
 class LedgerStore(Protocol):
@@ -487,6 +533,10 @@ class LedgerStore(Protocol):
 
     async def count_subscribers(self) -> int:
         """How many wallets there are."""
+        ...
+
+    async def compare_usage(self, settle_time_us_min: int) -> tuple[UsageComparison, ...]:
+        """Counted beside reported, of every charge settled since: by day, backend, model. Reads all of them."""
         ...
 
     def audit(self, *, after: str | None = None) -> AsyncGenerator[SubscriberLedger, None]:

@@ -9,8 +9,16 @@ import msgspec
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-PARTS = ("costs", "latency", "captures", "counting", "hops")
-TITLES = ("CPU a streamed token", "Time to first token", "Durable captures", "Transactions a second", "Counting")
+PARTS = ("costs", "latency", "captures", "cycles", "counting", "long_texts", "hops")
+TITLES = (
+    "CPU a streamed token",
+    "Time to first token",
+    "Durable captures",
+    "Durable cycles",
+    "Transactions a second",
+    "Counting",
+    "Long texts",
+)
 
 
 @pytest.mark.timeout(120)

@@ -1,32 +1,12 @@
 """The gRPC path: app, gateway, the reference BackendService, the real model: all of them processes."""
 
 import asyncio
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from app_client import App, cause, inference, tokens
 from gateway_process import GatewayProcess, cost, open_wallets, verify, write_config
-
-SCRIPT = Path(__file__).parent.parent.parent / "scripts" / "backend_server.py"
-
-
-@contextmanager
-def backend_server(llama_url: str) -> Iterator[str]:
-    """The address of the reference server."""
-    with subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--llama-url", llama_url], stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            ready, _, address = process.stdout.readline().strip().partition(" ")
-            assert ready == "ready"
-            yield address
-        finally:
-            process.terminate()
-            assert process.wait(10) == 0
+from native_backend import backend_server
 
 
 async def test_a_native_backends_answer_is_counted_charged_and_stopped_by_a_cancel(
@@ -41,7 +21,8 @@ async def test_a_native_backends_answer_is_counted_charged_and_stopped_by_a_canc
                 receipt = answer.receipted
                 counted, reported = tokens(receipt.usage_counted), tokens(receipt.usage_reported)
                 assert cause(receipt) == "FINISHED"
-                assert 0 <= reported["COMPLETION"] - counted["COMPLETION"] <= 1
+                # An end-of-turn token, or the first bytes of a character that max_completion_tokens cut: no text.
+                assert 0 <= reported["COMPLETION"] - counted["COMPLETION"] <= 3
                 assert receipt.charged_microcredits == cost(answer.admitted.prompt_tokens, answer.text)
 
                 cancelled = app.stream(inference("stopped", "Tell me a long story.", max_completion_tokens=1_500))

@@ -67,6 +67,11 @@ class Servicer(backend_pb2_grpc.BackendServiceServicer):
             self.is_cancelled.set()
             raise
 
+    async def Embed(  # noqa: N802
+        self, request: backend_pb2.BackendServiceEmbedRequest, context: Context
+    ) -> backend_pb2.BackendServiceEmbedResponse:
+        raise NotImplementedError
+
     async def GetModelInfo(  # noqa: N802
         self, request: backend_pb2.GetModelInfoRequest, context: Context
     ) -> backend_pb2.GetModelInfoResponse:

@@ -27,6 +27,11 @@ class Servicer(backend_pb2_grpc.BackendServiceServicer):
         self.keys.append(dict(context.invocation_metadata()).get("authorization"))
         yield backend_pb2.GenerateResponse(finish_reason=chat_pb2.FINISH_REASON_STOP)
 
+    async def Embed(  # noqa: N802
+        self, request: backend_pb2.BackendServiceEmbedRequest, context: Any
+    ) -> backend_pb2.BackendServiceEmbedResponse:
+        raise NotImplementedError
+
     async def GetModelInfo(  # noqa: N802
         self, request: backend_pb2.GetModelInfoRequest, context: Any
     ) -> backend_pb2.GetModelInfoResponse:

@@ -1,10 +1,12 @@
 """Both adapters against the real llama.cpp server; over gRPC through the reference BackendService server."""
 
 import asyncio
+import json
 import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +27,7 @@ from metergate.core.inference import (
     Message,
     Prompt,
     ResponseFormat,
+    ResponseFormatKind,
     Role,
     Sampling,
     UsageReport,
@@ -144,6 +147,27 @@ async def test_the_length_limit_is_the_finish_reason(llama_server: str) -> None:
     report = events[-1]
     assert isinstance(report, UsageReport)
     assert report.usage.get(TokenClass.COMPLETION) == 5
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=2.0, seed=3, top_k=1), Sampling(temperature=2.0, min_p=1.0)])
+async def test_top_k_and_min_p_leave_the_real_model_its_likeliest_token(llama_server: str, sampling: Sampling) -> None:
+    asked = request("Name a colour.", max_completion_tokens=12)
+    texts = []
+    for chosen in (asked, replace(asked, sampling=sampling)):
+        async with openai_backend(llama_server) as backend:
+            texts.append(text_of(await collect(backend, chosen)))
+    assert texts[0] == texts[1] != ""
+
+
+async def test_a_json_answer_of_the_real_model_is_json_as_its_schema_says(llama_server: str) -> None:
+    schema = (
+        '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": false}'
+    )
+    response_format = ResponseFormat(kind=ResponseFormatKind.JSON_SCHEMA, schema_name="answer", json_schema=schema)
+    asked = replace(request("Count.", max_completion_tokens=64), response_format=response_format)
+    async with openai_backend(llama_server) as backend:
+        answer = json.loads(text_of(await collect(backend, asked)))
+    assert set(answer) == {"n"}
 
 
 async def test_a_prompt_beyond_the_context_is_rejected(llama_server: str) -> None:

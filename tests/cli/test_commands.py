@@ -51,6 +51,7 @@ def test_every_command_explains_itself_with_an_example(run: Run) -> None:
         ("wallet", "adjust"),
         ("wallet", "suspend"),
         ("wallet", "resume"),
+        ("usage", "mismatch"),
         ("ledger", "verify"),
         ("ledger", "accounts"),
         ("ledger", "backup"),

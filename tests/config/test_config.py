@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from metergate import offerings
 from metergate.config import Config, GrpcBackendTable, Limits, OpenAIBackendTable, catalog_of, load_config
+from metergate.core.catalog import ModelTask
 from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
 from metergate.core.errors import ConfigInvalid
+from metergate.core.parameters import ALL_PARAMETERS, Parameter
 from metergate.core.rating import rate_ceil
 from metergate.core.usage import TokenClass, Usage
 from metergate.metering import limits as metering
+from metergate.offerings import Parts
 
 GOOD = """
 [store]
@@ -168,7 +172,8 @@ WRONG = [
     ('kind = "openai"', 'kind = "soap"', "backends.llama", "unknown kind 'soap'"),
     ('kind = "openai"', "", "backends.llama", "needs a kind"),
     ("http://127", "ftp://127", "backends.llama.url", "must be a URL"),
-    ('"TOKENIZER"', '"BACKEND"', "models.smollm2.counting", "must be 'TOKENIZER' or 'TOKEN_IDS'"),
+    ('"TOKENIZER"', '"GUESS"', "models.smollm2.counting", "must be 'TOKENIZER', 'TOKEN_IDS' or 'BACKEND'"),
+    ('"TOKENIZER"', '"BACKEND"', "models.smollm2.tokenizer", "is not used"),
     ("model.gguf", "missing.gguf", "models.smollm2.tokenizer.path", "there is no file"),
     ("[models.smollm2]", '[models."a/b"]', "models.a/b", "must be 1 to 128 letters"),
     ("= 500_000", "= -1", "rate_cards[0].microcredits_per_million_tokens.prompt", "greater than or equal to 0"),
@@ -417,6 +422,96 @@ def test_these_urls_can_be_called(tmp_path: Path, url: str) -> None:
     backend = load(tmp_path, GOOD.replace("http://127.0.0.1:8080/v1", url)).backends["llama"]
     assert isinstance(backend, OpenAIBackendTable)
     assert backend.url == url
+
+
+# --- what a model does, and what its backends take ------------------------------------------------------------------
+
+EMBEDDING = (
+    GOOD.replace('counting = "TOKENIZER"', 'counting = "TOKENIZER"\ntask = "embedding"\ndimensions = 576')
+    .replace(", completion = 2_000_000", "")
+    .replace("smollm2", "vectors")
+)
+
+
+def test_an_embedding_model_has_dimensions_and_a_price_of_prompts_only(tmp_path: Path) -> None:
+    model = catalog_of(load(tmp_path, EMBEDDING)).get("vectors")
+    assert (model.task, model.dimensions, model.dimensions_selectable) == (ModelTask.EMBEDDING, 576, False)
+    assert dict(model.rate_cards[0].prices) == {TokenClass.PROMPT: 500_000, TokenClass.CACHED_PROMPT: 500_000}
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "key"),
+    [
+        (EMBEDDING, "dimensions = 576", "", "models.vectors.dimensions"),
+        (EMBEDDING, "dimensions = 576", "dimensions = 0", "models.vectors.dimensions"),
+        (EMBEDDING, "dimensions = 576", "dimensions = 1_000_001", "models.vectors.dimensions"),
+        (EMBEDDING, '"embedding"', '"painting"', "models.vectors.task"),
+        (
+            EMBEDDING,
+            "prompt = 500_000",
+            "prompt = 500_000, completion = 1",
+            "rate_cards[0].microcredits_per_million_tokens.completion",
+        ),
+        (
+            EMBEDDING,
+            "prompt = 500_000",
+            "prompt = 500_000, reasoning = 1",
+            "rate_cards[0].microcredits_per_million_tokens.reasoning",
+        ),
+        (EMBEDDING, '"model.gguf"', '"model.gguf", prompt_rule = "openai"', "models.vectors.tokenizer.prompt_rule"),
+        (
+            EMBEDDING,
+            '"model.gguf"',
+            '"model.gguf", chat_template_path = "model.gguf"',
+            "models.vectors.tokenizer.chat_template_path",
+        ),
+        (GOOD, "context_tokens = 2048", "context_tokens = 2048\ndimensions = 3", "models.smollm2.dimensions"),
+        (
+            GOOD,
+            "context_tokens = 2048",
+            "context_tokens = 2048\ndimensions_selectable = true",
+            "models.smollm2.dimensions_selectable",
+        ),
+        (GOOD, 'kind = "openai"', 'kind = "openai"\nparameters = ["n"]', "backends.llama.parameters[0]"),
+        (GOOD, 'kind = "openai"', 'kind = "openai"\nvector_encoding = "hex"', "backends.llama.vector_encoding"),
+    ],
+)
+def test_what_contradicts_a_models_task_is_refused_by_its_key(
+    tmp_path: Path, text: str, old: str, new: str, key: str
+) -> None:
+    assert old in text
+    assert list(problems(tmp_path, text.replace(old, new))) == [key]
+
+
+def parameters_of_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> frozenset[Parameter]:
+    monkeypatch.setattr(offerings, "open_tokenizer", lambda spec: None)
+    return Parts.of(load(tmp_path, text)).catalog.get("smollm2").parameters
+
+
+def test_a_model_takes_what_every_one_of_its_backends_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documented = parameters_of_smollm2(tmp_path, monkeypatch, GOOD)
+    assert documented == ALL_PARAMETERS - {Parameter.TOP_K, Parameter.MIN_P, Parameter.ASSISTANT_LAST}
+    native = GOOD.replace('kind = "openai"\nurl = "http://127.0.0.1:8080/v1"', 'kind = "grpc"\naddress = "127.0.0.1:1"')
+    assert parameters_of_smollm2(tmp_path, monkeypatch, native) == ALL_PARAMETERS
+    named = 'parameters = ["sampling.top_k", "sampling.seed"]'
+    chosen = GOOD.replace('kind = "openai"', f'kind = "openai"\n{named}')
+    assert parameters_of_smollm2(tmp_path, monkeypatch, chosen) == {Parameter.TOP_K, Parameter.SEED}
+    both = chosen.replace('backends = ["llama"]', 'backends = ["llama", "other"]') + (
+        '[backends.other]\nkind = "openai"\nurl = "http://127.0.0.1:8081/v1"\n'
+    )
+    assert parameters_of_smollm2(tmp_path, monkeypatch, both) == {Parameter.SEED}
+    none = GOOD.replace('kind = "openai"', 'kind = "openai"\nparameters = []')
+    assert not parameters_of_smollm2(tmp_path, monkeypatch, none)
+
+
+@pytest.mark.parametrize("url", ["https://far.example/vet", "http://127.0.0.1:8090/vet", "http://localhost/vet"])
+def test_a_content_policy_is_asked_over_https_or_on_this_machine(tmp_path: Path, url: str) -> None:
+    assert load(tmp_path, f'{GOOD}\n[content_policy]\nurl = "{url}"\n').content_policy.url == url
+
+
+def test_texts_of_answers_do_not_cross_the_network_readable(tmp_path: Path) -> None:
+    found = problems(tmp_path, f'{GOOD}\n[content_policy]\nurl = "http://far.example/vet"\n')
+    assert "use https" in found["content_policy.url"]
 
 
 def test_how_long_what_is_done_with_is_kept_and_how_the_books_are_watched_can_be_set(tmp_path: Path) -> None:

@@ -25,10 +25,12 @@ from ledger_rows import (
     an_adjustment,
     differences,
     open_wallet,
+    tokens,
 )
 
 from metergate.core.errors import MetergateError
 from metergate.core.operations import Settled
+from metergate.core.reservation import Estimate
 from metergate.core.rows import Charge, Correction, WalletState
 from metergate.ports import ChargeFilter, LedgerStore, TransferFilter
 from metergate.stores.sqlite import SqliteLedgerStore
@@ -45,7 +47,7 @@ STEPS = st.one_of(
         st.sampled_from([0, 0, 60, 200]),
     ),
     st.tuples(st.just("reserve"), RESERVATIONS, st.sampled_from(["r1", "r2"]), AMOUNTS),
-    st.tuples(st.just("capture"), RESERVATIONS, AMOUNTS, AMOUNTS),
+    st.tuples(st.just("capture"), RESERVATIONS, AMOUNTS, AMOUNTS, st.none() | st.integers(0, 150)),
     st.tuples(st.just("settle"), RESERVATIONS, st.none() | AMOUNTS, AMOUNTS),
     st.tuples(st.just("request"), st.integers(10, 150), st.integers(0, 150)),
     st.tuples(st.just("request"), st.integers(10, 150), st.integers(0, 150)),
@@ -124,8 +126,10 @@ class World:
                 await self.store.reserve(a_reserve(name, wanted_microcredits=wanted, **owned))
                 charged = min(charged, wanted)
                 return await self.store.settle(a_settle(charged, name, captured=charged, **owned))
-            case ("capture", name, target, wanted):
-                return await self.store.capture(a_capture(target, name, wanted_microcredits=wanted, **owned))
+            case ("capture", name, target, wanted, estimated):
+                estimate = None if estimated is None else Estimate(usage=tokens(estimated), microcredits=estimated)
+                values = {"wanted_microcredits": wanted, "estimate": estimate}
+                return await self.store.capture(a_capture(target, name, **values, **owned))
             case ("settle", name, charged, captured):
                 return await self.store.settle(a_settle(charged, name, captured=captured, **owned))
         raise AssertionError(step)

@@ -606,3 +606,36 @@ async def test_grants_that_expire_together_are_posted_in_burn_order(store: Ledge
     await store.settle(a_settle(None, owner=store.owner, now_us=NOW_US + 2))
     transfers = (await store.list_transfers("alice", TransferFilter(), cursor=None, size=2)).rows
     assert [transfer.grant_id for transfer in transfers] == ["later", "sooner"]
+
+
+# --- counted and reported -------------------------------------------------------------------------------------------
+
+
+async def charge(store: LedgerStore, number: int, reported: Usage | None, **values: Any) -> None:
+    """Settle a request that counted ten tokens."""
+    name = f"res-{number}"
+    settle = a_settle(10, name, captured=10, owner=store.owner, **values)
+    assert settle.settlement is not None
+    mismatch = reported is not None and reported.total() != 10
+    settlement = replace(settle.settlement, usage_reported=reported, usage_mismatch=mismatch)
+    await reserve(store, name, now_us=settle.now_us)
+    await store.settle(replace(settle, settlement=settlement))
+
+
+async def test_usage_is_compared_by_day_and_backend_for_answers_that_ended_by_themselves(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant(amount=10_000))
+    tomorrow_us = NOW_US + DAY_US
+    await charge(store, 1, Usage.of({TokenClass.COMPLETION: 10}))
+    await charge(store, 2, Usage.of({TokenClass.PROMPT: 5, TokenClass.COMPLETION: 9}))
+    await charge(store, 3, None)
+    await charge(store, 4, Usage())
+    await charge(store, 5, Usage.of({TokenClass.COMPLETION: 2}), close_cause=CloseCause.CLIENT_CANCELLED)
+    await charge(store, 6, Usage.of({TokenClass.COMPLETION: 11}), now_us=tomorrow_us)
+    today, tomorrow = await store.compare_usage(0)
+    assert (today.day_us, tomorrow.day_us) == (NOW_US // DAY_US * DAY_US, tomorrow_us // DAY_US * DAY_US)
+    assert (today.backend_id, today.model_id, today.counting_source) == ("backend-1", "model-1", "TOKENIZER")
+    assert (today.charges, today.unreported_charges, today.mismatched_charges) == (4, 1, 2)
+    assert (today.counted_tokens, today.reported_tokens) == (30, 24)
+    assert (tomorrow.charges, tomorrow.counted_tokens, tomorrow.reported_tokens) == (1, 10, 11)
+    assert await store.compare_usage(tomorrow_us) == (tomorrow,)
+    assert await store.compare_usage(tomorrow_us + 1) == ()

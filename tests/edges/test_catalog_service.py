@@ -20,6 +20,17 @@ async def test_a_model_is_shown_with_its_current_and_coming_prices(edge: Edge) -
     assert model.coming_rate_cards[0].effective_time == timestamp(4_000_000_000_000_000)
 
 
+async def test_a_model_says_what_it_does_and_what_a_request_may_set(edge: Edge) -> None:
+    chat = (await edge.catalog.GetModel(catalog_pb2.GetModelRequest(name="models/small"), metadata=APP)).model
+    assert (chat.task, chat.dimensions, chat.dimensions_selectable) == (catalog_pb2.MODEL_TASK_CHAT, 0, False)
+    assert list(chat.parameters) == ["sampling.temperature", "tools"]
+    vectors = (await edge.catalog.GetModel(catalog_pb2.GetModelRequest(name="models/vectors"), metadata=APP)).model
+    assert (vectors.task, vectors.dimensions) == (catalog_pb2.MODEL_TASK_EMBEDDING, 576)
+    assert vectors.dimensions_selectable
+    assert not vectors.parameters
+    assert [price.token_class for price in vectors.current_rate_card.token_prices] == [usage_pb2.TOKEN_CLASS_PROMPT]
+
+
 async def test_a_coming_price_becomes_current_at_its_time(edge: Edge) -> None:
     edge.clock.time_us = 4_000_000_000_000_000
     response = await edge.catalog.GetModel(catalog_pb2.GetModelRequest(name="models/small"), metadata=APP)
@@ -39,6 +50,7 @@ async def test_models_are_listed_by_name_and_say_whether_the_caller_may_use_them
         ("models/another", False),
         ("models/small", True),
         ("models/third", False),
+        ("models/vectors", False),
     ]
     response = await edge.catalog.ListModels(catalog_pb2.ListModelsRequest(), metadata=OWN)
     assert all(model.allowed for model in response.models)
@@ -50,7 +62,7 @@ async def test_pages_of_models_join_to_the_whole_list(edge: Edge) -> None:
         catalog_pb2.ListModelsRequest(page_size=2, page_token=first.next_page_token), metadata=OWN
     )
     names = [model.name for response in (first, second) for model in response.models]
-    assert names == ["models/another", "models/small", "models/third"]
+    assert names == ["models/another", "models/small", "models/third", "models/vectors"]
     assert second.next_page_token == ""
 
 

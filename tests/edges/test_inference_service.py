@@ -246,7 +246,7 @@ async def test_an_unknown_field_is_an_invalid_argument(edge: Edge) -> None:
 
 
 async def test_an_unknown_method_is_unimplemented(edge: Edge) -> None:
-    method: RawMethod = edge.channel.unary_unary("/metergate.v1.InferenceService/Embed")
+    method: RawMethod = edge.channel.unary_unary("/metergate.v1.InferenceService/Imagine")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await method(b"", metadata=AUTHORIZED)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

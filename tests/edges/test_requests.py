@@ -1,15 +1,28 @@
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message as ProtoMessage
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from metergate.core.embedding import EmbeddingRequest
 from metergate.core.errors import RequestInvalid
-from metergate.core.inference import InferenceRequest, Message, ResponseFormatKind, Role, Sampling, Tool, ToolCall
+from metergate.core.inference import (
+    InferenceRequest,
+    Message,
+    ResponseFormatKind,
+    Role,
+    Sampling,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    ToolChoiceKind,
+)
 from metergate.edges.calls import decode
-from metergate.edges.requests import read_count, read_inference
-from metergate.v1 import chat_pb2, inference_pb2
+from metergate.edges.requests import read_count, read_embedding, read_inference
+from metergate.v1 import account_pb2, catalog_pb2, chat_pb2, inference_pb2
 
 Change = Callable[[inference_pb2.Inference], object]
 
@@ -98,6 +111,14 @@ def set_field(**values: object) -> Change:
 
 def add_tools(*tools: chat_pb2.Tool) -> Change:
     return lambda inference: inference.tools.extend(tools)
+
+
+def set_tool_choice(*tools: str, **choice: object) -> Change:
+    def change(inference: inference_pb2.Inference) -> None:
+        inference.tools.extend(chat_pb2.Tool(name=name) for name in tools)
+        inference.tool_choice.CopyFrom(chat_pb2.ToolChoice(**choice))  # type: ignore[arg-type]
+
+    return change
 
 
 def set_schema(name: str, schema: str) -> Change:
@@ -193,6 +214,8 @@ BAD_FIELDS: list[tuple[str, Change]] = [
     ("inference.sampling.presence_penalty", set_sampling(presence_penalty=math.nan)),
     ("inference.sampling.frequency_penalty", set_sampling(frequency_penalty=2.1)),
     ("inference.sampling.frequency_penalty", set_sampling(frequency_penalty=-math.inf)),
+    *[("inference.sampling.top_k", set_sampling(top_k=top_k)) for top_k in (0, -1, 1_000_001)],
+    *[("inference.sampling.min_p", set_sampling(min_p=min_p)) for min_p in (-0.1, 1.1, math.nan)],
     ("inference.sampling.stop", set_sampling(stop=["a"] * 5)),
     ("inference.sampling.stop[1]", set_sampling(stop=["a", ""])),
     ("inference.sampling.stop[0]", set_sampling(stop=["a" * 257])),
@@ -212,6 +235,13 @@ BAD_FIELDS: list[tuple[str, Change]] = [
         "inference.tools[0].parameters_json_schema",
         add_tools(chat_pb2.Tool(name="f", parameters_json_schema='{"a":' * 10_000 + "1" + "}" * 10_000)),
     ),
+    ("inference.tool_choice", set_tool_choice(mode=chat_pb2.TOOL_CHOICE_MODE_REQUIRED)),
+    ("inference.tool_choice", set_tool_choice(mode=chat_pb2.TOOL_CHOICE_MODE_NONE)),
+    ("inference.tool_choice.mode", set_tool_choice("f")),
+    ("inference.tool_choice.mode", set_tool_choice("f", mode=0)),
+    ("inference.tool_choice.mode", set_tool_choice("f", mode=99)),
+    ("inference.tool_choice.function", set_tool_choice("f", function="g")),
+    ("inference.tool_choice.function", set_tool_choice("f", function="")),
     ("inference.response_format.json_schema.name", set_schema("", "{}")),
     ("inference.response_format.json_schema.schema", set_schema("answer", "")),
     ("inference.response_format.json_schema.schema", set_schema("answer", "null")),
@@ -265,22 +295,57 @@ def unknown_field(number: int) -> bytes:
     return chat_pb2.Tool(name="future").SerializeToString().replace(b"\x0a", bytes([number << 3 | 2]), 1)
 
 
+REQUESTS = (
+    inference_pb2.CompleteRequest,
+    inference_pb2.StreamCompleteRequest,
+    inference_pb2.EmbedRequest,
+    inference_pb2.CountTokensRequest,
+    account_pb2.GetWalletRequest,
+    account_pb2.ListChargesRequest,
+    account_pb2.ListTransfersRequest,
+    catalog_pb2.ListModelsRequest,
+    catalog_pb2.GetModelRequest,
+)
+
+
+def places(descriptor: Descriptor, *above: FieldDescriptor) -> Iterator[tuple[FieldDescriptor, ...]]:
+    """Where messages of a request are, at every depth: the fields that lead to each."""
+    yield above
+    for field in descriptor.fields:
+        if field.message_type is not None:
+            yield from places(field.message_type, *above, field)
+
+
+PLACES = [(request_class, place) for request_class in REQUESTS for place in places(request_class.DESCRIPTOR)]
+
+
 @pytest.mark.parametrize(
-    ("path", "where"),
-    [
-        ("inference", lambda inference: inference),
-        ("inference.messages[0]", lambda inference: inference.messages[0]),
-        ("inference.messages[0].content_parts[0]", lambda inference: inference.messages[0].content_parts[0]),
-        ("inference.sampling", lambda inference: inference.sampling),
-    ],
+    ("request_class", "place"),
+    PLACES,
+    ids=[".".join((kind.DESCRIPTOR.name, *(field.name for field in place))) for kind, place in PLACES],
 )
 def test_a_field_this_version_does_not_know_is_refused_wherever_it_is(
-    path: str, where: Callable[[inference_pb2.Inference], chat_pb2.Message]
+    request_class: type[ProtoMessage], place: tuple[FieldDescriptor, ...]
 ) -> None:
-    inference = an_inference()
-    inference.sampling.temperature = 1
-    where(inference).MergeFromString(unknown_field(15))
-    assert fields_refused(inference) == [path]
+    request = request_class()
+    here, path = request, ""
+    for field in place:
+        below = getattr(here, field.name)
+        here = below.add() if field.is_repeated else below
+        path += f".{field.name}[0]" if field.is_repeated else f".{field.name}"
+    here.MergeFromString(unknown_field(15))
+    with pytest.raises(RequestInvalid) as caught:
+        decode(request.SerializeToString(), request_class)
+    [violation] = caught.value.violations
+    assert violation.field == (path.removeprefix(".") or "request")
+    assert violation.description == "has the unknown field 15"
+
+
+def test_every_message_of_a_request_was_looked_at() -> None:
+    types = [place[-1].message_type for _, place in PLACES if place]
+    names = {kind.name for kind in types if kind is not None}
+    assert {"Inference", "Message", "ContentPart", "ToolCall", "Tool", "Sampling", "ToolChoice"} <= names
+    assert {"ResponseFormat", "TextFormat", "JsonObjectFormat", "JsonSchemaFormat"} <= names
 
 
 def test_an_unknown_field_of_the_request_itself_is_refused() -> None:
@@ -317,3 +382,61 @@ def read_or_refuse(data: bytes) -> None:
         read_inference(request)
     except RequestInvalid as error:
         assert error.violations  # noqa: PT017 - nothing else may be raised
+
+
+# --- tools ----------------------------------------------------------------------------------------------------------
+
+
+def with_tool_choice(**choice: object) -> InferenceRequest:
+    inference = an_inference()
+    set_tool_choice("f", "g", **choice)(inference)
+    return read(inference)
+
+
+def test_a_choice_of_tools_arrives() -> None:
+    assert with_tool_choice(mode=chat_pb2.TOOL_CHOICE_MODE_AUTO).tool_choice == ToolChoice()
+    required = with_tool_choice(mode=chat_pb2.TOOL_CHOICE_MODE_REQUIRED)
+    assert required.tool_choice == ToolChoice(kind=ToolChoiceKind.REQUIRED)
+    named = with_tool_choice(function="g")
+    assert named.tool_choice == ToolChoice(kind=ToolChoiceKind.FUNCTION, function="g")
+    assert len(named.prompt.tools) == 2
+
+
+def test_tools_that_must_not_be_called_are_neither_sent_nor_counted() -> None:
+    assert with_tool_choice(mode=chat_pb2.TOOL_CHOICE_MODE_NONE) == read(an_inference())
+
+
+# --- embeddings -----------------------------------------------------------------------------------------------------
+
+
+def test_an_embedding_request_arrives_in_the_domains_words() -> None:
+    asked = inference_pb2.EmbedRequest(
+        request_id="e-1", model="models/small", inputs=["a", "天"], dimensions=3, credit_limit_microcredits=5
+    )
+    assert read_embedding(asked) == EmbeddingRequest(
+        request_id="e-1", model_id="small", inputs=("a", "天"), dimensions=3, credit_limit_microcredits=5
+    )
+    plain = read_embedding(inference_pb2.EmbedRequest(request_id="e-1", model="models/small", inputs=["a"]))
+    assert (plain.dimensions, plain.credit_limit_microcredits) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("request_id", {"request_id": ""}),
+        ("model", {"model": "small"}),
+        ("inputs", {"inputs": []}),
+        ("inputs", {"inputs": ["a"] * 2_049}),
+        ("inputs[1]", {"inputs": ["a", ""]}),
+        ("inputs[1]", {"inputs": ["a", "b\0c"]}),
+        ("dimensions", {"dimensions": 0}),
+        ("dimensions", {"dimensions": -1}),
+        ("credit_limit_microcredits", {"credit_limit_microcredits": 0}),
+        ("credit_limit_microcredits", {"credit_limit_microcredits": 2**62 + 1}),
+    ],
+)
+def test_each_bad_field_of_an_embedding_is_refused_by_its_path(field: str, values: dict[str, object]) -> None:
+    good: dict[str, object] = {"request_id": "e-1", "model": "models/small", "inputs": ["a"]}
+    with pytest.raises(RequestInvalid) as caught:
+        read_embedding(inference_pb2.EmbedRequest(**(good | values)))  # type: ignore[arg-type]
+    assert [violation.field for violation in caught.value.violations] == [field]

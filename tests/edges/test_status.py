@@ -89,9 +89,10 @@ def test_a_backend_that_is_left_out_says_when_it_is_tried_again(known_seconds: f
 @pytest.mark.parametrize(
     ("error", "field"),
     [
-        (errors.PromptTooLong(model_id="m", prompt_tokens=9, prompt_tokens_max=8), "inference.messages"),
+        (errors.PromptTooLong(model_id="m", prompt_tokens=9, prompt_tokens_max=8), "messages"),
         (errors.MessageTooLarge(bytes=9, bytes_max=8), "request"),
-        (errors.BackendRejected(model_id="m", problem="p"), "inference"),
+        (errors.BackendRejected(model_id="m", problem="p"), "request"),
+        (errors.ModelTaskWrong(model_id="m", task="CHAT"), "model"),
         (errors.RequestInvalid(errors.Violation("inference.model", "is wrong")), "inference.model"),
     ],
 )

@@ -86,23 +86,89 @@ def test_a_tool_schema_that_is_no_json_is_named() -> None:
     assert [violation.field for violation in refused.value.violations] == ["tools[1].parameters_json_schema"]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{{ 'a' * 1000000000 }}",
-        "{{ 1000000000 * 'a' }}",
-        "{{ 9 ** 999999999 }}",
-        "{{ '%999999999d' % 1 }}",
-        "{% for i in range(1000000000) %}x{% endfor %}",
-        "{{ messages.append(1) }}",
-        "{{ messages.__class__.__mro__ }}",
-        "{{ ''.__class__.__subclasses__() }}",
-        "{% set t = 'x' * 60000 %}{% for i in range(99999) %}{{ t }}{% endfor %}",
-    ],
-)
-def test_what_a_template_may_not_do_ends_it(text: str) -> None:
+ESCAPES = {
+    "a long text": "{{ 'a' * 1000000000 }}",
+    "a long text, turned": "{{ 1000000000 * 'a' }}",
+    "a long list": "{{ ([1] * 60000) * 60000 }}",
+    "a power": "{{ 9 ** 999999999 }}",
+    "a width by %": "{{ '%999999999d' % 1 }}",
+    "a width by a filter": "{{ '%999999999d'|format(1) }}",
+    "a width by an argument": "{{ '%*d'|format(999999999, 1) }}",
+    "a width by a method": "{{ '{:999999999}'.format(1) }}",
+    "a width by a width": "{{ '{:{}}'.format(1, 999999999) }}",
+    "padding": "{{ 'a'.ljust(999999999) }}",
+    "padding by a filter": "{{ 'a'|center(999999999) }}",
+    "zeros": "{{ 'a'.zfill(999999999) }}",
+    "tabs": "{{ '\t'.expandtabs(999999999) }}",
+    "indenting": "{{ 'a\nb'|indent(999999999) }}",
+    "indented JSON": "{{ [1]|tojson(indent=999999999) }}",
+    "a long range": "{% for i in range(1000000000) %}x{% endfor %}",
+    "loops in loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "loops over a generator": "{% for i in range(9999) %}{% for j in range(9999)|map('abs') %}{% endfor %}{% endfor %}",
+    "doubling with ~": "{% set n = namespace(t='ab') %}{% for i in range(99) %}{% set n.t = n.t ~ n.t %}{% endfor %}",
+    "doubling with +": "{% set n = namespace(t='ab') %}{% for i in range(99) %}{% set n.t = n.t + n.t %}{% endfor %}",
+    "doubling lists": "{% set n = namespace(t=[1]) %}{% for i in range(99) %}{% set n.t = n.t + n.t %}{% endfor %}",
+    "doubling in blocks": (
+        "{% set n = namespace(t='ab') %}{% for i in range(99) %}"
+        "{% set b %}{{ n.t }}{{ n.t }}{% endset %}{% set n.t = b %}{% endfor %}"
+    ),
+    "replacing": "{{ ('a' * 60000).replace('a', 'b' * 60000) }}",
+    "replacing by a filter": "{{ ('a' * 60000)|replace('a', 'b' * 60000) }}",
+    "joining": "{{ ('b' * 60000).join('a' * 60000) }}",
+    "joining by a filter": "{{ ('a' * 60000)|join('b' * 60000) }}",
+    "calls in calls": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "calls without end": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "searching": (
+        "{% set t = 'x' * 60000 %}{% set t = t + t + t + t %}{% set t = t + t + t + t %}"
+        "{% for i in range(99999) %}{% if (t + 'y') in t %}{% endif %}{% if 'y' in t %}{% endif %}{% endfor %}"
+    ),
+    "words without end": "{{ lipsum(n=1000000) }}",
+    "another file": "{% include 'secrets' %}",
+    "changing the messages": "{{ messages.append(1) }}",
+    "classes of the messages": "{{ messages.__class__.__mro__ }}",
+    "classes": "{{ ''.__class__.__subclasses__() }}",
+    "globals of a function": "{{ raise_exception.__globals__.json }}",
+    "globals by a filter": "{{ (raise_exception|attr('__globals__')).json }}",
+    "globals by a format": "{{ '{0.__globals__[json]}'.format(raise_exception) }}",
+    "a long prompt": "{% set t = 'x' * 60000 %}{% for i in range(99999) %}{{ t }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_what_a_template_may_not_do_ends_it(name: str) -> None:
+    # At once, or when it is reached: only for a message that its loading does not try it with.
+    with pytest.raises((TokenizerInvalid, RequestInvalid)):
+        render(ESCAPES[name])
     with pytest.raises(RequestInvalid):
-        render(text)
+        render("{% if messages[0].content == 'hi there' %}" + ESCAPES[name] + "{% endif %}")
+
+
+def test_a_template_that_breaks_the_bounds_on_every_message_is_refused_when_it_is_loaded() -> None:
+    with pytest.raises(TokenizerInvalid, match=r"model\.gguf.*may not make so large a value"):
+        ChatTemplate(TemplateSource(text=ESCAPES["doubling with ~"]), "model.gguf")
+
+
+def test_each_rendering_has_bounds_of_its_own() -> None:
+    template = ChatTemplate(TemplateSource(text="{% for i in range(60000) %}{% endfor %}{{ 'a' ~ 'b' }}"), "model.gguf")
+    for _ in range(40):
+        assert template.render(Prompt(messages=(USER,))) == "ab"
+
+
+def test_loops_know_their_length_and_their_last_turn() -> None:
+    text = "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ '.' if loop.last else ',' }}{% endfor %}"
+    assert render(text, *ANSWERED) == "1/3,2/3,3/3."
+    text = "{% for m in messages if m.role != 'tool' %}{{ loop.index }}{{ '.' if loop.last else ',' }}{% endfor %}"
+    assert render(text, *ANSWERED) == "1,2."
+    assert render("{% for k, v in {'a': 1}.items() recursive %}{{ k ~ v }}{% else %}none{% endfor %}") == "a1"
+
+
+def test_a_long_conversation_is_well_within_the_bounds() -> None:
+    messages = tuple(Message(role=Role.USER, parts=("word " * 200,)) for _ in range(2_000))
+    text = (
+        "{% for m in messages %}{% set c = '<|' + m.role + '|>' ~ m.content | trim %}"
+        "{{ c.replace('|>', '|>\n').split('\n')[-1] }}{{ '\n' }}{% endfor %}"
+    )
+    assert len(render(text, *messages)) == 2_000_000
 
 
 def test_a_template_that_does_not_compile_names_the_file() -> None:

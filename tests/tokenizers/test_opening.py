@@ -84,6 +84,16 @@ def test_a_bos_that_the_template_wrote_is_not_added_again(
     assert tokenizer.count_prompt(Prompt(messages=(Message(role=Role.USER, parts=("hi",)),))) == tokens
 
 
+@pytest.mark.parametrize(("add_bos", "add_eos", "added"), [(False, False, 0), (True, False, 1), (True, True, 2)])
+def test_a_text_that_is_embedded_has_the_special_tokens_that_the_file_adds(
+    tmp_path: Path, add_bos: bool, add_eos: bool, added: int
+) -> None:
+    changes = {"tokenizer.ggml.add_bos_token": add_bos, "tokenizer.ggml.add_eos_token": add_eos}
+    path = write_gguf(tmp_path / "m.gguf", **changes)
+    tokenizer = open_tokenizer(TokenizerSpec(kind="gguf", path=path, prompt_rule="none"))
+    assert tokenizer.count_input("hi!") == 2 + added
+
+
 def test_a_llama_3_vocabulary_adds_its_bos_unless_the_file_says_otherwise(tmp_path: Path) -> None:
     changes = {"tokenizer.ggml.pre": "llama-bpe", "tokenizer.chat_template": "{{ messages[0].content }}"}
     assert load_gguf(write_gguf(tmp_path / "m.gguf", **changes)).vocabulary.count_rendered("hi") == 2

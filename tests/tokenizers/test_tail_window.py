@@ -94,7 +94,7 @@ def test_any_chunking_of_real_text_counts_as_the_whole(vocabulary: Vocabulary, n
     source = random.Random(7)
     chunkings = [list(text), [text], *(pieces_of(text, source) for _ in range(12))]
     for chunks in chunkings:
-        counter = TailWindowCounter(vocabulary.count_text, vocabulary.boundary)
+        counter = TailWindowCounter(vocabulary.count_text, vocabulary.boundary, vocabulary.runs)
         for chunk in chunks:
             counter.add(chunk)
         assert counter.tokens == vocabulary.count_text(text), chunks
@@ -105,7 +105,7 @@ def test_every_prefix_of_mixed_text_counts_as_that_prefix_alone(vocabulary: Voca
     parts = [text[start : start + 12] for text in CORPUS.values() for start in range(0, len(text), 12)]
     source.shuffle(parts)
     text = "".join(parts)
-    counter = TailWindowCounter(vocabulary.count_text, vocabulary.boundary)
+    counter = TailWindowCounter(vocabulary.count_text, vocabulary.boundary, vocabulary.runs)
     position = 0
     while position < len(text):
         step = source.randint(1, 9)
@@ -116,7 +116,7 @@ def test_every_prefix_of_mixed_text_counts_as_that_prefix_alone(vocabulary: Voca
 @given(chunks=st.lists(PIECES, max_size=25))
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_pieces_count_as_their_concatenation(vocabulary: Vocabulary, chunks: list[str]) -> None:
-    counter = TailWindowCounter(vocabulary.count_text, vocabulary.boundary)
+    counter = TailWindowCounter(vocabulary.count_text, vocabulary.boundary, vocabulary.runs)
     for chunk in chunks:
         counter.add(chunk)
     assert counter.tokens == vocabulary.count_text("".join(chunks))
@@ -135,7 +135,7 @@ def test_every_pair_of_edges_splits_into_the_same_count_at_every_boundary(vocabu
 
 def test_the_tail_stays_short_in_every_kind_of_ordinary_text(vocabulary: Vocabulary) -> None:
     for text in (ENGLISH, CHINESE, CODE, DIGITS):
-        counter = TailWindowCounter(vocabulary.count_text, vocabulary.boundary)
+        counter = TailWindowCounter(vocabulary.count_text, vocabulary.boundary, vocabulary.runs)
         longest = 0
         for character in text * 20:
             counter.add(character)
@@ -143,7 +143,7 @@ def test_the_tail_stays_short_in_every_kind_of_ordinary_text(vocabulary: Vocabul
         assert longest <= 64, text
 
 
-def test_a_run_without_a_boundary_is_reported_as_a_long_tail(vocabulary: Vocabulary) -> None:
+def test_a_run_that_may_be_cut_nowhere_is_reported_as_a_long_tail(vocabulary: Vocabulary) -> None:
     counter = TailWindowCounter(vocabulary.count_text, vocabulary.boundary)
     counter.add("start " + "a" * 5000)
     assert counter.tail_characters == 5001
@@ -152,7 +152,7 @@ def test_a_run_without_a_boundary_is_reported_as_a_long_tail(vocabulary: Vocabul
 
 
 def test_a_copy_goes_its_own_way(vocabulary: Vocabulary) -> None:
-    counter = TailWindowCounter(vocabulary.count_text, vocabulary.boundary)
+    counter = TailWindowCounter(vocabulary.count_text, vocabulary.boundary, vocabulary.runs)
     counter.add("The straigh")
     before = counter.tokens
     twin = counter.copy()
@@ -164,7 +164,7 @@ def test_a_copy_goes_its_own_way(vocabulary: Vocabulary) -> None:
 
 
 def test_no_text_is_no_tokens(vocabulary: Vocabulary) -> None:
-    counter = TailWindowCounter(vocabulary.count_text, vocabulary.boundary)
+    counter = TailWindowCounter(vocabulary.count_text, vocabulary.boundary, vocabulary.runs)
     assert (counter.tokens, counter.add(""), counter.tail_characters) == (0, 0, 0)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from metergate.core.errors import BackendUnavailable
 from metergate.core.inference import ToolCallDelta
+from metergate.core.usage import Usage
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class AnswerChecks:
         self._model_id = model_id
         self._has_finished = False
         self._has_warned_of_usage = False
+        self._reported_tokens = 0
         self._named: dict[int, _Named] = {}  # by the tool call's index
 
     def before_delta(self) -> None:
@@ -77,6 +79,17 @@ class AnswerChecks:
         if len(text) > characters_max:
             raise self.unavailable(f"it sent a tool call whose {what} has more than {characters_max} characters")
         return text
+
+    def cumulative(self, usage: Usage) -> Usage | None:
+        """A report, if it can follow those before it: each is of all so far, so it has no fewer tokens than they.
+
+        Fewer are the tokens of one piece, and taken for the whole they would lower the charge.
+        """
+        if usage.total() < self._reported_tokens:
+            self.ignore_usage()
+            return None
+        self._reported_tokens = usage.total()
+        return usage
 
     def ignore_usage(self) -> None:
         """Warn, once an answer, of a usage that cannot be true."""

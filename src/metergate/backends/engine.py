@@ -16,11 +16,16 @@ from uuid import uuid4
 from grpc import aio
 
 from metergate.backends.answer_checks import AnswerChecks
-from metergate.backends.grpc_channel import failure, open_channel
+from metergate.backends.grpc_channel import ANSWER_BYTES_MAX, failure, open_channel
 from metergate.core.errors import BackendUnavailable
 from metergate.core.inference import BackendEvent, BackendRequest
+from metergate.core.parameters import ALL_PARAMETERS, Parameter
 
 _log = logging.getLogger(__name__)
+
+# What the protocols can say. Tools they take as part of the prompt, but give back raw text: such are not taken.
+VLLM_PARAMETERS = ALL_PARAMETERS - {Parameter.TOOLS, Parameter.TOOL_CHOICE}
+SGLANG_PARAMETERS = VLLM_PARAMETERS - {Parameter.SEED}
 
 _Metadata = Sequence[tuple[str, str]]
 
@@ -139,7 +144,7 @@ class EngineBackend:
 
     def __init__(self, options: EngineBackendOptions) -> None:
         self._options = options
-        self._channel = open_channel(options)
+        self._channel = open_channel(options, message_bytes_max=ANSWER_BYTES_MAX)
         self._protocol = open_protocol(options.kind, self._channel)
         self._metadata = (("authorization", f"Bearer {options.api_key}"),) if options.api_key is not None else ()
         self._info: EngineInfo | None = None  # what the last look found; None: look again before the next request

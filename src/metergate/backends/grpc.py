@@ -15,8 +15,10 @@ from grpc import aio
 from grpc_health.v1 import health_pb2
 
 from metergate.backends.answer_checks import AnswerChecks
-from metergate.backends.grpc_channel import failure, open_channel
-from metergate.core.errors import BackendUnavailable
+from metergate.backends.grpc_channel import ANSWER_BYTES_MAX, failure, open_channel
+from metergate.backends.vector_checks import IN_LOOP_NUMBERS_MAX, checked_vectors, prompt_usage, single_precision
+from metergate.core.embedding import EmbeddingBackendRequest, Embeddings
+from metergate.core.errors import BackendRejected, BackendUnavailable
 from metergate.core.inference import (
     BackendEvent,
     BackendRequest,
@@ -28,13 +30,19 @@ from metergate.core.inference import (
     Role,
     Sampling,
     Tool,
+    ToolChoice,
+    ToolChoiceKind,
     UsageReport,
 )
+from metergate.core.parameters import Parameter, parameters_of
 from metergate.core.rows import FinishReason
 from metergate.core.usage import TokenClass, Usage
 from metergate.v1 import backend_pb2, backend_pb2_grpc, chat_pb2, usage_pb2
 
 _log = logging.getLogger(__name__)
+
+# Of a backend that embeds: NUMBERS_MAX numbers of 4 bytes, and what surrounds each vector.
+_VECTORS_BYTES_MAX = 5 * 1024 * 1024
 
 # A look at a backend that is busy does not wait for it.
 _LOOK_SECONDS = 0.5
@@ -72,6 +80,7 @@ class GrpcBackendOptions:
     model_names: Mapping[str, str]  # the backend's own name of each model, by the model's id in this gateway
     api_key: str | None = field(default=None, repr=False)  # sent as a bearer token in the call's metadata
     connect_timeout_seconds: float  # >= 0.1; name look-up included
+    embeds: bool = False  # whether a model of it makes vectors, whose answers are larger
     tls: bool = False  # True: the backend must prove that it is the host of its address
     ca_pem: bytes | None = None  # the authorities it must prove it to; None: the public ones
     own_pem: tuple[bytes, bytes] | None = field(default=None, repr=False)  # key and certificate that are shown to it
@@ -82,7 +91,9 @@ class GrpcBackend:
 
     def __init__(self, options: GrpcBackendOptions) -> None:
         self._options = options
-        self._channel = open_channel(options)
+        self._channel = open_channel(
+            options, message_bytes_max=_VECTORS_BYTES_MAX if options.embeds else ANSWER_BYTES_MAX
+        )
         self._stub: backend_pb2_grpc.BackendServiceAsyncStub = backend_pb2_grpc.BackendServiceStub(self._channel)
         self._check_health = self._channel.unary_unary(
             "/grpc.health.v1.Health/Check",
@@ -124,9 +135,7 @@ class GrpcBackend:
         BackendRejected if the request as such was refused (INVALID_ARGUMENT, OUT_OF_RANGE); BackendUnavailable for all
         else.
         """
-        model = self._options.model_names.get(request.model_id)
-        if model is None:
-            raise BackendUnavailable(model_id=request.model_id, problem="it is not set up to run this model")
+        model = self._model_name(request.model_id)
         reader = AnswerReader(backend_id=self.backend_id, model_id=request.model_id)
         metadata = (*self._metadata, *request.trace_context.items())
         call = self._stub.Generate(encode_request(request, model=model), metadata=metadata)
@@ -145,6 +154,29 @@ class GrpcBackend:
         finally:
             call.cancel()  # of a call that has ended: nothing
 
+    async def embed(self, request: EmbeddingBackendRequest) -> Embeddings:
+        """Return a vector for each input; the errors are those of ``generate``."""
+        metadata = (*self._metadata, *request.trace_context.items())
+        asked = backend_pb2.BackendServiceEmbedRequest(
+            model=self._model_name(request.model_id),
+            inputs=request.inputs,
+            dimensions=request.dimensions if request.asks_dimensions else 0,
+        )
+        try:
+            answer = await self._stub.Embed(asked, metadata=metadata)
+        except aio.AioRpcError as exc:
+            raise failure(exc, request.model_id) from None  # its details would be printed with it
+        if len(request.inputs) * request.dimensions > IN_LOOP_NUMBERS_MAX:
+            return await asyncio.to_thread(_embeddings, answer, request)
+        return _embeddings(answer, request)
+
+    def _model_name(self, model_id: str) -> str:
+        """The backend's own name of a model; BackendUnavailable without one."""
+        model = self._options.model_names.get(model_id)
+        if model is None:
+            raise BackendUnavailable(model_id=model_id, problem="it is not set up to run this model")
+        return model
+
 
 def _text_only(message: backend_pb2.GenerateResponse) -> str:
     """The content of a message that has nothing else, as nearly all have; else ""."""
@@ -155,9 +187,32 @@ def _text_only(message: backend_pb2.GenerateResponse) -> str:
 
 # --- the request ----------------------------------------------------------------------------------------------------
 
+# What a GenerateRequest can say of what a request may set: all of it. A server that was built for an older version
+# refuses what it does not know; the configuration can say so beforehand.
+PARAMETERS = frozenset(
+    {
+        Parameter.TEMPERATURE,
+        Parameter.TOP_P,
+        Parameter.TOP_K,
+        Parameter.MIN_P,
+        Parameter.STOP,
+        Parameter.SEED,
+        Parameter.PRESENCE_PENALTY,
+        Parameter.FREQUENCY_PENALTY,
+        Parameter.TOOLS,
+        Parameter.TOOL_CHOICE,
+        Parameter.JSON_OBJECT,
+        Parameter.JSON_SCHEMA,
+        Parameter.ASSISTANT_LAST,
+    }
+)
+
 
 def encode_request(request: BackendRequest, *, model: str) -> backend_pb2.GenerateRequest:
-    """The message for ``model``, the backend's own name of it."""
+    """The message for ``model``, the backend's own name of it; BackendRejected for a parameter that it cannot say."""
+    unsaid = [parameter for parameter in parameters_of(request) if parameter not in PARAMETERS]
+    if unsaid:
+        raise BackendRejected(model_id=request.model_id, problem=f"its protocol has no {', '.join(unsaid)}")
     return backend_pb2.GenerateRequest(
         model=model,
         messages=[_message(message) for message in request.prompt.messages],
@@ -165,6 +220,7 @@ def encode_request(request: BackendRequest, *, model: str) -> backend_pb2.Genera
         max_completion_tokens=request.max_completion_tokens,
         tools=[_tool(tool) for tool in request.prompt.tools],
         response_format=_response_format(request.response_format),
+        tool_choice=_tool_choice(request.tool_choice),
     )
 
 
@@ -186,6 +242,8 @@ def _sampling(sampling: Sampling) -> chat_pb2.Sampling:
         top_p=sampling.top_p,
         stop=sampling.stop,
         seed=sampling.seed,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
     )
@@ -209,7 +267,28 @@ def _response_format(response_format: ResponseFormat) -> chat_pb2.ResponseFormat
     return chat_pb2.ResponseFormat(text=chat_pb2.ResponseFormat.TextFormat())
 
 
+def _tool_choice(choice: ToolChoice) -> chat_pb2.ToolChoice | None:
+    match choice.kind:
+        case ToolChoiceKind.FUNCTION:
+            return chat_pb2.ToolChoice(function=choice.function)
+        case ToolChoiceKind.REQUIRED:
+            return chat_pb2.ToolChoice(mode=chat_pb2.TOOL_CHOICE_MODE_REQUIRED)
+        case _:
+            return None
+
+
 # --- the answer -----------------------------------------------------------------------------------------------------
+
+
+def _embeddings(answer: backend_pb2.BackendServiceEmbedResponse, request: EmbeddingBackendRequest) -> Embeddings:
+    vectors = ((index, single_precision(embedding.values)) for index, embedding in enumerate(answer.embeddings))
+    usage_reported = None
+    if answer.HasField("usage"):
+        tokens = {_TOKEN_CLASSES.get(count.token_class): count.tokens for count in answer.usage.token_counts}
+        known = {token_class: count for token_class, count in tokens.items() if token_class is not None}
+        is_usable = len(known) == len(answer.usage.token_counts) and max(known.values(), default=0) <= _TOKENS_MAX
+        usage_reported = prompt_usage(known) if is_usable else None
+    return Embeddings(vectors=checked_vectors(request, vectors), usage_reported=usage_reported)
 
 
 class AnswerReader:
@@ -281,6 +360,7 @@ class AnswerReader:
             and all(0 <= count <= _TOKENS_MAX for count in tokens.values())
         )
         if is_usable:
-            return Usage.of({token_class: count for token_class, count in tokens.items() if token_class is not None})
+            known = {token_class: count for token_class, count in tokens.items() if token_class is not None}
+            return self._checks.cumulative(Usage.of(known))
         self._checks.ignore_usage()
         return None

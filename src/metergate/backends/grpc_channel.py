@@ -8,7 +8,7 @@ from grpc import aio
 from metergate.core.errors import BackendRejected, BackendUnavailable
 
 # One message holds at most one whole answer: 131,072 tokens of 4 bytes, and as much again for what surrounds them.
-_ANSWER_BYTES_MAX = 1024 * 1024
+ANSWER_BYTES_MAX = 1024 * 1024
 
 # A peer that is lost without a word is noticed after 40 s. Pinging more often, servers of gRPC's would take for abuse.
 _PING_MILLISECONDS = 30_000
@@ -51,12 +51,12 @@ class ChannelOptions(Protocol):
         ...
 
 
-def open_channel(options: ChannelOptions) -> aio.Channel:
-    """Open a channel, within the event loop that uses it; to be closed."""
+def open_channel(options: ChannelOptions, *, message_bytes_max: int) -> aio.Channel:
+    """Open a channel, within the event loop that uses it; to be closed. Larger messages of the backend are refused."""
     # A connection attempt ends with its time limit, and a call that waits for it fails with it.
     connect_milliseconds = round(options.connect_timeout_seconds * 1000)
     arguments = (
-        ("grpc.max_receive_message_length", _ANSWER_BYTES_MAX),
+        ("grpc.max_receive_message_length", message_bytes_max),
         ("grpc.keepalive_time_ms", _PING_MILLISECONDS),
         ("grpc.keepalive_timeout_ms", _PING_ANSWER_MILLISECONDS),
         ("grpc.min_reconnect_backoff_ms", connect_milliseconds),

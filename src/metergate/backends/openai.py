@@ -1,4 +1,4 @@
-"""Backends that speak the OpenAI-compatible HTTP protocol: ``POST {url}/chat/completions``.
+"""Backends that speak the OpenAI-compatible HTTP protocol: ``POST {url}/chat/completions`` and ``/embeddings``.
 
 Leaving ``generate`` in any way, a cancellation at any of its awaits included, closes the HTTP connection unless the
 answer was read to its end: that is what stops the generation on the backend. The adapter limits the connecting only;
@@ -14,8 +14,16 @@ from typing import NoReturn
 
 import aiohttp
 
+from metergate.backends.openai_embeddings import (
+    VectorEncoding,
+    answer_bytes_max,
+    decode_embeddings,
+    encode_embedding_request,
+)
 from metergate.backends.openai_wire import AnswerReader, MaxTokensField, encode_request, error_answer_name
 from metergate.backends.sse import EVENT_BYTES_MAX
+from metergate.backends.vector_checks import IN_LOOP_NUMBERS_MAX
+from metergate.core.embedding import EmbeddingBackendRequest, Embeddings
 from metergate.core.errors import BackendRejected, BackendUnavailable
 from metergate.core.inference import BackendEvent, BackendRequest
 
@@ -75,8 +83,10 @@ class OpenAIBackendOptions:
     api_key: str | None = field(default=None, repr=False)  # sent as a bearer token
     connect_timeout_seconds: float  # > 0; name look-up, TLS and the wait for a free connection included
     stream: bool = True  # False: the whole answer comes at once, for backends that cannot stream
+    chunk_usage: bool = False  # ask for usage with every chunk of a stream
     include_usage: bool = True  # ask for usage in streams; False for backends that refuse ``stream_options``
     max_tokens_field: MaxTokensField = "max_tokens"  # newer OpenAI models take only the other
+    vector_encoding: VectorEncoding = "base64"  # how embeddings are asked for; both forms are read
     connections_max: int = 1024  # a connection carries one answer; more requests wait, then fail over
     ca_pem: str | None = None  # the authorities it must prove itself to over https; None: the public ones
     health_path: str | None = None  # what a look asks for, from the root of the host; None: the list of models
@@ -87,7 +97,8 @@ class OpenAIBackend:
 
     def __init__(self, options: OpenAIBackendOptions) -> None:
         self._options = options
-        self._url = options.url.rstrip("/") + "/chat/completions"
+        url = options.url.rstrip("/")
+        self._chat_url, self._embeddings_url = f"{url}/chat/completions", f"{url}/embeddings"
         # A compressed answer could grow without bound; it is not asked for, and not unpacked if it comes.
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         if options.api_key is not None:
@@ -143,9 +154,17 @@ class OpenAIBackend:
         BackendRejected if the request as such was refused (400, 413, 422); BackendUnavailable for all else.
         """
         reader = AnswerReader(backend_id=self.backend_id, model_id=request.model_id)
-        response = await self._send(request)
+        body = encode_request(
+            request,
+            model=self._model_name(request.model_id),
+            stream=self._options.stream,
+            include_usage=self._options.include_usage,
+            max_tokens_field=self._options.max_tokens_field,
+        )
+        response = await self._post(self._chat_url, body, request)
         try:
-            await self._check(response, request.model_id)
+            content_type = "text/event-stream" if self._options.stream else "application/json"
+            await self._check(response, request.model_id, content_type)
             if self._options.stream:
                 while not reader.is_done and (chunk := await self._read(response, request.model_id)):
                     for event in reader.feed(chunk):
@@ -153,39 +172,53 @@ class OpenAIBackend:
                 reader.end()
                 await self._read_to_end(response)
             else:
-                for event in reader.read_whole(await self._read_whole(response, request.model_id)):
+                answer = await self._read_whole(response, request.model_id, _WHOLE_ANSWER_BYTES_MAX)
+                for event in reader.read_whole(answer):
                     yield event
         finally:
             response.close()
 
-    async def _send(self, request: BackendRequest) -> aiohttp.ClientResponse:
-        """Send the request and return the head of the answer."""
-        model = self._options.model_names.get(request.model_id)
-        if model is None:
-            raise BackendUnavailable(model_id=request.model_id, problem="it is not set up to run this model")
-        body = encode_request(
-            request,
-            model=model,
-            stream=self._options.stream,
-            include_usage=self._options.include_usage,
-            max_tokens_field=self._options.max_tokens_field,
+    async def embed(self, request: EmbeddingBackendRequest) -> Embeddings:
+        """Return a vector for each input; the errors are those of ``generate``."""
+        body = encode_embedding_request(
+            request, model=self._model_name(request.model_id), encoding=self._options.vector_encoding
         )
+        response = await self._post(self._embeddings_url, body, request)
+        try:
+            await self._check(response, request.model_id, "application/json")
+            answer = await self._read_whole(response, request.model_id, answer_bytes_max(request))
+        finally:
+            response.close()
+        if len(request.inputs) * request.dimensions > IN_LOOP_NUMBERS_MAX:
+            return await asyncio.to_thread(decode_embeddings, answer, request)
+        return decode_embeddings(answer, request)
+
+    def _model_name(self, model_id: str) -> str:
+        """The backend's own name of a model; BackendUnavailable without one."""
+        model = self._options.model_names.get(model_id)
+        if model is None:
+            raise BackendUnavailable(model_id=model_id, problem="it is not set up to run this model")
+        return model
+
+    async def _post(
+        self, url: str, body: bytes, request: BackendRequest | EmbeddingBackendRequest
+    ) -> aiohttp.ClientResponse:
+        """Send the request and return the head of the answer."""
         try:
             # A redirect could carry the key to another host: its status is an error like any other.
-            return await self._session.post(self._url, data=body, headers=request.trace_context, allow_redirects=False)
+            return await self._session.post(url, data=body, headers=request.trace_context, allow_redirects=False)
         except _FAILURES as exc:
             _raise_unavailable(request.model_id, exc)
 
-    async def _check(self, response: aiohttp.ClientResponse, model_id: str) -> None:
+    async def _check(self, response: aiohttp.ClientResponse, model_id: str, content_type: str) -> None:
         """Raise unless the head of the answer promises what was asked for."""
         if response.status != 200:
             problem = f"HTTP {response.status}{await self._error_name(response)}"
             if response.status in _REJECTED_STATUSES:
                 raise BackendRejected(model_id=model_id, problem=problem)
             raise BackendUnavailable(model_id=model_id, problem=problem)
-        wanted = "text/event-stream" if self._options.stream else "application/json"
-        if response.content_type != wanted:
-            problem = f"it sent no {wanted}{await self._error_name(response)}"
+        if response.content_type != content_type:
+            problem = f"it sent no {content_type}{await self._error_name(response)}"
             raise BackendUnavailable(model_id=model_id, problem=problem)
 
     async def _error_name(self, response: aiohttp.ClientResponse) -> str:
@@ -208,12 +241,12 @@ class OpenAIBackend:
         except _FAILURES as exc:
             _raise_unavailable(model_id, exc)
 
-    async def _read_whole(self, response: aiohttp.ClientResponse, model_id: str) -> bytes:
+    async def _read_whole(self, response: aiohttp.ClientResponse, model_id: str, bytes_max: int) -> bytes:
         body = bytearray()
         while chunk := await self._read(response, model_id):
             body += chunk
-            if len(body) > _WHOLE_ANSWER_BYTES_MAX:
-                problem = f"it sent an answer of more than {_WHOLE_ANSWER_BYTES_MAX} bytes"
+            if len(body) > bytes_max:
+                problem = f"it sent an answer of more than {bytes_max} bytes"
                 raise BackendUnavailable(model_id=model_id, problem=problem)
         return bytes(body)
 

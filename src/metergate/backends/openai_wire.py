@@ -7,7 +7,7 @@ prompt. A status, and words that look like a name (an error's type, its code), a
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -25,8 +25,11 @@ from metergate.core.inference import (
     ResponseFormatKind,
     Tool,
     ToolCallDelta,
+    ToolChoice,
+    ToolChoiceKind,
     UsageReport,
 )
+from metergate.core.parameters import Parameter, parameters_of
 from metergate.core.rows import FinishReason
 from metergate.core.usage import TokenClass, Usage
 
@@ -55,11 +58,17 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}|[0-9]{3,5}")
 
 
 def encode_request(
-    request: BackendRequest, *, model: str, stream: bool, include_usage: bool, max_tokens_field: MaxTokensField
+    request: BackendRequest,
+    *,
+    model: str,
+    stream: bool,
+    include_usage: bool,
+    max_tokens_field: MaxTokensField,
+    chunk_usage: bool = False,
 ) -> bytes:
     """The JSON body of a chat completion request for ``model``, the backend's own name of it.
 
-    BackendRejected if a JSON Schema of the request is no JSON.
+    BackendRejected if a JSON Schema of the request is no JSON, or for a parameter that this protocol cannot say.
     """
     body: dict[str, Any] = {
         "model": model,
@@ -69,23 +78,18 @@ def encode_request(
     }
     if stream and include_usage:
         body["stream_options"] = {"include_usage": True}
-    sampling = request.sampling
-    optional: dict[str, Any] = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "stop": sampling.stop or None,
-        "seed": sampling.seed,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-    }
-    body |= {name: value for name, value in optional.items() if value is not None}
-    try:
-        if request.prompt.tools:
-            body["tools"] = [_tool(tool) for tool in request.prompt.tools]
-        if request.response_format.kind is not ResponseFormatKind.TEXT:
-            body["response_format"] = _response_format(request.response_format)
-    except (msgspec.MsgspecError, RecursionError):
-        raise BackendRejected(model_id=request.model_id, problem="a JSON Schema of the request is not JSON") from None
+        if chunk_usage:
+            body["stream_options"]["continuous_usage_stats"] = True
+    for parameter in parameters_of(request):
+        write = _PARAMETERS.get(parameter)
+        if write is None:
+            # Left out, it would be an answer to another question.
+            raise BackendRejected(model_id=request.model_id, problem=f"its protocol has no {parameter}")
+        try:
+            body |= write(request)
+        except (msgspec.MsgspecError, RecursionError):
+            problem = "a JSON Schema of the request is not JSON"
+            raise BackendRejected(model_id=request.model_id, problem=problem) from None
     return msgspec.json.encode(body)
 
 
@@ -113,6 +117,12 @@ def _tool(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
+def _tool_choice(choice: ToolChoice) -> str | dict[str, Any]:
+    if choice.kind is ToolChoiceKind.FUNCTION:
+        return {"type": "function", "function": {"name": choice.function}}
+    return choice.kind.value.lower()
+
+
 def _response_format(response_format: ResponseFormat) -> dict[str, Any]:
     if response_format.kind is ResponseFormatKind.JSON_OBJECT:
         return {"type": "json_object"}
@@ -122,6 +132,31 @@ def _response_format(response_format: ResponseFormat) -> dict[str, Any]:
         "type": "json_schema",
         "json_schema": {"name": response_format.schema_name, "schema": schema, "strict": True},
     }
+
+
+# Everything that is sent of what a request may set, and how; what is not here is refused. Of what else servers take (n,
+# best_of, logprobs, echo, service_tier, modalities, web_search_options, ...) all could cost or send what is not
+# counted.
+_PARAMETERS: Mapping[Parameter, Callable[[BackendRequest], dict[str, Any]]] = {
+    Parameter.TEMPERATURE: lambda request: {"temperature": request.sampling.temperature},
+    Parameter.TOP_P: lambda request: {"top_p": request.sampling.top_p},
+    Parameter.TOP_K: lambda request: {"top_k": request.sampling.top_k},
+    Parameter.MIN_P: lambda request: {"min_p": request.sampling.min_p},
+    Parameter.STOP: lambda request: {"stop": request.sampling.stop},
+    Parameter.SEED: lambda request: {"seed": request.sampling.seed},
+    Parameter.PRESENCE_PENALTY: lambda request: {"presence_penalty": request.sampling.presence_penalty},
+    Parameter.FREQUENCY_PENALTY: lambda request: {"frequency_penalty": request.sampling.frequency_penalty},
+    Parameter.TOOLS: lambda request: {"tools": [_tool(tool) for tool in request.prompt.tools]},
+    Parameter.TOOL_CHOICE: lambda request: {"tool_choice": _tool_choice(request.tool_choice)},
+    Parameter.JSON_OBJECT: lambda request: {"response_format": _response_format(request.response_format)},
+    Parameter.JSON_SCHEMA: lambda request: {"response_format": _response_format(request.response_format)},
+    Parameter.ASSISTANT_LAST: lambda request: {},  # it is in the messages
+}
+
+PARAMETERS = frozenset(_PARAMETERS)
+
+# What OpenAI documents, and so what a server takes of which nothing else is known.
+DOCUMENTED_PARAMETERS = PARAMETERS - {Parameter.TOP_K, Parameter.MIN_P, Parameter.ASSISTANT_LAST}
 
 
 # --- the answer -----------------------------------------------------------------------------------------------------
@@ -155,33 +190,38 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
-_NULL = msgspec.Raw(b"null")
+NULL = msgspec.Raw(b"null")
 
 
 class _Answer(msgspec.Struct):
     """A chunk of a stream, or a whole answer."""
 
     choices: list[_Choice] | None = None
-    usage: msgspec.Raw = _NULL  # decoded apart: nonsense in it spoils the report, not the answer
-    error: msgspec.Raw = _NULL
+    usage: msgspec.Raw = NULL  # decoded apart: nonsense in it spoils the report, not the answer
+    error: msgspec.Raw = NULL
 
 
 # A count above this is no count; every sum of such counts fits in 64 bits.
-_Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: _Tokens | None = None
+class PromptDetails(msgspec.Struct):
+    """What a usage tells of its prompt tokens."""
+
+    cached_tokens: Tokens | None = None
 
 
 class _CompletionDetails(msgspec.Struct):
-    reasoning_tokens: _Tokens | None = None
+    reasoning_tokens: Tokens | None = None
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: _Tokens
-    completion_tokens: _Tokens
-    prompt_tokens_details: _PromptDetails | None = None
+    prompt_tokens: Tokens
+    completion_tokens: Tokens
+    total_tokens: Tokens | None = None  # tells whether the details are part of the two above
+    prompt_cache_hit_tokens: Tokens | None = None  # DeepSeek's word for cached_tokens
+    reasoning_tokens: Tokens | None = None  # SGLang's place for it
+    prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
 
 
@@ -241,11 +281,11 @@ class AnswerReader:
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             # The original error may name fields of the answer.
             raise self._checks.unavailable("it sent something else than a chat completion") from None
-        if answer.error is not _NULL and answer.error != _NULL:
+        if answer.error is not NULL and answer.error != NULL:
             raise self._checks.unavailable(f"it reported an error{_error_name(answer.error)}")
         if answer.choices:
             yield from self._choice(answer.choices)
-        if answer.usage is not _NULL and answer.usage != _NULL:
+        if answer.usage is not NULL and answer.usage != NULL:
             usage = self._usage(answer.usage)
             if usage is not None:
                 yield UsageReport(usage=usage)
@@ -306,22 +346,51 @@ class AnswerReader:
     def _usage(self, raw: msgspec.Raw) -> Usage | None:
         """The report with its classes made disjoint; None, and one warning an answer, if it cannot be true."""
         try:
-            usage = _usages.decode(raw)
-            prompt_details = usage.prompt_tokens_details or _PromptDetails()
-            completion_details = usage.completion_tokens_details or _CompletionDetails()
-            cached = prompt_details.cached_tokens or 0
-            reasoning = completion_details.reasoning_tokens or 0
-            return Usage.of(
-                {
-                    TokenClass.PROMPT: usage.prompt_tokens - cached,
-                    TokenClass.CACHED_PROMPT: cached,
-                    TokenClass.COMPLETION: usage.completion_tokens - reasoning,
-                    TokenClass.REASONING: reasoning,
-                }
-            )
+            return self._checks.cumulative(_disjoint(_usages.decode(raw)))
         except (ValueError, RecursionError):  # msgspec's errors are ValueErrors, and so is a class below zero
             self._checks.ignore_usage()
             return None
+
+
+def _disjoint(usage: _Usage) -> Usage:
+    """The classes of a report, each token in one; ValueError if details are larger than what they are details of.
+
+    Nearly all count cached tokens within the prompt's and reasoning within the completion's. Some count reasoning
+    beside it (xAI), and their total says so.
+    """
+    prompt_details = usage.prompt_tokens_details or PromptDetails()
+    completion_details = usage.completion_tokens_details or _CompletionDetails()
+    cached = _first(prompt_details.cached_tokens, usage.prompt_cache_hit_tokens)
+    reasoning = _first(completion_details.reasoning_tokens, usage.reasoning_tokens)
+    beside = None if usage.total_tokens is None else usage.total_tokens - usage.prompt_tokens - usage.completion_tokens
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    if not beside or beside not in (cached, reasoning, cached + reasoning):
+        return _usage_of(prompt - cached, cached, completion - reasoning, reasoning)
+    # Equal amounts could be either; reasoning is what is known to be counted beside.
+    cached_beside = beside == cached + reasoning or (beside == cached and beside != reasoning)
+    reasoning_beside = beside == cached + reasoning or beside == reasoning
+    return _usage_of(
+        prompt if cached_beside else prompt - cached,
+        cached,
+        completion if reasoning_beside else completion - reasoning,
+        reasoning,
+    )
+
+
+def _first(*counts: int | None) -> int:
+    """The first that was said, a zero too; 0 if none was."""
+    return next((count for count in counts if count is not None), 0)
+
+
+def _usage_of(prompt: int, cached: int, completion: int, reasoning: int) -> Usage:
+    return Usage.of(
+        {
+            TokenClass.PROMPT: prompt,
+            TokenClass.CACHED_PROMPT: cached,
+            TokenClass.COMPLETION: completion,
+            TokenClass.REASONING: reasoning,
+        }
+    )
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

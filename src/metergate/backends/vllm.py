@@ -75,8 +75,8 @@ def _sampling_params(request: BackendRequest, defaults: Mapping[str, float]) -> 
     params = vllm_engine_pb2.SamplingParams(
         temperature=defaults.get("temperature", 1.0) if sampling.temperature is None else sampling.temperature,
         top_p=defaults.get("top_p", 1.0) if sampling.top_p is None else sampling.top_p,
-        top_k=max(0, int(defaults.get("top_k", 0))),  # 0: all
-        min_p=defaults.get("min_p", 0.0),
+        top_k=max(0, int(defaults.get("top_k", 0))) if sampling.top_k is None else sampling.top_k,  # 0: all
+        min_p=defaults.get("min_p", 0.0) if sampling.min_p is None else sampling.min_p,
         repetition_penalty=defaults.get("repetition_penalty", 1.0),
         frequency_penalty=sampling.frequency_penalty or 0.0,
         presence_penalty=sampling.presence_penalty or 0.0,

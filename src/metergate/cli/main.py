@@ -12,7 +12,18 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from metergate.cli import charges, configuration, grants, keys, ledger, ledger_files, serving, subscribers, wallets
+from metergate.cli import (
+    charges,
+    configuration,
+    grants,
+    keys,
+    ledger,
+    ledger_files,
+    serving,
+    subscribers,
+    usage,
+    wallets,
+)
 from metergate.cli.terminal import explain
 from metergate.core.errors import MetergateError
 
@@ -41,6 +52,7 @@ ledger.app.command("compact", epilog="Example: metergate ledger compact")(ledger
 ledger.app.command("export", epilog="Example: metergate ledger export charges --format csv --output charges.csv")(
     ledger_files.export
 )
+app.add_typer(usage.app, name="usage")
 app.add_typer(ledger.app, name="ledger")
 
 

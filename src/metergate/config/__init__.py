@@ -8,17 +8,20 @@ from metergate.config.configuration import Config, catalog_of, needing_restart
 from metergate.config.reading import Setting, load_config, settings_in_effect
 from metergate.config.schema import (
     ID_PATTERN,
+    BackendTable,
     EngineBackendTable,
     GrpcBackendTable,
     Limits,
     Logs,
     ModelTable,
     OpenAIBackendTable,
+    TokenizerFile,
     Traces,
 )
 
 __all__ = [
     "ID_PATTERN",
+    "BackendTable",
     "Config",
     "EngineBackendTable",
     "GrpcBackendTable",
@@ -27,6 +30,7 @@ __all__ = [
     "ModelTable",
     "OpenAIBackendTable",
     "Setting",
+    "TokenizerFile",
     "Traces",
     "catalog_of",
     "load_config",

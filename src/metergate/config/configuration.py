@@ -9,17 +9,20 @@ from pydantic import BaseModel
 from metergate.config.schema import (
     Audit,
     BackendTable,
+    ContentPolicy,
     Limits,
     Listener,
     Logs,
     Metrics,
     ModelTable,
+    PromptBoundTable,
     Retention,
     Traces,
 )
-from metergate.core.catalog import Catalog, Model, ReasoningForm
+from metergate.core.catalog import Catalog, Model, ModelTask, ReasoningForm
 from metergate.core.errors import ConfigProblem
 from metergate.core.rating import RateCard, check_schedule
+from metergate.core.text_bounds import PromptBound
 from metergate.core.usage import CountingSource
 
 
@@ -36,6 +39,7 @@ class Config:
     metrics: Metrics
     logs: Logs
     traces: Traces
+    content_policy: ContentPolicy
     backends: Mapping[str, BackendTable]
     models: Mapping[str, ModelTable]
     rate_cards: tuple[RateCard, ...]
@@ -67,12 +71,23 @@ def catalog_of(config: Config) -> Catalog:
                 backend_ids=tuple(table.backends),
                 rate_cards=check_schedule([card for card in config.rate_cards if card.model_id == model_id]),
                 usage_tolerance_tokens=table.usage_tolerance_tokens,
+                prompt_bound=_prompt_bound(table),
                 reasoning=ReasoningForm.NONE if table.reasoning is None else ReasoningForm(table.reasoning.upper()),
+                task=ModelTask(table.task.upper()),
+                dimensions=table.dimensions,
+                dimensions_selectable=table.dimensions_selectable,
                 backend_weights=table.backend_weights,
             )
             for model_id, table in config.models.items()
         }
     )
+
+
+def _prompt_bound(table: ModelTable) -> PromptBound | None:
+    if table.counting != "BACKEND":
+        return None
+    bound = table.prompt_bound or PromptBoundTable()
+    return PromptBound(request_tokens_max=bound.request_tokens_max, message_tokens_max=bound.message_tokens_max)
 
 
 def needing_restart(old: Config, new: Config) -> list[ConfigProblem]:

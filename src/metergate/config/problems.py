@@ -18,6 +18,7 @@ from metergate.config.schema import (
     Limits,
     ModelTable,
     OpenAIBackendTable,
+    RateCardTable,
     TokenizerFile,
 )
 from metergate.core.addresses import is_loopback
@@ -40,7 +41,7 @@ def problem_of(error: ErrorDetails, document: Mapping[str, Any]) -> ConfigProble
     key = _key_of(error["loc"], document)
     context = {"expected_kinds": "'openai', 'grpc', 'vllm' or 'sglang'", **error.get("ctx", {})}
     if error["type"] == "literal_error" and key.endswith(".counting"):
-        return ConfigProblem(key, "must be 'TOKENIZER' or 'TOKEN_IDS': the other counting source is not built yet")
+        return ConfigProblem(key, "must be 'TOKENIZER', 'TOKEN_IDS' or 'BACKEND'")
     template = _SHAPE_PROBLEMS.get(error["type"])
     if template is not None:
         return ConfigProblem(key, template.format_map(context))
@@ -102,6 +103,14 @@ def semantic_problems(file: ConfigFile, folder: Path) -> Iterator[ConfigProblem]
         if backend.queue_seconds_max > request_seconds_max and "queue_seconds_max" in backend.model_fields_set:
             problem = f"is above limits.request_seconds_max, which is {request_seconds_max:g}: no request waits so long"
             yield ConfigProblem(f"backends.{backend_id}.queue_seconds_max", problem)
+    for backend_id, backend in file.backends.items():
+        if (
+            isinstance(backend, OpenAIBackendTable)
+            and backend.chunk_usage
+            and not (backend.stream and backend.include_usage)
+        ):
+            problem = "is asked for in stream_options: it needs stream and include_usage"
+            yield ConfigProblem(f"backends.{backend_id}.chunk_usage", problem)
     priced = {table.model for table in file.rate_cards}
     for model_id, model in file.models.items():
         key = f"models.{model_id}"
@@ -109,7 +118,8 @@ def semantic_problems(file: ConfigFile, folder: Path) -> Iterator[ConfigProblem]
             yield ConfigProblem(key, "has no price: add a [[rate_cards]] for it")
         yield from _backend_problems(key, model, file.backends)
         yield from _token_id_problems(key, model, file.backends)
-        yield from _tokenizer_problems(f"{key}.tokenizer", model.tokenizer, folder)
+        yield from _counting_problems(key, model, folder)
+        yield from _task_problems(key, model)
     yield from _rate_card_problems(file)
 
 
@@ -130,7 +140,8 @@ def limit_problems(limits: Limits, models: Mapping[str, ModelTable]) -> Iterator
             )
             yield ConfigProblem(f"limits.{name}", problem)
     for model_id, model in models.items():
-        if limits.slice_tokens >= model.context_tokens and "slice_tokens" in limits.model_fields_set:
+        is_chat = model.task == "chat"
+        if is_chat and limits.slice_tokens >= model.context_tokens and "slice_tokens" in limits.model_fields_set:
             problem = (
                 f"{limits.slice_tokens} is not below models.{model_id}.context_tokens, {model.context_tokens}, "
                 "and a prompt takes at least one token: lower it"
@@ -151,6 +162,12 @@ def _plaintext_problems(file: ConfigFile) -> Iterator[ConfigProblem]:
         yield ConfigProblem("listener.address", problem)
     for backend_id, backend in file.backends.items():
         yield from _backend_plaintext_problems(f"backends.{backend_id}", backend)
+    if (policy_url := file.content_policy.url) is not None:
+        url = urlsplit(policy_url)
+        address = url.netloc if url.port is not None else f"{url.netloc}:80"
+        if url.scheme == "http" and not is_loopback(address):
+            problem = f"the texts of answers would cross the network to {address} readable: use https"
+            yield ConfigProblem("content_policy.url", problem)
 
 
 def _backend_plaintext_problems(key: str, backend: BackendTable) -> Iterator[ConfigProblem]:
@@ -197,6 +214,20 @@ def _backend_problems(key: str, model: ModelTable, backends: Mapping[str, object
         yield ConfigProblem(f"{key}.backend_weights", "all of its backends stand by: give one a weight above 0")
 
 
+def _counting_problems(key: str, model: ModelTable, folder: Path) -> Iterator[ConfigProblem]:
+    """A counting source without what it needs, or with what it does not use."""
+    if model.counting == "BACKEND":
+        if model.tokenizer is not None:
+            yield ConfigProblem(f"{key}.tokenizer", "is not used: with counting = 'BACKEND' its backends count")
+        return
+    if model.prompt_bound is not None:
+        yield ConfigProblem(f"{key}.prompt_bound", "is only used with counting = 'BACKEND'")
+    if model.tokenizer is None:
+        yield ConfigProblem(f"{key}.tokenizer", f"is missing: with counting = {model.counting!r} the gateway counts")
+    else:
+        yield from _tokenizer_problems(f"{key}.tokenizer", model.tokenizer, folder)
+
+
 def _token_id_problems(key: str, model: ModelTable, backends: Mapping[str, object]) -> Iterator[ConfigProblem]:
     """What goes with token ids and what with texts: a model is counted by the one or the other."""
     counts_token_ids = model.counting == "TOKEN_IDS"
@@ -220,6 +251,33 @@ def _tokenizer_problems(key: str, tokenizer: TokenizerFile, folder: Path) -> Ite
             yield ConfigProblem(f"{key}.{name}", f"there is no file {folder / path}")
 
 
+def _task_problems(key: str, model: ModelTable) -> Iterator[ConfigProblem]:
+    """Keys of chats on a model that embeds, and the other way round."""
+    if model.task == "chat":
+        for name in ("dimensions", "dimensions_selectable"):
+            if name in model.model_fields_set:
+                yield ConfigProblem(f"{key}.{name}", 'is for vectors: add task = "embedding" or leave it out')
+        return
+    if model.dimensions is None:
+        yield ConfigProblem(f"{key}.dimensions", "is missing: how many numbers a vector of the model has")
+    if model.counting != "TOKENIZER":
+        yield ConfigProblem(f"{key}.counting", 'must be "TOKENIZER": what is embedded is counted before it is sent')
+    for name in ("prompt_rule", "chat_template_path"):
+        if model.tokenizer is not None and name in model.tokenizer.model_fields_set:
+            yield ConfigProblem(f"{key}.tokenizer.{name}", "is for chats: a text that is embedded is counted by itself")
+
+
+def _price_problems(index: int, table: RateCardTable, model: ModelTable) -> Iterator[ConfigProblem]:
+    """Prices that are missing, or that nothing would ever cost."""
+    key, prices = f"rate_cards[{index}].microcredits_per_million_tokens", table.microcredits_per_million_tokens
+    if model.task == "chat" and prices.completion is None:
+        yield ConfigProblem(f"{key}.completion", "is missing")
+    if model.task == "embedding":
+        for name in ("completion", "reasoning"):
+            if getattr(prices, name) is not None:
+                yield ConfigProblem(f"{key}.{name}", f"is for chats, and {table.model!r} embeds: leave it out")
+
+
 def _rate_card_problems(file: ConfigFile) -> Iterator[ConfigProblem]:
     for rate_card_id, times in Counter(table.id for table in file.rate_cards).items():
         if times > 1:
@@ -227,6 +285,8 @@ def _rate_card_problems(file: ConfigFile) -> Iterator[ConfigProblem]:
     for index, table in enumerate(file.rate_cards):
         if table.model not in file.models:
             yield ConfigProblem(f"rate_cards[{index}].model", f"there is no model {table.model!r}")
+        else:
+            yield from _price_problems(index, table, file.models[table.model])
     for model_id in file.models:
         try:
             check_schedule([table.card() for table in file.rate_cards if table.model == model_id])

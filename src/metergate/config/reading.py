@@ -59,6 +59,7 @@ def _config_of(path: Path, file: ConfigFile) -> Config:
         metrics=file.metrics,
         logs=file.logs,
         traces=file.traces,
+        content_policy=file.content_policy,
         backends=file.backends,
         models=file.models,
         rate_cards=tuple(table.card() for table in file.rate_cards),

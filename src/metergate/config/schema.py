@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from metergate.core.addresses import check_address, check_listen_address, check_url
+from metergate.core.embedding import NUMBERS_MAX
+from metergate.core.parameters import Parameter
 from metergate.core.rating import RateCard
 from metergate.core.times import time_us_of
 from metergate.core.usage import TokenClass
@@ -141,8 +143,21 @@ class Traces(Table):
     sample_ratio: float = Field(default=1.0, ge=0, le=1, allow_inf_nan=False)  # share of traces that is recorded
 
 
+class ContentPolicy(Table):
+    """Who decides whether a piece of an answer may be delivered. Without a URL nobody is asked."""
+
+    url: Url | None = None  # of a webhook: docs/guides/content-policy.md; https beyond this machine
+    # Each delivery waits for the verdict, and fails without one: well above what a healthy webhook takes.
+    timeout_seconds: float = Field(default=2.0, gt=0, le=60.0, allow_inf_nan=False)
+    # The end of what was allowed before, sent along, of each kind: enough to see what a sentence began with.
+    context_characters: int = Field(default=2_000, ge=0, le=65_536)
+
+
 class _BackendTable(Table):
     api_key_env: Text | None = None  # name of the environment variable that holds its key; None: it takes none
+    # What it takes of what a request may set, by paths in an Inference. A request is refused what one of its model's
+    # backends does not take. None: what its kind's protocol documents.
+    parameters: list[Annotated[Parameter, Field(strict=False)]] | None = None
     # Within a data centre a connection takes milliseconds; beyond this the next backend is tried.
     connect_timeout_seconds: float = Field(default=5.0, ge=0.1, le=60.0, allow_inf_nan=False)
     # What it works on at once; more wait. As many as one gateway process runs by default: a backend's own number, from
@@ -164,9 +179,12 @@ class OpenAIBackendTable(_BackendTable):
     url: Url  # up to and including the version: http://127.0.0.1:8080/v1
     stream: bool = True  # False: the server cannot stream; the answer is asked for whole
     include_usage: bool = True  # False: the server refuses stream_options
+    chunk_usage: bool = False  # True: ask for usage with every chunk (vLLM, SGLang): less is captured meanwhile
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = (
         "max_tokens"  # newer OpenAI models take the latter
     )
+    # How embeddings are asked for: their bytes, or numbers as text for servers that refuse base64.
+    vector_encoding: Literal["base64", "float"] = "base64"
     # What a look asks for, from the root of the host: "/health". None: the list of models, {url}/models.
     health_path: Annotated[str, StringConstraints(pattern=r"^/[!-~]{0,255}$")] | None = None
 
@@ -199,8 +217,21 @@ class TokenizerFile(Table):
     path: Text  # relative to the configuration file
     pattern: Text | None = None  # how a tiktoken vocabulary splits text: o200k_base, cl100k_base, qwen or qwen3.5
     prompt_rule: Literal["template", "openai"] = "template"  # the model's chat template, or OpenAI's published rule
-    # A Jinja file, or a tokenizer_config.json. None: the one in the vocabulary's own file, or beside it.
+    # Like the rule, only of models that chat. A Jinja file, or a tokenizer_config.json. None: the one in the
+    # vocabulary's own file, or beside it.
     chat_template_path: Text | None = None
+
+
+class PromptBoundTable(Table):
+    """What the template of a model that its backend counts may add to a prompt's own text, in tokens at most.
+
+    More than it adds is only captured for a while; what it adds beyond is the operator's cost.
+    """
+
+    # Templates begin with a date, a system prompt of their own or how to use tools: the longest known take about 200.
+    request_tokens_max: int = Field(default=256, ge=0, le=100_000)
+    # A role and its marks around each message, and a tool's frame of JSON, take three to ten.
+    message_tokens_max: int = Field(default=16, ge=0, le=10_000)
 
 
 class ModelTable(Table):
@@ -208,13 +239,20 @@ class ModelTable(Table):
 
     display_name: Text | None = None  # None: its id
     provider: Id  # its developer, who is paid
-    context_tokens: int = Field(ge=2, le=CONTEXT_TOKENS_MAX)  # prompt and completion together
+    task: Literal["chat", "embedding"] = "chat"
+    dimensions: int | None = Field(
+        default=None, ge=1, le=NUMBERS_MAX
+    )  # numbers of a vector; only of an embedding model
+    dimensions_selectable: bool = False  # True: a request may ask its backends for fewer
+    # Prompt and completion together; of an embedding model: one input, special tokens included.
+    context_tokens: int = Field(ge=2, le=CONTEXT_TOKENS_MAX)
     backends: list[Id] = Field(min_length=1, max_length=64)
     # A backend's part of the requests; absent: 1; 0: it stands by, for when no other can take one.
     backend_weights: dict[Id, Annotated[int, Field(ge=0, le=1_000)]] = {}
     backend_models: dict[Id, Text] = {}  # what a backend itself calls the model; absent: its id here
-    counting: Literal["TOKENIZER", "TOKEN_IDS"]
-    tokenizer: TokenizerFile
+    counting: Literal["TOKENIZER", "TOKEN_IDS", "BACKEND"]
+    tokenizer: TokenizerFile | None = None  # None with BACKEND only
+    prompt_bound: PromptBoundTable | None = None  # with BACKEND; None: its defaults
     # How the raw text of a model that is counted by its token ids tells reasoning: "think", where it may begin with
     # <think>...</think>; "think_open", where its chat template ends with <think>; None: all of it is content.
     reasoning: Literal["think", "think_open"] | None = None
@@ -226,19 +264,19 @@ class Prices(Table):
     """Microcredits per 1,000,000 tokens, by class."""
 
     prompt: Price
-    completion: Price
+    completion: Price | None = None  # of every model that chats, and of no other
     cached_prompt: Price | None = None  # None: as prompt
     reasoning: Price | None = None  # None: as completion
 
     def by_class(self) -> tuple[tuple[TokenClass, int], ...]:
-        """Every class with its price."""
+        """Every class that the model uses with its price."""
         prices = {
             TokenClass.PROMPT: self.prompt,
             TokenClass.CACHED_PROMPT: self.prompt if self.cached_prompt is None else self.cached_prompt,
             TokenClass.COMPLETION: self.completion,
             TokenClass.REASONING: self.completion if self.reasoning is None else self.reasoning,
         }
-        return tuple((token_class, prices[token_class]) for token_class in TokenClass)
+        return tuple((token_class, price) for token_class, price in prices.items() if price is not None)
 
 
 class RateCardTable(Table):
@@ -275,6 +313,7 @@ class ConfigFile(Table):
     metrics: Metrics = Metrics()
     logs: Logs = Logs()
     traces: Traces = Traces()
+    content_policy: ContentPolicy = ContentPolicy()
     backends: dict[Id, BackendTable] = Field(min_length=1)
     models: dict[Id, ModelTable] = Field(min_length=1)
     rate_cards: list[RateCardTable] = Field(min_length=1)

@@ -32,13 +32,16 @@ def debited(before: Reservation, operation: Capture, reserved_microcredits: int)
     delivered = max(before.delivered_microcredits, operation.delivered_microcredits)
     if delivered > captured:
         raise LedgerInvariantBroken(problem=f"{delivered} microcredits delivered, only {captured} captured")
-    return changed(
+    after = changed(
         before,
         reserved_microcredits=reserved_microcredits,
         captured_microcredits=captured,
         captured_usage=operation.target_usage if captures else before.captured_usage,
         delivered_microcredits=delivered,
     )
+    if captures and operation.estimate is not None:
+        return changed(after, estimate=operation.estimate)
+    return after
 
 
 def answer(status: CaptureStatus, reservation: Reservation, refusal: CloseCause | None = None) -> Captured:

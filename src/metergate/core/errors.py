@@ -17,11 +17,11 @@ class MetergateError(Exception):
     reason: ClassVar[str] = "INTERNAL"
 
     def metadata(self) -> dict[str, str]:
-        """The error's fields as text, by name; None is left out, and what is no affair of the app's."""
+        """The error's fields as text, by name; not None, what is no affair of the app's, nor the place in a request."""
         if not is_dataclass(self):
             return {}
         values = {told.name: getattr(self, told.name) for told in fields(self) if UNTOLD not in told.metadata}
-        return {name: str(value) for name, value in values.items() if value is not None}
+        return {name: str(value) for name, value in values.items() if value is not None and name != "field"}
 
     def __str__(self) -> str:
         first_line = inspect.cleandoc(self.__doc__ or "").splitlines()[0]
@@ -150,6 +150,16 @@ class RequestInvalid(MetergateError):
 
 
 @dataclass(kw_only=True, eq=False)
+class ModelTaskWrong(MetergateError):
+    """The model {model_id} is for {task} requests only."""
+
+    reason: ClassVar[str] = "MODEL_TASK_WRONG"
+    model_id: str
+    task: str  # CHAT or EMBEDDING
+    field: str = "model"  # path in the request
+
+
+@dataclass(kw_only=True, eq=False)
 class PromptTooLong(MetergateError):
     """The prompt has {prompt_tokens} tokens or more; {model_id} takes at most {prompt_tokens_max}."""
 
@@ -157,6 +167,7 @@ class PromptTooLong(MetergateError):
     model_id: str
     prompt_tokens: int
     prompt_tokens_max: int
+    field: str = "messages"  # path in the request
 
 
 @dataclass(kw_only=True, eq=False)
@@ -223,6 +234,7 @@ class BackendRejected(MetergateError):
     reason: ClassVar[str] = "BACKEND_REJECTED"
     model_id: str
     problem: str
+    field: str = "request"  # path in the request; "request": all of it
 
 
 @dataclass(kw_only=True, eq=False)
@@ -230,6 +242,15 @@ class StoreUnavailable(MetergateError):
     """The ledger's store is unavailable."""
 
     reason: ClassVar[str] = "STORE_UNAVAILABLE"
+
+
+@dataclass(kw_only=True, eq=False)
+class ContentPolicyUnavailable(MetergateError):
+    """The content policy, without which nothing is delivered, failed: {problem}."""
+
+    reason: ClassVar[str] = "CONTENT_POLICY_UNAVAILABLE"
+    problem: str
+    charge: str | None = None  # name of the charge for what was delivered before the failure
 
 
 @dataclass(kw_only=True, eq=False)

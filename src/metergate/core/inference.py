@@ -66,12 +66,30 @@ class ResponseFormat:
     json_schema: str = ""  # JSON text
 
 
+class ToolChoiceKind(StrEnum):
+    """Whether the model calls tools. If it must not, the request has none."""
+
+    AUTO = "AUTO"
+    REQUIRED = "REQUIRED"
+    FUNCTION = "FUNCTION"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolChoice:
+    """Whether the model calls tools; the name only with FUNCTION."""
+
+    kind: ToolChoiceKind = ToolChoiceKind.AUTO
+    function: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How tokens are chosen; None leaves it to the backend."""
 
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
     stop: tuple[str, ...] = ()
     seed: int | None = None
     presence_penalty: float | None = None
@@ -103,6 +121,7 @@ class InferenceRequest:
     prompt: Prompt
     sampling: Sampling = Sampling()
     response_format: ResponseFormat = ResponseFormat()
+    tool_choice: ToolChoice = ToolChoice()
     max_completion_tokens: int | None = None  # >= 1; None: as far as the model's context and the credit go
     credit_limit_microcredits: int | None = None  # > 0; None: no limit of its own
 
@@ -116,6 +135,7 @@ class BackendRequest:
     sampling: Sampling
     response_format: ResponseFormat
     max_completion_tokens: int
+    tool_choice: ToolChoice = ToolChoice()
     # The prompt as the model's own template and vocabulary have it; (): the backend does that itself.
     prompt_token_ids: Sequence[int] = ()
     trace_context: Mapping[str, str] = field(default_factory=dict)  # W3C traceparent and tracestate, sent as headers
@@ -142,6 +162,7 @@ class Delta:
     # token without text of its own begins where the next text does. Text before the first belongs to a token of an
     # earlier delta. Only of a model that is counted by its token ids (TOKEN_IDS), which has no tool calls.
     token_starts: tuple[int, ...] = ()
+    usage: Usage | None = None  # what the backend had counted when it sent the end of this: cumulative; None: not said
 
     def is_empty(self) -> bool:
         """Whether there is nothing to deliver."""

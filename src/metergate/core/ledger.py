@@ -60,6 +60,7 @@ from metergate.core.postings import (
 from metergate.core.reservation import (
     Allocation,
     CloseCause,
+    Estimate,
     Reservation,
     ReservationEvent,
     ReservationState,
@@ -209,6 +210,7 @@ class Ledger:
             allocations=self._draw(authorization, amount, operation.now_us),
             create_time_us=operation.now_us,
             close_time_us=None,
+            estimate=operation.estimate,
         )
         self._books.add_reservation(reservation)
         return Reserved(reservation=reservation)
@@ -339,10 +341,11 @@ class Ledger:
             return Reserved(reservation=reservation)
         settlement = None
         if reservation.captured_microcredits > 0:
+            evidence = _evidence(reservation)
             settlement = Settlement(
                 charge_id=operation.charge_id,
-                charged_microcredits=reservation.captured_microcredits,
-                usage_counted=reservation.captured_usage,
+                charged_microcredits=evidence.microcredits,
+                usage_counted=evidence.usage,
                 usage_reported=None,
                 usage_mismatch=False,
                 attempts=(),
@@ -407,6 +410,13 @@ class Ledger:
 
     def _spendable(self, wallet: Wallet, authorization: Authorization, now_us: int) -> int:
         return spendable(wallet, authorization, available(self._books, wallet.subscriber_id, now_us))
+
+
+def _evidence(reservation: Reservation) -> Estimate:
+    """What a reservation whose owner died is settled at: what it captured, or if that is a bound, the estimate."""
+    captured = Estimate(usage=reservation.captured_usage, microcredits=reservation.captured_microcredits)
+    estimate = reservation.estimate
+    return captured if estimate is None or estimate.microcredits > captured.microcredits else estimate
 
 
 def _charge(closed: Reservation, settlement: Settlement, consumed: tuple[Allocation, ...]) -> Charge:

@@ -6,7 +6,7 @@ Each operation carries the id that makes its retry harmless (L4).
 from dataclasses import dataclass
 from enum import StrEnum
 
-from metergate.core.reservation import CloseCause, Owner, Reservation
+from metergate.core.reservation import CloseCause, Estimate, Owner, Reservation
 from metergate.core.rows import Attempt, Authorization, Charge, FinishReason, Grant, Wallet, WalletState
 from metergate.core.usage import CountingSource, Usage
 
@@ -46,6 +46,7 @@ class Reserve:
     capture_microcredits: int  # the prompt; <= minimum_microcredits
     capture_usage: Usage  # what capture_microcredits is the price of
     now_us: int
+    estimate: Estimate | None = None  # of the prompt, if what is captured is a bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,7 @@ class Capture:
     wanted_microcredits: int  # cumulative; extend the reservation to this if possible
     delivered_microcredits: int  # cost of what had been delivered when this was asked for
     now_us: int
+    estimate: Estimate | None = None  # of what target_usage is the bound of
 
 
 class CaptureStatus(StrEnum):
@@ -129,7 +131,10 @@ class Settle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recover:
-    """Settle an ACTIVE reservation that nobody runs any more at what was captured; if nothing was, release it (L5)."""
+    """Settle an ACTIVE reservation that nobody runs any more; if nothing was captured, release it (L5).
+
+    It is settled at what was captured, or at its estimate if that is less.
+    """
 
     reservation_id: str
     subscriber_id: str

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from metergate.core.embedding import Embeddings
 from metergate.core.inference import Message
 from metergate.core.rating import RateCard
 from metergate.core.reservation import CloseCause
@@ -48,6 +49,14 @@ class Completion:
 
     message: Message | None  # None: a replay whose text is no longer kept
     reasoning_content: str
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """Vectors, charged."""
+
+    embeddings: Embeddings | None  # None: a replay whose vectors are no longer kept
     receipt: Receipt
 
 

@@ -41,6 +41,8 @@ class CloseCause(StrEnum):
     DRAINED = "DRAINED"  # the gateway was told to stop
     STORE_ERROR = "STORE_ERROR"  # the ledger's store failed
     GATEWAY_ERROR = "GATEWAY_ERROR"  # a defect of the gateway
+    CONTENT_BLOCKED = "CONTENT_BLOCKED"  # the operator's content policy blocked what came next
+    CONTENT_POLICY_ERROR = "CONTENT_POLICY_ERROR"  # the content policy failed, or took too long
     CRASH = "CRASH"  # the gateway died; settled by recovery from what was captured (L5)
 
 
@@ -76,6 +78,14 @@ class Allocation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a request that its backend counts has probably used, and what that costs."""
+
+    usage: Usage
+    microcredits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
     """Credit set aside for one request."""
 
@@ -101,3 +111,4 @@ class Reservation:
     allocations: tuple[Allocation, ...]  # in burn order; empty once closed
     create_time_us: int
     close_time_us: int | None
+    estimate: Estimate | None = None  # a crash is settled at this if it is lower; None: at what was captured

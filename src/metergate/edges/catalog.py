@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from metergate.core.catalog import Catalog, Model
+from metergate.core.catalog import Catalog, Model, ModelTask
 from metergate.core.errors import RequestInvalid, Violation
 from metergate.core.rating import current_card
 from metergate.core.rows import Authorization
@@ -16,6 +16,9 @@ from metergate.ports import Clock
 from metergate.v1 import catalog_pb2
 
 _QUERY = "models"
+
+# Built by name at import, so that a word that the protos lack stops the gateway from starting.
+_TASKS = {task: catalog_pb2.ModelTask.Value(f"MODEL_TASK_{task}") for task in ModelTask}
 
 
 class CatalogServicer:
@@ -65,5 +68,9 @@ class CatalogServicer:
             counting_source=COUNTING_SOURCES[model.counting_source],
             current_rate_card=None if current is None else rate_card_message(current),
             coming_rate_cards=[rate_card_message(card) for card in model.rate_cards if card.effective_time_us > now_us],
+            task=_TASKS[model.task],
+            dimensions=model.dimensions or 0,
+            dimensions_selectable=model.dimensions_selectable,
+            parameters=sorted(model.parameters) if model.task is ModelTask.CHAT else (),
             allowed=not caller.allowed_models or model.model_id in caller.allowed_models,
         )

@@ -8,17 +8,17 @@ from dataclasses import replace
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc.aio import InternalError, UsageError
 
-from metergate.core.errors import RequestInvalid
+from metergate.core.errors import BackendRejected, ModelTaskWrong, PromptTooLong, RequestInvalid
 from metergate.core.inference import Delta
 from metergate.core.receipts import Admission, Receipt
 from metergate.core.rows import Authorization
 from metergate.edges.calls import Behaviour, Context
-from metergate.edges.requests import read_count, read_inference
+from metergate.edges.requests import read_count, read_embedding, read_inference
 from metergate.edges.resources import rate_card_name, reservation_name
 from metergate.edges.responses import COUNTING_SOURCES, delta_message, message_message, receipt_message
 from metergate.edges.trace_context import read_trace_context
 from metergate.metering.use_case import Metering
-from metergate.v1 import inference_pb2
+from metergate.v1 import embedding_pb2, inference_pb2
 
 
 class StreamSink:
@@ -70,6 +70,9 @@ def _named_within_inference() -> Iterator[None]:
     except RequestInvalid as error:
         violations = (replace(violation, field=f"inference.{violation.field}") for violation in error.violations)
         raise RequestInvalid(*violations) from error
+    except (PromptTooLong, BackendRejected, ModelTaskWrong) as error:
+        error.field = "inference" if error.field == "request" else f"inference.{error.field}"
+        raise
 
 
 class InferenceServicer:
@@ -82,7 +85,12 @@ class InferenceServicer:
 
     def behaviours(self) -> Mapping[str, Behaviour]:
         """What each method does."""
-        return {"Complete": self._complete, "StreamComplete": self._stream_complete, "CountTokens": self._count_tokens}
+        return {
+            "Complete": self._complete,
+            "StreamComplete": self._stream_complete,
+            "Embed": self._embed,
+            "CountTokens": self._count_tokens,
+        }
 
     async def _complete(
         self, caller: Authorization, request: inference_pb2.CompleteRequest, context: Context
@@ -107,6 +115,21 @@ class InferenceServicer:
             await self._metering.stream(
                 caller, asked, sink, time_left_seconds=context.time_remaining(), trace_context=_trace_context(context)
             )
+
+    async def _embed(
+        self, caller: Authorization, request: inference_pb2.EmbedRequest, context: Context
+    ) -> inference_pb2.EmbedResponse:
+        embedded = await self._metering.embed(
+            caller,
+            read_embedding(request),
+            time_left_seconds=context.time_remaining(),
+            trace_context=_trace_context(context),
+        )
+        vectors = () if embedded.embeddings is None else embedded.embeddings.vectors
+        return inference_pb2.EmbedResponse(
+            embeddings=[embedding_pb2.Embedding(values=vector) for vector in vectors],
+            receipt=receipt_message(embedded.receipt),
+        )
 
     async def _count_tokens(
         self, caller: Authorization, request: inference_pb2.CountTokensRequest, context: Context

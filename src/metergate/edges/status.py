@@ -26,6 +26,7 @@ STATUS_CODES: dict[type[errors.MetergateError], grpc.StatusCode] = {
     errors.ModelNotFound: grpc.StatusCode.NOT_FOUND,
     errors.ResourceNotFound: grpc.StatusCode.NOT_FOUND,
     errors.RequestInvalid: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.ModelTaskWrong: grpc.StatusCode.INVALID_ARGUMENT,
     errors.PromptTooLong: grpc.StatusCode.INVALID_ARGUMENT,
     errors.MessageTooLarge: grpc.StatusCode.INVALID_ARGUMENT,
     errors.BackendRejected: grpc.StatusCode.INVALID_ARGUMENT,
@@ -34,19 +35,13 @@ STATUS_CODES: dict[type[errors.MetergateError], grpc.StatusCode] = {
     errors.RequestInProgress: grpc.StatusCode.ABORTED,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.BackendUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.ContentPolicyUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.LedgerDiffers: grpc.StatusCode.UNAVAILABLE,
     errors.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     # Not RESOURCE_EXHAUSTED: that is a limit of the caller's own, and clients do not try another gateway for it.
     errors.Overloaded: grpc.StatusCode.UNAVAILABLE,
     errors.ReservationNotOwned: grpc.StatusCode.UNAVAILABLE,  # another process settles it
-}
-
-# What the whole request is blamed on where an error names no field of its own.
-_FIELDS: dict[type[errors.MetergateError], str] = {
-    errors.PromptTooLong: "inference.messages",
-    errors.MessageTooLarge: "request",
-    errors.BackendRejected: "inference",
 }
 
 # Long enough to find another backend, a reopened store or a restarted gateway; short enough for a person who waits.
@@ -101,7 +96,7 @@ def _bad_request(error: errors.MetergateError, message: str) -> BadRequest:
     if isinstance(error, errors.RequestInvalid):
         violations = error.violations[:VIOLATIONS_MAX]
     else:
-        violations = (errors.Violation(_FIELDS[type(error)], message),)
+        violations = (errors.Violation(getattr(error, "field", "request"), message),)
     return BadRequest(
         field_violations=[
             BadRequest.FieldViolation(

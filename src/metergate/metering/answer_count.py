@@ -8,8 +8,15 @@ from metergate.core.inference import Delta
 class AnswerCount(Protocol):
     """The count of everything a model wrote so far; equal for every chunking of the same answer (L7)."""
 
-    completion_tokens: int  # of content and tool calls
-    reasoning_tokens: int
+    @property
+    def completion_tokens(self) -> int:
+        """Of content and tool calls."""
+        ...
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Of reasoning."""
+        ...
 
     def copy(self) -> Self:
         """Return an independent count of the same answer so far."""

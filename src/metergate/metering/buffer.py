@@ -5,9 +5,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from metergate.core.changes import changed
 from metergate.core.inference import Delta
 from metergate.core.reservation import CloseCause
 from metergate.core.rows import FinishReason
+from metergate.core.usage import Usage
 from metergate.metering.deltas import join, joins, length, split_off
 
 
@@ -53,6 +55,11 @@ class DeltaBuffer:
             self._characters += characters
             _wake(self._arrival)
         return True
+
+    def note_usage(self, usage: Usage) -> None:
+        """Say what the backend had counted after what was put last; of no use once that was taken."""
+        if self._deltas:
+            self._deltas[-1] = changed(self._deltas[-1], usage=usage)
 
     async def put(self, delta: Delta) -> None:
         """Append a delta once there is room."""

@@ -21,10 +21,15 @@ CHARGED_WITHOUT_DELIVERY = frozenset(
         CloseCause.CREDIT_EXHAUSTED,
         CloseCause.CAP_REACHED,
         CloseCause.CREDIT_LIMIT_REACHED,
+        CloseCause.CONTENT_BLOCKED,
         CloseCause.CLIENT_CANCELLED,
         CloseCause.DEADLINE_EXCEEDED,
     }
 )
+
+
+# A character has at most four bytes of UTF-8; an answer that is cut within one may have generated three, a token each.
+_TOKENS_WITHOUT_TEXT_MAX = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +72,7 @@ def _settlement(services: Services, priced: PricedPrompt, outcome: Outcome) -> S
         usage_counted=usage,
         usage_reported=outcome.usage_reported,
         usage_mismatch=outcome.end.cause is CloseCause.FINISHED
-        and _mismatch(usage, outcome.usage_reported, priced.model.usage_tolerance_tokens),
+        and _mismatch(usage, outcome.usage_reported, priced.model.usage_tolerance_tokens, outcome.end.finish_reason),
         attempts=outcome.attempts,
         finish_reason=outcome.end.finish_reason,
         captured_microcredits=charged_microcredits if outcome.captures_at_settling else 0,
@@ -76,7 +81,8 @@ def _settlement(services: Services, priced: PricedPrompt, outcome: Outcome) -> S
 
 def _with_cached_prompt(counted: Usage, reported: Usage | None, priced: PricedPrompt) -> Usage:
     """Return the counted usage with what the backend served from its prompt cache told apart, if cheaper (L9)."""
-    if reported is None:
+    is_backends_count = priced.prompt_tokens_estimated is not None
+    if reported is None or is_backends_count:
         return counted
     prompt = counted.get(TokenClass.PROMPT)
     cached = min(reported.get(TokenClass.CACHED_PROMPT), prompt)
@@ -85,7 +91,8 @@ def _with_cached_prompt(counted: Usage, reported: Usage | None, priced: PricedPr
     return split if rate_ceil(split, priced.rate_card) <= rate_ceil(counted, priced.rate_card) else counted
 
 
-def _mismatch(counted: Usage, reported: Usage | None, tolerance_tokens: int) -> bool:
+def _mismatch(counted: Usage, reported: Usage | None, tolerance_tokens: int, finish_reason: FinishReason) -> bool:
+    """Whether a report differs by more than the tolerance: the prompt's tokens, or those of the answer."""
     if reported is None:
         return False
     prompt_classes = (TokenClass.PROMPT, TokenClass.CACHED_PROMPT)
@@ -96,8 +103,12 @@ def _mismatch(counted: Usage, reported: Usage | None, tolerance_tokens: int) -> 
     def answer(usage: Usage) -> int:
         return usage.total() - prompt(usage)
 
-    differences = (abs(prompt(counted) - prompt(reported)), abs(answer(counted) - answer(reported)))
-    return max(differences) > tolerance_tokens
+    prompt_difference = prompt(reported) - prompt(counted)
+    answer_difference = answer(reported) - answer(counted)
+    if finish_reason is FinishReason.LENGTH:
+        # What was generated of the character that it was cut in is reported, but has no text.
+        answer_difference -= min(max(answer_difference, 0), _TOKENS_WITHOUT_TEXT_MAX)
+    return max(abs(prompt_difference), abs(answer_difference)) > tolerance_tokens
 
 
 def receipt_of_charge(charge: Charge, spendable_microcredits: int, *, replayed: bool) -> Receipt:

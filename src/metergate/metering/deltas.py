@@ -31,7 +31,8 @@ def join(deltas: list[Delta]) -> Delta:
     if len(deltas) == 1:
         return deltas[0]
     if not any(delta.tool_calls or delta.reasoning_content for delta in deltas):
-        return Delta(content="".join([delta.content for delta in deltas]), token_starts=_joined_starts(deltas))
+        content = "".join([delta.content for delta in deltas])
+        return Delta(content=content, token_starts=_joined_starts(deltas), usage=deltas[-1].usage)
     calls: list[ToolCallDelta] = []
     for call in (call for delta in deltas for call in delta.tool_calls):
         if calls and calls[-1].index == call.index and not call.name and not call.tool_call_id:
@@ -42,6 +43,7 @@ def join(deltas: list[Delta]) -> Delta:
         reasoning_content="".join(delta.reasoning_content for delta in deltas),
         content="".join(delta.content for delta in deltas),
         tool_calls=tuple(calls),
+        usage=deltas[-1].usage,
         token_starts=_joined_starts(deltas),
     )
 
@@ -61,14 +63,18 @@ def _joined_starts(deltas: list[Delta]) -> tuple[int, ...]:
 def split(delta: Delta, characters: int) -> tuple[Delta, Delta]:
     """Return the first ``characters`` of a delta and the rest. A tool call's id and name are not cut.
 
-    A token id goes with the first character that it stands for.
+    A token id goes with the first character that it stands for; what the backend counted, with the delta's end.
     """
     first, rest = _split_texts(delta, characters)
-    if not delta.token_starts:
+    if delta.token_starts:
+        tokens = bisect_left(delta.token_starts, characters)
+        moved = tuple([start - characters for start in delta.token_starts[tokens:]])
+        first, rest = replace(first, token_starts=delta.token_starts[:tokens]), replace(rest, token_starts=moved)
+    if delta.usage is None:
         return first, rest
-    tokens = bisect_left(delta.token_starts, characters)
-    moved = tuple([start - characters for start in delta.token_starts[tokens:]])
-    return replace(first, token_starts=delta.token_starts[:tokens]), replace(rest, token_starts=moved)
+    if rest.is_empty():
+        return replace(first, usage=delta.usage), rest
+    return first, replace(rest, usage=delta.usage)
 
 
 def _split_texts(delta: Delta, characters: int) -> tuple[Delta, Delta]:

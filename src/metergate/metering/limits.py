@@ -27,6 +27,10 @@ class Limits:
     request_seconds_max: float = 600.0
     # A write that an app's flow control holds back is given up this long after the request was told to stop.
     stalled_write_seconds_max: float = 2.0
+    # What the content policy may take for one piece of an answer, which waits for it; then the request fails.
+    content_policy_seconds_max: float = 2.0
+    # How much of the answer before a piece it is shown, of each kind: enough to see what a sentence began with.
+    content_policy_context_characters: int = 2_000
     # Texts kept in memory for replays: long enough for an app to reconnect.
     replay_seconds: float = 120.0
     # Their total size.

@@ -25,7 +25,8 @@ class Offering:
     ) -> None:
         """``tokenizers`` are by model id; they and the pool's backends are all that the catalog names.
 
-        ``codecs`` are by model id: of all that are counted by their token ids.
+        A model without one is counted by its backends. ``codecs`` are by model id: of all that are counted by their
+        token ids.
         """
         self.catalog = catalog
         self.tokenizers = tokenizers

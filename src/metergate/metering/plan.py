@@ -1,12 +1,17 @@
 """What is known of a request before it runs: who pays, how its prompt counts, what it may cost at most."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from metergate.core.catalog import Model
+from metergate.core.embedding import EmbeddingBackendRequest, EmbeddingRequest
 from metergate.core.errors import PromptTooLong
-from metergate.core.inference import InferenceRequest
-from metergate.core.rating import RateCard, round_up
+from metergate.core.inference import BackendRequest, InferenceRequest
+from metergate.core.rating import RateCard, rate_ceil, round_up
+from metergate.core.reservation import Estimate
 from metergate.core.rows import Authorization
 from metergate.core.usage import TokenClass, Usage
 
@@ -22,6 +27,7 @@ class PricedPrompt:
         "model",
         "prompt_token_ids",
         "prompt_tokens",
+        "prompt_tokens_estimated",
         "rate_card",
     )
 
@@ -33,12 +39,16 @@ class PricedPrompt:
         prompt_tokens: int,
         completion_tokens_max: int,
         prompt_token_ids: Sequence[int] = (),
+        prompt_tokens_estimated: int | None = None,
     ) -> None:
-        """``completion_tokens_max`` bounds answer and reasoning together.
+        """``completion_tokens_max`` bounds answer and reasoning together; 0: the model writes none, without a price.
 
         ``prompt_token_ids`` are what was counted, of a model that is counted by its token ids. They are sent as they
         are: a template that renders otherwise a second later cannot make them differ.
+        ``prompt_tokens_estimated``: what they probably are, if ``prompt_tokens`` is the most they can be; None: it is
+        their count.
         """
+        self.prompt_tokens_estimated = prompt_tokens_estimated
         self.model = model
         self.rate_card = rate_card
         self.prompt_tokens = prompt_tokens
@@ -46,8 +56,8 @@ class PricedPrompt:
         self.completion_tokens_max = completion_tokens_max
         # Looked up once: a cost is taken at every delivery.
         self._prompt_exact = prompt_tokens * rate_card.price(TokenClass.PROMPT)
-        self._completion_price = rate_card.price(TokenClass.COMPLETION)
-        self._reasoning_price = rate_card.price(TokenClass.REASONING)
+        self._completion_price = rate_card.price(TokenClass.COMPLETION) if completion_tokens_max else 0
+        self._reasoning_price = rate_card.price(TokenClass.REASONING) if completion_tokens_max else 0
 
     def usage(self, completion_tokens: int = 0, reasoning_tokens: int = 0) -> Usage:
         """Return the usage of the prompt and an answer, as the gateway counts them."""
@@ -64,6 +74,24 @@ class PricedPrompt:
             self._prompt_exact + completion_tokens * self._completion_price + reasoning_tokens * self._reasoning_price
         )
 
+    @property
+    def prefers_reasoning(self) -> bool:
+        """Whether reasoning is the dearer class of an answer."""
+        return self._reasoning_price > self._completion_price
+
+    def estimate(self, reported: Usage | None, completion_tokens: int, reasoning_tokens: int) -> Estimate:
+        """Return what was probably used, and what it costs: the prompt as reported, if it was."""
+        prompt_tokens = self.prompt_tokens if self.prompt_tokens_estimated is None else self.prompt_tokens_estimated
+        prompt_classes = (TokenClass.PROMPT, TokenClass.CACHED_PROMPT)
+        prompt = (
+            {TokenClass.PROMPT: prompt_tokens}
+            if reported is None
+            else {token_class: reported.get(token_class) for token_class in prompt_classes}
+        )
+        answer = {TokenClass.COMPLETION: completion_tokens, TokenClass.REASONING: reasoning_tokens}
+        usage = Usage.of(prompt | answer)
+        return Estimate(usage=usage, microcredits=rate_ceil(usage, self.rate_card))
+
     def cost_max(self, answer_tokens: int) -> int:
         """Microcredits of the prompt and an answer of so many tokens of the dearer class."""
         return round_up(self._prompt_exact + answer_tokens * max(self._completion_price, self._reasoning_price))
@@ -74,7 +102,8 @@ class Plan:
     """A request that can be admitted."""
 
     caller: Authorization
-    request: InferenceRequest
+    request: InferenceRequest | EmbeddingRequest
+    backend_request: BackendRequest | EmbeddingBackendRequest
     content_hash: bytes
     priced: PricedPrompt
 
@@ -85,6 +114,18 @@ class Plan:
         return most if limit is None else min(most, limit)
 
 
+def bounded_room(model: Model, tokens_max: int, tokens_estimated: int, max_completion_tokens: int | None) -> int:
+    """Return the most tokens an answer can have after a prompt that only the backend can count.
+
+    A backend refuses what its context does not hold. If the app names no maximum, what is asked for fits after the
+    longest that the prompt can be; of a long prompt, half of what its estimate leaves.
+    """
+    room = model.context_tokens - 1
+    if max_completion_tokens is not None:
+        return min(room, max_completion_tokens)
+    return max(1, model.context_tokens - tokens_max, (model.context_tokens - tokens_estimated) // 2)
+
+
 def completion_room(model: Model, prompt_tokens: int, max_completion_tokens: int | None) -> int:
     """Return the most tokens an answer can have; PromptTooLong if the context leaves none."""
     room = model.context_tokens - prompt_tokens
@@ -93,3 +134,8 @@ def completion_room(model: Model, prompt_tokens: int, max_completion_tokens: int
             model_id=model.model_id, prompt_tokens=prompt_tokens, prompt_tokens_max=model.context_tokens - 1
         )
     return room if max_completion_tokens is None else min(room, max_completion_tokens)
+
+
+def content_hash(key: bytes, request: InferenceRequest | EmbeddingRequest) -> bytes:
+    """Hash what was asked, keyed: the same request has the same hash, and none can be guessed from it (L11)."""
+    return hashlib.blake2b(msgspec.json.encode(request), key=key, digest_size=32).digest()

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 
 from metergate.core.changes import changed
+from metergate.core.embedding import EmbeddingBackendRequest, Embeddings
 from metergate.core.errors import BackendRejected, BackendUnavailable, MetergateError
 from metergate.core.inference import BackendEvent, BackendRequest, Delta, Finish, UsageReport
 from metergate.core.reservation import CloseCause
@@ -16,7 +17,7 @@ from metergate.metering.detokenizer import Detokenizer, detokenized
 from metergate.metering.limits import Limits
 from metergate.metering.patience import Patience
 from metergate.metering.pool import Candidates, Place
-from metergate.ports import CallObserver
+from metergate.ports import CallObserver, EmbeddingBackend
 
 # After its finish reason, a backend has only its usage left to report; that comes at once or not at all.
 USAGE_SECONDS_MAX = 1.0
@@ -32,7 +33,7 @@ class Reader:
     def __init__(
         self,
         *,
-        request: BackendRequest,
+        request: BackendRequest | EmbeddingBackendRequest,
         candidates: Candidates,
         prompt_tokens: int,
         buffer: DeltaBuffer,
@@ -53,6 +54,7 @@ class Reader:
         self._ended: list[Attempt] = []
         self._under_way: _Dispatch | None = None
         self.usage_reported: Usage | None = None
+        self.embeddings: Embeddings | None = None  # the whole answer to an embedding request
 
     async def run(self) -> None:
         """Read one answer to its end, and end the buffer whatever happens."""
@@ -69,6 +71,11 @@ class Reader:
         """Every dispatch so far; that under way as if it ended now."""
         under_way = () if self._under_way is None else (self._under_way.attempt(self._prompt_tokens, ""),)
         return (*self._ended, *under_way)
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether the backend ended its answer, so that what it reported is of the whole."""
+        return self._finish_reason is not None
 
     async def _read_from_any(self) -> End:
         end: End | None = None
@@ -119,8 +126,11 @@ class Reader:
         self._began = False
         self.usage_reported = None
         self._finish_reason = None
+        request = changed(self._request, trace_context=trace_context)
+        if isinstance(request, EmbeddingBackendRequest):
+            return await self._embed(place, request)
         try:
-            answer = place.backend.generate(changed(self._request, trace_context=trace_context))
+            answer = place.backend.generate(request)
             if self._detokenizer is not None:
                 answer = detokenized(answer, self._detokenizer())
             await self._read_events(place, answer)
@@ -131,6 +141,16 @@ class Reader:
         if self._finish_reason is None:
             raise self._unavailable("it ended without a finish reason")
         return self._finish_reason
+
+    async def _embed(self, place: Place, request: EmbeddingBackendRequest) -> FinishReason:
+        """Keep the answer, which comes as a whole."""
+        backend = place.backend
+        if not isinstance(backend, EmbeddingBackend):
+            raise self._unavailable("it makes no vectors")
+        async with asyncio.timeout(self._limits.first_token_seconds_max):
+            self.embeddings = await backend.embed(request)
+        self.usage_reported = self.embeddings.usage_reported
+        return FinishReason.STOP
 
     async def _read_events(self, place: Place, answer: AsyncGenerator[BackendEvent, None]) -> None:
         async with (
@@ -156,6 +176,7 @@ class Reader:
                     patience.limit(USAGE_SECONDS_MAX)
                 elif isinstance(event, UsageReport):
                     self.usage_reported = event.usage
+                    self._buffer.note_usage(event.usage)
                 else:
                     raise self._unavailable("it sent token ids of a model that is not counted by them")
 

@@ -14,20 +14,23 @@ from typing import ClassVar, TypedDict, Unpack
 
 from metergate.core.errors import (
     BackendUnavailable,
+    ContentPolicyUnavailable,
     DeadlineExceeded,
     LedgerInvariantBroken,
     MetergateError,
     ShuttingDown,
     StoreUnavailable,
 )
-from metergate.core.inference import BackendRequest, Delta
+from metergate.core.inference import Delta, InferenceRequest
 from metergate.core.operations import Capture, CaptureStatus
+from metergate.core.rating import rate_ceil
 from metergate.core.receipts import Receipt
-from metergate.core.reservation import CloseCause, Reservation
+from metergate.core.reservation import CloseCause, Estimate, Reservation
 from metergate.core.rows import FinishReason
 from metergate.core.usage import Usage
 from metergate.metering.answer import AnswerCounter, longest_fit
 from metergate.metering.answer_count import AnswerCount
+from metergate.metering.bounded_answer import BoundedAnswer, estimate
 from metergate.metering.buffer import DeltaBuffer, End
 from metergate.metering.closing import (
     CHARGED_WITHOUT_DELIVERY,
@@ -39,12 +42,14 @@ from metergate.metering.closing import (
 )
 from metergate.metering.deltas import length
 from metergate.metering.detokenizer import Detokenizer
-from metergate.metering.plan import Plan
+from metergate.metering.plan import Plan, PricedPrompt
 from metergate.metering.pool import Candidates
 from metergate.metering.reader import Reader
+from metergate.metering.replays import Answer
 from metergate.metering.services import Services
 from metergate.metering.token_id_answer import TokenIdAnswerCounter
 from metergate.metering.transcript import Transcript
+from metergate.metering.vetting import Vetting
 from metergate.ports import CallObserver, Delivery, TokenCodec, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -56,7 +61,7 @@ class RunParts(TypedDict):
     services: Services
     plan: Plan
     reservation: Reservation
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None  # None: its backend counts the model
     codec: TokenCodec | None  # of a model that is counted by its token ids
     candidates: Candidates
     deadline: float | None  # on the loop's clock; None: the app set none
@@ -83,7 +88,7 @@ class Run(ABC):
         )
         self._observer = parts["observer"]
         self._reader = Reader(
-            request=_backend_request(plan),
+            request=plan.backend_request,
             candidates=parts["candidates"],
             prompt_tokens=plan.priced.prompt_tokens,
             buffer=self._buffer,
@@ -91,14 +96,21 @@ class Run(ABC):
             observer=self._observer,
             detokenizer=_detokenizer_maker(plan, parts["codec"]),
         )
+        self._vetting: Vetting | None = None
+        if services.policy is not None:
+            self._vetting = Vetting(
+                services.policy,
+                services.limits,
+                reservation_id=reservation.reservation_id,
+                model_id=self._priced.model.model_id,
+            )
         self._slice_microcredits = self._priced.cost_max(services.limits.slice_tokens) - self._priced.cost()
         self._reserved_microcredits = reservation.reserved_microcredits
         self._captured_microcredits = reservation.captured_microcredits
         self._delivered_microcredits = 0
         # Of all that was delivered, or will be at once.
-        self._answer: AnswerCount = (
-            AnswerCounter(parts["tokenizer"]) if parts["codec"] is None else TokenIdAnswerCounter()
-        )
+        self._answer = _answer_count(self._priced, parts["tokenizer"], parts["codec"])
+        self._estimate: Estimate | None = None  # of what is captured next, if that is only a bound
         # The dearest that the answer was at any delivery: counts of a growing text may fall again, captures do not.
         self._peak = (reservation.captured_microcredits, reservation.captured_usage)
         self.transcript = Transcript()
@@ -188,7 +200,11 @@ class Run(ABC):
     # --- count, capture, deliver ------------------------------------------------------------------------------------
 
     async def _handle(self, delta: Delta) -> End | None:
-        """Count a delta, debit it, deliver it; return the end if that was the last."""
+        """Have a delta vetted, count it, debit it, deliver it; return the end if that was the last."""
+        if self._vetting is not None:
+            blocked = await self._vetting.end_before(delta)
+            if blocked is not None:
+                return blocked
         after = self._answer.copy()
         if after.encoded_characters(delta) > self._services.limits.counted_in_loop_characters_max:
             await asyncio.to_thread(after.add, delta)
@@ -198,11 +214,15 @@ class Run(ABC):
         if not self._within_length(after):
             delta, after = await asyncio.to_thread(longest_fit, self._answer, delta, self._within_length)
             end = End(cause=CloseCause.FINISHED, finish_reason=FinishReason.LENGTH)
+        if isinstance(after, BoundedAnswer):
+            self._estimate = estimate(self._priced, after)
         peak = self._peak_with(after)
         refusal = await self._debit(*peak)
         if refusal is not None:
             delta, after = await asyncio.to_thread(longest_fit, self._answer, delta, self._within_reserved)
             end = End(cause=refusal, finish_reason=FinishReason.CREDIT_EXHAUSTED)
+            if isinstance(after, BoundedAnswer):
+                self._estimate = estimate(self._priced, after)
             peak = self._peak_with(after)
             if length(delta) and await self._debit(*peak) is not None:
                 raise LedgerInvariantBroken(problem="a capture within the reservation was refused")
@@ -257,6 +277,7 @@ class Run(ABC):
                 target_usage=usage,
                 wanted_microcredits=wanted,
                 delivered_microcredits=self._delivered_microcredits,
+                estimate=self._estimate,
                 now_us=self._services.clock.now_us(),
             )
         )
@@ -314,14 +335,34 @@ class Run(ABC):
         if settled.charge is None:
             return receipt_of_release(self._reservation, self._priced, settled.spendable_microcredits, end.cause)
         if self._was_delivered(end):
-            self._services.replays.put(settled.charge.charge_id, self.transcript.deltas())
+            self._services.replays.put(settled.charge.charge_id, self._answer_to_keep())
         return receipt_of_charge(settled.charge, settled.spendable_microcredits, replayed=False)
 
+    def _answer_to_keep(self) -> Answer:
+        """Return what a replay of the request is answered with."""
+        return self.transcript.deltas()
+
     def _usage_to_charge(self, end: End) -> Usage | None:
+        if isinstance(self._answer, BoundedAnswer):
+            return self._bounded_usage(self._answer, end)
         if self._was_delivered(end):
             return self._priced.usage(self._answer.completion_tokens, self._answer.reasoning_tokens)
         was_dispatched = bool(self._reader.attempts)
         return self._priced.usage() if was_dispatched and end.cause in CHARGED_WITHOUT_DELIVERY else None
+
+    def _bounded_usage(self, answer: BoundedAnswer, end: End) -> Usage | None:
+        """Return what to charge of a request that its backend counts, up to what was captured for it."""
+        reported = self._reader.usage_reported
+        if self._was_delivered(end):
+            is_whole = end.cause is CloseCause.FINISHED and self._reader.has_finished
+            usage = reported if is_whole and reported is not None else estimate(self._priced, answer).usage
+        elif self._reader.attempts and end.cause in CHARGED_WITHOUT_DELIVERY:
+            is_whole = end.cause is CloseCause.FINISHED
+            usage = reported if is_whole and reported is not None else self._priced.estimate(reported, 0, 0).usage
+        else:
+            return None
+        microcredits, captured = self._peak
+        return usage if rate_ceil(usage, self._priced.rate_card) <= microcredits else captured
 
     # --- what differs between a stream and a whole answer -----------------------------------------------------------
 
@@ -346,20 +387,17 @@ class Run(ABC):
         """Tell the app what it was charged."""
 
 
-def _backend_request(plan: Plan) -> BackendRequest:
-    return BackendRequest(
-        model_id=plan.priced.model.model_id,
-        prompt=plan.request.prompt,
-        sampling=plan.request.sampling,
-        response_format=plan.request.response_format,
-        max_completion_tokens=plan.priced.completion_tokens_max,
-        prompt_token_ids=plan.priced.prompt_token_ids,
-    )
+def _answer_count(priced: PricedPrompt, tokenizer: Tokenizer | None, codec: TokenCodec | None) -> AnswerCount:
+    if codec is not None:
+        return TokenIdAnswerCounter()
+    if tokenizer is not None:
+        return AnswerCounter(tokenizer)
+    return BoundedAnswer(tokens_max=priced.completion_tokens_max, prefers_reasoning=priced.prefers_reasoning)
 
 
 def _detokenizer_maker(plan: Plan, codec: TokenCodec | None) -> Callable[[], Detokenizer] | None:
     """What makes the texts of an answer of its token ids, anew for each attempt; None: backends send texts."""
-    if codec is None:
+    if codec is None or not isinstance(plan.request, InferenceRequest):
         return None
     return partial(
         Detokenizer,
@@ -377,6 +415,6 @@ def _ended(end: End, receipt: Receipt | None) -> Receipt:
         raise end.error or StoreUnavailable()
     if end.error is None:
         return receipt
-    if isinstance(end.error, BackendUnavailable | DeadlineExceeded | ShuttingDown):
+    if isinstance(end.error, BackendUnavailable | ContentPolicyUnavailable | DeadlineExceeded | ShuttingDown):
         end.error.charge = receipt.charge_name()
     raise end.error

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from metergate.metering.limits import Limits
 from metergate.metering.replays import ReplayBuffer
-from metergate.ports import Clock, LedgerStore
+from metergate.ports import Clock, ContentPolicy, LedgerStore
 
 logger = logging.getLogger(__name__)
 
@@ -45,3 +45,4 @@ class Services:
     limits: Limits
     replays: ReplayBuffer
     tasks: BackgroundTasks
+    policy: ContentPolicy | None = None  # asked about all text before it is delivered; None: nothing is asked

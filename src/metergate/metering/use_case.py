@@ -1,16 +1,14 @@
 """The use case: authorize, count, reserve, run, settle; and stop in good order."""
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import msgspec
-
-from metergate.core.catalog import Model
+from metergate.core.catalog import Model, ModelTask
+from metergate.core.embedding import EmbeddingRequest
 from metergate.core.errors import (
     DeadlineExceeded,
     LedgerDiffers,
@@ -21,25 +19,29 @@ from metergate.core.errors import (
     ShuttingDown,
     Violation,
 )
-from metergate.core.inference import InferenceRequest, Prompt
+from metergate.core.inference import BackendRequest, InferenceRequest, Prompt
 from metergate.core.operations import Replayed, Reserve, Reserved, Settle
-from metergate.core.receipts import Admission, Completion, Quote, Receipt
+from metergate.core.parameters import check_parameters
+from metergate.core.rating import RateCard
+from metergate.core.receipts import Admission, Completion, Embedded, Quote, Receipt
 from metergate.core.reservation import CloseCause
 from metergate.core.rows import Authorization
+from metergate.core.text_bounds import PromptBound, prompt_tokens_estimated, prompt_tokens_max
 from metergate.core.usage import TokenClass
 from metergate.metering.buffer import End
 from metergate.metering.closing import receipt_of_charge
 from metergate.metering.deltas import whole_message
+from metergate.metering.embedding import EmbeddingRun, backend_request, count_inputs
 from metergate.metering.limits import Limits
 from metergate.metering.offering import Offering
-from metergate.metering.plan import Plan, PricedPrompt, completion_room
+from metergate.metering.plan import Plan, PricedPrompt, bounded_room, completion_room, content_hash
 from metergate.metering.pool import Candidates
 from metergate.metering.replays import ReplayBuffer
 from metergate.metering.run import Run, RunParts
 from metergate.metering.services import BackgroundTasks, Services
 from metergate.metering.streamed_run import StreamedRun
 from metergate.metering.whole_run import WholeRun
-from metergate.ports import CallObserver, CallStart, Clock, LedgerStore, Observer, Sink
+from metergate.ports import CallObserver, CallStart, Clock, ContentPolicy, LedgerStore, Observer, Sink
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +78,9 @@ class Metering:
         monotonic: Callable[[], float],
         limits: Limits,
         observer: Observer,
+        policy: ContentPolicy | None = None,
     ) -> None:
+        """``policy`` is asked about all text of answers before it is delivered; None: nothing is asked."""
         # Calls that come in from now on are served from it; replaced, not changed.
         self.offering = offering
         self._services = Services(
@@ -91,6 +95,7 @@ class Metering:
                 monotonic=monotonic,
             ),
             tasks=BackgroundTasks(),
+            policy=policy,
         )
         self._observer = observer
         self._is_draining = False  # admit nothing more
@@ -137,7 +142,7 @@ class Metering:
             outcome = await self._reserve(call, plan)
             if isinstance(outcome, Replayed):
                 receipt = receipt_of_charge(outcome.charge, outcome.spendable_microcredits, replayed=True)
-                deltas = self._services.replays.get(outcome.charge.charge_id)
+                deltas = self._services.replays.deltas(outcome.charge.charge_id)
             else:
                 run = WholeRun(**self._parts(call, plan, outcome))
                 receipt = await self._serve(call, run)
@@ -146,6 +151,25 @@ class Metering:
         return Completion(
             message=None if deltas is None else message, reasoning_content=reasoning_content, receipt=receipt
         )
+
+    async def embed(
+        self,
+        caller: Authorization,
+        request: EmbeddingRequest,
+        *,
+        time_left_seconds: float | None,
+        trace_context: Mapping[str, str] = NO_TRACE,
+    ) -> Embedded:
+        """Turn texts into vectors and return them, charged; raise a MetergateError if that failed."""
+        async with self._call(_start("Embed", caller, request, trace_context), time_left_seconds) as call:
+            plan = await self._plan_embedding(call.offering, caller, request)
+            outcome = await self._reserve(call, plan)
+            if isinstance(outcome, Replayed):
+                receipt = receipt_of_charge(outcome.charge, outcome.spendable_microcredits, replayed=True)
+                return Embedded(embeddings=self._services.replays.embeddings(outcome.charge.charge_id), receipt=receipt)
+            run = EmbeddingRun(**self._parts(call, plan, outcome))
+            receipt = await self._serve(call, run)
+            return Embedded(embeddings=run.embeddings, receipt=receipt)
 
     async def count_tokens(
         self,
@@ -259,10 +283,11 @@ class Metering:
             else:
                 call.run.when_settled(ended)
 
-    def _model(self, offering: Offering, caller: Authorization, model_id: str) -> Model:
+    def _model(self, offering: Offering, caller: Authorization, model_id: str, task: ModelTask) -> Model:
         model = offering.catalog.get(model_id)
         if caller.allowed_models and model_id not in caller.allowed_models:
             raise ModelNotAllowed(model_id=model_id)
+        model.must_be_for(task)
         return model
 
     async def _price(
@@ -273,8 +298,10 @@ class Metering:
         prompt: Prompt,
         max_completion_tokens: int | None,
     ) -> PricedPrompt:
-        model = self._model(offering, caller, model_id)
+        model = self._model(offering, caller, model_id, ModelTask.CHAT)
         rate_card = model.rate_card(self._services.clock.now_us())
+        if model.prompt_bound is not None:
+            return await self._price_bounded(model, rate_card, prompt, model.prompt_bound, max_completion_tokens)
         tokenizer = offering.tokenizers[model_id]
         _refuse_hopeless(model, prompt, tokenizer.characters_per_token_max)
         codec = offering.codecs.get(model_id)
@@ -295,6 +322,23 @@ class Metering:
             completion_tokens_max=completion_room(model, prompt_tokens, max_completion_tokens),
         )
 
+    async def _price_bounded(
+        self, model: Model, rate_card: RateCard, prompt: Prompt, bound: PromptBound, max_completion_tokens: int | None
+    ) -> PricedPrompt:
+        """A prompt that only the backend can count, at the most that it can be."""
+
+        def count() -> tuple[int, int]:
+            return prompt_tokens_max(prompt, bound), prompt_tokens_estimated(prompt)
+
+        tokens_max, estimated = await asyncio.to_thread(count) if self._is_long(prompt) else count()
+        return PricedPrompt(
+            model=model,
+            rate_card=rate_card,
+            prompt_tokens=tokens_max,
+            completion_tokens_max=bounded_room(model, tokens_max, estimated, max_completion_tokens),
+            prompt_tokens_estimated=estimated,
+        )
+
     def _is_long(self, prompt: Prompt) -> bool:
         """Whether working through all of it would hold the event loop."""
         characters = prompt.characters() + TEMPLATE_CHARACTERS * len(prompt.messages)
@@ -302,15 +346,42 @@ class Metering:
 
     async def _plan(self, offering: Offering, caller: Authorization, request: InferenceRequest) -> Plan:
         prompt = request.prompt
+        check_parameters(request, self._model(offering, caller, request.model_id, ModelTask.CHAT).parameters)
         priced = await self._price(offering, caller, request.model_id, prompt, request.max_completion_tokens)
-        is_long = self._is_long(prompt)
-        content_hash = await asyncio.to_thread(self._content_hash, request) if is_long else self._content_hash(request)
-        return Plan(caller=caller, request=request, content_hash=content_hash, priced=priced)
+        return Plan(
+            caller=caller,
+            request=request,
+            backend_request=BackendRequest(
+                model_id=priced.model.model_id,
+                prompt=prompt,
+                sampling=request.sampling,
+                response_format=request.response_format,
+                tool_choice=request.tool_choice,
+                max_completion_tokens=priced.completion_tokens_max,
+                prompt_token_ids=priced.prompt_token_ids,
+            ),
+            content_hash=await self._content_hash(request, is_long=self._is_long(prompt)),
+            priced=priced,
+        )
 
-    def _content_hash(self, request: InferenceRequest) -> bytes:
-        """Hash what was asked, keyed: the same request has the same hash, and none can be guessed from it (L11)."""
-        canonical = msgspec.json.encode(request)
-        return hashlib.blake2b(canonical, key=self._services.ledger.content_key, digest_size=32).digest()
+    async def _plan_embedding(self, offering: Offering, caller: Authorization, request: EmbeddingRequest) -> Plan:
+        model = self._model(offering, caller, request.model_id, ModelTask.EMBEDDING)
+        rate_card = model.rate_card(self._services.clock.now_us())
+        asked = backend_request(model, request)
+        limits = self._services.limits
+        is_long = request.characters() > limits.counted_in_loop_characters_max
+        prompt_tokens = await count_inputs(model, offering.tokenizers[model.model_id], request, is_long=is_long)
+        return Plan(
+            caller=caller,
+            request=request,
+            backend_request=asked,
+            content_hash=await self._content_hash(request, is_long=is_long),
+            priced=PricedPrompt(model=model, rate_card=rate_card, prompt_tokens=prompt_tokens, completion_tokens_max=0),
+        )
+
+    async def _content_hash(self, request: InferenceRequest | EmbeddingRequest, *, is_long: bool) -> bytes:
+        key = self._services.ledger.content_key
+        return await asyncio.to_thread(content_hash, key, request) if is_long else content_hash(key, request)
 
     async def _reserve(self, call: Call, plan: Plan) -> Reserved | Replayed:
         services, priced = self._services, plan.priced
@@ -326,11 +397,12 @@ class Metering:
             provider_id=priced.model.provider_id,
             counting_source=priced.model.counting_source,
             rate_card_id=priced.rate_card.rate_card_id,
-            minimum_microcredits=priced.cost_max(1),
+            minimum_microcredits=priced.cost_max(min(1, priced.completion_tokens_max)),
             wanted_microcredits=priced.cost_max(slice_tokens),
             limit_microcredits=plan.limit_microcredits(),
             capture_microcredits=priced.cost(),
             capture_usage=priced.usage(),
+            estimate=None if priced.prompt_tokens_estimated is None else priced.estimate(None, 0, 0),
             now_us=services.clock.now_us(),
         )
         call.reservation_id = operation.reservation_id
@@ -373,7 +445,7 @@ class Metering:
             services=self._services,
             plan=plan,
             reservation=outcome.reservation,
-            tokenizer=call.offering.tokenizers[plan.priced.model.model_id],
+            tokenizer=call.offering.tokenizers.get(plan.priced.model.model_id),
             codec=call.offering.codecs.get(plan.priced.model.model_id),
             candidates=Candidates(call.offering.pool, plan.priced.model.model_id, plan.priced.model.weights()),
             deadline=call.deadline,
@@ -420,12 +492,17 @@ class Metering:
                 rate_card_id=charge.rate_card_id,
             )
         )
-        for delta in self._services.replays.get(charge.charge_id) or []:
+        for delta in self._services.replays.deltas(charge.charge_id) or []:
             await sink.deliver(delta)
         await sink.receipt(receipt_of_charge(charge, outcome.spendable_microcredits, replayed=True))
 
 
-def _start(verb: str, caller: Authorization, request: InferenceRequest, trace_context: Mapping[str, str]) -> CallStart:
+def _start(
+    verb: str,
+    caller: Authorization,
+    request: InferenceRequest | EmbeddingRequest,
+    trace_context: Mapping[str, str],
+) -> CallStart:
     return CallStart(
         verb=verb,
         caller=caller,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tokenizers import Encoding, Tokenizer
 
+from metergate.tokenizers.long_runs import PieceEncoder
 from metergate.tokenizers.vocabulary import characters_max, guarded
 
 # The library keeps the interpreter's lock while it encodes one text, and gives it up only for batches, which cost a
@@ -33,6 +34,20 @@ def _encode(encoder: Tokenizer, text: str) -> Encoding:
     if len(text) <= _LOCKED_CHARACTERS_MAX:
         return encoder.encode(text, add_special_tokens=False)
     return encoder.encode_batch_fast([text], add_special_tokens=False)[0]
+
+
+def piece_encoder(encoder: Tokenizer) -> PieceEncoder:
+    """The library's two steps: its pre-tokenizer, and its merging of one piece."""
+    letters = {byte: letter for letter, byte in LETTERS.items()}
+
+    def split(text: str) -> list[int]:
+        return [end for _, (_, end) in encoder.pre_tokenizer.pre_tokenize_str(text)]
+
+    def lengths(piece: bytes) -> list[int]:
+        return [len(token.value) for token in encoder.model.tokenize("".join([letters[byte] for byte in piece]))]
+
+    tokens = [letters_bytes(token) for token in encoder.get_vocab(with_added_tokens=False) if token]
+    return PieceEncoder(split=split, lengths=lengths, tokens=tokens)
 
 
 def letters_characters_max(tokens: Iterable[str], *, composes: bool) -> int | None:

@@ -1,7 +1,6 @@
 """Renders a model's own chat template (Jinja) as its server does, so that the prompt it sees can be counted.
 
-A template is a program that came with a model: it runs in Jinja's sandbox, and its output, its ranges and the texts it
-multiplies are bounded.
+A template is a program that came with a model: it runs in a sandbox with bounds (template_sandbox.py).
 """
 
 import json
@@ -11,17 +10,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
-import jinja2.ext
 from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from metergate.core.errors import RequestInvalid, TokenizerInvalid, Violation
 from metergate.core.inference import Message, Prompt, Role, Tool, ToolCall
+from metergate.tokenizers.template_sandbox import SandboxedTemplates, budget
 
-# A prompt above this is far over any model's context, and over the largest request that is accepted.
-_RENDERED_CHARACTERS_MAX = 64 * 1024 * 1024
-# Templates multiply to indent and to pad; none needs more than a line.
-_PRODUCT_MAX = 65_536
+# A level of JSON is indented by two or four.
+_INDENT_MAX = 16
 # What a template's code can raise when it meets messages it was not written for.
 _TEMPLATE_FAILURES = (
     jinja2.TemplateError,
@@ -43,22 +39,6 @@ class TemplateSource:
     eos_token: str = ""
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, with the operators that could make huge values bounded."""
-
-    intercepted_binops = frozenset({"*", "**", "%"})
-
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401
-        """Multiply, and take remainders, within bounds; SecurityError beyond."""
-        if operator == "**" or (operator == "%" and isinstance(left, str)):
-            raise SecurityError(f"a template may not use {operator}")
-        if operator == "*":
-            sizes = [len(value) if isinstance(value, (str, list, tuple)) else value for value in (left, right)]
-            if abs(sizes[0] * sizes[1]) > _PRODUCT_MAX:
-                raise SecurityError("a template may not make so large a value")
-        return super().call_binop(context, operator, left, right)
-
-
 def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
@@ -71,6 +51,8 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """JSON as transformers writes it; Jinja's own filter escapes HTML, which no model was trained on."""
+    if indent is not None and not 0 <= indent <= _INDENT_MAX:
+        raise SecurityError("a template may not indent so far")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -82,17 +64,20 @@ class ChatTemplate:
     """A compiled chat template."""
 
     def __init__(self, source: TemplateSource, path: str) -> None:
-        """TokenizerInvalid naming ``path`` if the template does not compile."""
-        environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+        """TokenizerInvalid naming ``path`` if the template does not compile, or breaks the sandbox's bounds."""
+        environment = SandboxedTemplates()
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
         self._tokens = {"bos_token": source.bos_token, "eos_token": source.eos_token}
         try:
-            self._template = environment.from_string(source.text)
-        except jinja2.TemplateError as error:
+            self._template = environment.compiled(source.text)
+        except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError) as error:
             raise TokenizerInvalid(path=path, problem=f"its chat template does not compile: {error}") from error
-        self._arguments_are_objects = self._takes_objects()
+        try:
+            self._arguments_are_objects = self._takes_objects()
+        except SecurityError as error:
+            raise TokenizerInvalid(path=path, problem=f"its chat template does what none may: {error}") from error
 
     def render(self, prompt: Prompt) -> str:
         """The text the model is given; RequestInvalid if the template refuses the messages."""
@@ -107,14 +92,12 @@ class ChatTemplate:
 
     def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
         pieces: list[str] = []
-        characters = 0
-        for piece in self._template.generate(
-            messages=messages, tools=tools, add_generation_prompt=True, **self._tokens
-        ):
-            characters += len(piece)
-            if characters > _RENDERED_CHARACTERS_MAX:
-                raise SecurityError("the rendered prompt is too long")
-            pieces.append(piece)
+        with budget() as used:
+            for piece in self._template.generate(
+                messages=messages, tools=tools, add_generation_prompt=True, **self._tokens
+            ):
+                used.make(len(piece))
+                pieces.append(piece)
         return "".join(pieces)
 
     def _takes_objects(self) -> bool:
@@ -129,6 +112,8 @@ class ChatTemplate:
             self._render(messages=[_message(message, True) for message in probe], tools=None)
         except TypeError:
             return False
+        except SecurityError:
+            raise
         except _TEMPLATE_FAILURES:
             return True
         return True

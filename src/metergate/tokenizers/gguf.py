@@ -11,9 +11,16 @@ from tokenizers import Tokenizer as BytePairs
 
 from metergate.core.errors import TokenizerInvalid
 from metergate.tokenizers import pre_tokenizers as known
-from metergate.tokenizers.byte_pairs import letters_bytes, letters_characters_max, token_counter, token_encoder
+from metergate.tokenizers.byte_pairs import (
+    letters_bytes,
+    letters_characters_max,
+    piece_encoder,
+    token_counter,
+    token_encoder,
+)
 from metergate.tokenizers.chat_template import TemplateSource
 from metergate.tokenizers.gguf_metadata import read_tokenizer_metadata
+from metergate.tokenizers.long_runs import LongRuns
 from metergate.tokenizers.vocabulary import Vocabulary, VocabularyIds
 
 # llama.cpp's token types that it recognises when they are written as text.
@@ -112,10 +119,12 @@ def _load(metadata: dict[str, Any]) -> GgufVocabulary:
             count_rendered=count_rendered,
             count_prompt_text=count_text,
             boundary=known.boundary(special),
+            runs=LongRuns(piece_encoder(encoder), special, compose=str),
             characters_per_token_max=letters_characters_max(tokens, composes=False),
             ids=VocabularyIds(
                 token_ids_max=len(tokens), encode_rendered=encode_rendered, token_bytes=_token_bytes(tokens, types)
             ),
+            added_tokens=bool(before) + bool(after),
         ),
         template=TemplateSource(text=template, bos_token=bos, eos_token=eos) if template else None,
     )

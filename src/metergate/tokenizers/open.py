@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from metergate.core.errors import TokenizerInvalid
+from metergate.core.errors import RequestInvalid, TokenizerInvalid, Violation
 from metergate.core.inference import Prompt
 from metergate.ports import TokenCodec, Tokenizer
 from metergate.tokenizers.chat_template import ChatTemplate, TemplateSource, read_template
@@ -24,7 +24,8 @@ class TokenizerSpec:
     kind: Literal["gguf", "tokenizer_json", "tiktoken"]  # the form of the vocabulary
     path: Path  # its file
     pattern: str | None = None  # of a tiktoken vocabulary: o200k_base, cl100k_base, qwen or qwen3.5
-    prompt_rule: Literal["template", "openai"] = "template"  # the model's chat template, or OpenAI's published rule
+    # The model's chat template, or OpenAI's published rule; none: the model takes texts to embed, and no chats.
+    prompt_rule: Literal["template", "openai", "none"] = "template"
     # A tokenizer_config.json or a Jinja file. None: the GGUF's own, or the tokenizer_config.json beside the vocabulary.
     chat_template_path: Path | None = None
 
@@ -71,8 +72,14 @@ def _prompt_rule(
 ) -> Callable[[Prompt], int]:
     if spec.prompt_rule == "openai":
         return partial(count_openai_prompt, vocabulary.count_prompt_text)
+    if spec.prompt_rule == "none":
+        return _refuse_chat
     template = _template(spec, own_template)
     return lambda prompt: vocabulary.count_rendered(template.render(prompt))
+
+
+def _refuse_chat(prompt: Prompt) -> int:
+    raise RequestInvalid(Violation("model", "takes no messages"))
 
 
 def _template(spec: TokenizerSpec, own_template: TemplateSource | None) -> ChatTemplate:

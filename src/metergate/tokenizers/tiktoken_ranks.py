@@ -4,15 +4,17 @@ import base64
 import binascii
 import gzip
 import zlib
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import regex
 import tiktoken
 
 from metergate.core.errors import TokenizerInvalid
 from metergate.tokenizers import pre_tokenizers as known
 from metergate.tokenizers.composition import compose, compose_prompt
+from metergate.tokenizers.long_runs import LongRuns, PieceEncoder
 from metergate.tokenizers.vocabulary import Vocabulary, characters_max, guarded
 
 _CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -61,7 +63,19 @@ def load_tiktoken(path: Path, pattern_name: str) -> Vocabulary:
     return _vocabulary(encoding, ranks, pattern)
 
 
-def _vocabulary(encoding: tiktoken.Encoding, ranks: Iterable[bytes], pattern: _Pattern) -> Vocabulary:
+def _piece_encoder(encoding: tiktoken.Encoding, ranks: Mapping[bytes, int], pattern: _Pattern) -> PieceEncoder:
+    expression = regex.compile(pattern.expression)
+    lengths = {rank: len(token) for token, rank in ranks.items()}
+    # Underscored, but the one way to encode bytes that are no whole characters.
+    encode = encoding._encode_single_piece  # noqa: SLF001
+    return PieceEncoder(
+        split=lambda text: [piece.end() for piece in expression.finditer(text)],
+        lengths=lambda piece: [lengths[token] for token in encode(piece)],
+        tokens=ranks,
+    )
+
+
+def _vocabulary(encoding: tiktoken.Encoding, ranks: Mapping[bytes, int], pattern: _Pattern) -> Vocabulary:
     special = frozenset(pattern.special_tokens)
     tokens = (*ranks, *(token.encode() for token in special))
     count_text = guarded(lambda text: len(encoding.encode_ordinary(text)))
@@ -71,6 +85,7 @@ def _vocabulary(encoding: tiktoken.Encoding, ranks: Iterable[bytes], pattern: _P
         count_rendered=count_rendered,
         count_prompt_text=count_text,
         boundary=known.boundary(()),
+        runs=LongRuns(_piece_encoder(encoding, ranks, pattern), (), compose=compose if pattern.composes else str),
         characters_per_token_max=characters_max(tokens, composes=pattern.composes),
     )
     if not pattern.composes:

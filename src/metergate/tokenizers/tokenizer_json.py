@@ -1,6 +1,8 @@
 """Any Hugging Face ``tokenizer.json``, counted by the reference library."""
 
 import json
+import unicodedata
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ from tokenizers import Tokenizer as Reference
 
 from metergate.core.errors import TokenizerInvalid
 from metergate.tokenizers import pre_tokenizers as known
-from metergate.tokenizers.byte_pairs import letters_characters_max, token_counter
+from metergate.tokenizers.byte_pairs import letters_characters_max, piece_encoder, token_counter
+from metergate.tokenizers.long_runs import LongRuns
 from metergate.tokenizers.token_bytes import ids_of
 from metergate.tokenizers.vocabulary import Vocabulary
 
@@ -17,7 +20,7 @@ def load_tokenizer_json(path: Path) -> Vocabulary:
     """Read a ``tokenizer.json``; TokenizerInvalid if it is none.
 
     Special tokens are recognised in outputs and prompts alike. The template writes what a prompt begins with, so the
-    library adds nothing.
+    library adds nothing to it; around a text that is embedded it adds what the file says.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -44,8 +47,23 @@ def load_tokenizer_json(path: Path) -> Vocabulary:
         )
         if splits_as_known
         else None,
+        runs=_runs(reference, rules) if splits_as_known else None,
         characters_per_token_max=_characters_max(reference, rules) if splits_as_known else None,
         ids=ids_of(reference, rules),
+        added_tokens=reference.num_special_tokens_to_add(is_pair=False),
+    )
+
+
+def _runs(reference: Reference, rules: dict[str, Any]) -> LongRuns | None:
+    """Cuts in long runs; None if a token of the text takes blanks along, or pieces are not merged from bytes."""
+    added = reference.get_added_tokens_decoder().values()
+    is_of_bytes = any(step["type"] == "ByteLevel" for step in _steps(rules.get("pre_tokenizer"), "pretokenizers"))
+    if not is_of_bytes or any(token.lstrip or token.rstrip for token in added):
+        return None
+    return LongRuns(
+        piece_encoder(reference),
+        [token.content for token in added],
+        compose=str if rules.get("normalizer") is None else partial(unicodedata.normalize, "NFC"),
     )
 
 

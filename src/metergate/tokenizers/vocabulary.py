@@ -9,6 +9,7 @@ import regex
 from metergate.core.errors import RequestInvalid, Violation
 from metergate.core.inference import Prompt
 from metergate.ports import CompletionCounter
+from metergate.tokenizers.long_runs import LongRuns
 from metergate.tokenizers.tail_window import TailWindowCounter
 
 # The most characters that one decomposes to, and so the most that are composed to one (UAX #15).
@@ -74,8 +75,10 @@ class Vocabulary:
     count_rendered: Callable[[str], int]  # rendered by a template: special tokens written in it are recognised
     count_prompt_text: Callable[[str], int]  # a text of it by itself
     boundary: regex.Pattern[str] | None  # where a growing text may be cut; None: nowhere, it is counted whole each time
+    runs: LongRuns | None  # where it may be cut besides; None: nowhere
     characters_per_token_max: int | None  # the most characters of a text that one token stands for; None: no bound
     ids: VocabularyIds | None = None  # None: they are not known, or not all tokens' bytes are
+    added_tokens: int = 0  # that the file adds around each text that is embedded: BOS, EOS, CLS, SEP
 
 
 class VocabularyTokenizer:
@@ -102,9 +105,16 @@ class VocabularyTokenizer:
         except TextUncountable as error:
             raise RequestInvalid(Violation("messages", "the model's tokenizer cannot count them")) from error
 
+    def count_input(self, text: str) -> int:
+        """Tokens of a text that is embedded, with those that the file adds; RequestInvalid if it cannot be counted."""
+        try:
+            return self._vocabulary.count_prompt_text(text) + self._vocabulary.added_tokens
+        except TextUncountable as error:
+            raise RequestInvalid(Violation("inputs", "the model's tokenizer cannot count it")) from error
+
     def completion_counter(self) -> CompletionCounter:
         """A new counter for one growing text; adding to it may raise TextUncountable."""
-        return TailWindowCounter(self._vocabulary.count_text, self._vocabulary.boundary)
+        return TailWindowCounter(self._vocabulary.count_text, self._vocabulary.boundary, self._vocabulary.runs)
 
 
 class VocabularyCodec(VocabularyTokenizer):

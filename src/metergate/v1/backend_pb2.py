@@ -23,24 +23,29 @@ _sym_db = _symbol_database.Default()
 
 
 from metergate.v1 import chat_pb2 as metergate_dot_v1_dot_chat__pb2
+from metergate.v1 import embedding_pb2 as metergate_dot_v1_dot_embedding__pb2
 from metergate.v1 import usage_pb2 as metergate_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ametergate/v1/backend.proto\x12\x0cmetergate.v1\x1a\x17metergate/v1/chat.proto\x1a\x18metergate/v1/usage.proto\"\xec\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.metergate.v1.Message\x12(\n\x08sampling\x18\x03 \x01(\x0b\x32\x16.metergate.v1.Sampling\x12\x1d\n\x15max_completion_tokens\x18\x04 \x01(\x03\x12!\n\x05tools\x18\x05 \x03(\x0b\x32\x12.metergate.v1.Tool\x12\x35\n\x0fresponse_format\x18\x06 \x01(\x0b\x32\x1c.metergate.v1.ResponseFormat\"\xa0\x01\n\x10GenerateResponse\x12\"\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x13.metergate.v1.Delta\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x31\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1a.metergate.v1.FinishReason\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.metergate.v1.Usage\"$\n\x13GetModelInfoRequest\x12\r\n\x05model\x18\x01 \x01(\t\"k\n\x14GetModelInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\x03\x12\x17\n\x0fsends_token_ids\x18\x03 \x01(\x08\x12\x13\n\x0bsends_usage\x18\x04 \x01(\x08\x32\xb4\x01\n\x0e\x42\x61\x63kendService\x12K\n\x08Generate\x12\x1d.metergate.v1.GenerateRequest\x1a\x1e.metergate.v1.GenerateResponse0\x01\x12U\n\x0cGetModelInfo\x12!.metergate.v1.GetModelInfoRequest\x1a\".metergate.v1.GetModelInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ametergate/v1/backend.proto\x12\x0cmetergate.v1\x1a\x17metergate/v1/chat.proto\x1a\x1cmetergate/v1/embedding.proto\x1a\x18metergate/v1/usage.proto\"\x9b\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.metergate.v1.Message\x12(\n\x08sampling\x18\x03 \x01(\x0b\x32\x16.metergate.v1.Sampling\x12\x1d\n\x15max_completion_tokens\x18\x04 \x01(\x03\x12!\n\x05tools\x18\x05 \x03(\x0b\x32\x12.metergate.v1.Tool\x12\x35\n\x0fresponse_format\x18\x06 \x01(\x0b\x32\x1c.metergate.v1.ResponseFormat\x12-\n\x0btool_choice\x18\x07 \x01(\x0b\x32\x18.metergate.v1.ToolChoice\"\xa0\x01\n\x10GenerateResponse\x12\"\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x13.metergate.v1.Delta\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x31\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1a.metergate.v1.FinishReason\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.metergate.v1.Usage\"O\n\x1a\x42\x61\x63kendServiceEmbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06inputs\x18\x02 \x03(\t\x12\x12\n\ndimensions\x18\x03 \x01(\x05\"n\n\x1b\x42\x61\x63kendServiceEmbedResponse\x12+\n\nembeddings\x18\x01 \x03(\x0b\x32\x17.metergate.v1.Embedding\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.metergate.v1.Usage\"$\n\x13GetModelInfoRequest\x12\r\n\x05model\x18\x01 \x01(\t\"k\n\x14GetModelInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\x03\x12\x17\n\x0fsends_token_ids\x18\x03 \x01(\x08\x12\x13\n\x0bsends_usage\x18\x04 \x01(\x08\x32\x92\x02\n\x0e\x42\x61\x63kendService\x12K\n\x08Generate\x12\x1d.metergate.v1.GenerateRequest\x1a\x1e.metergate.v1.GenerateResponse0\x01\x12\\\n\x05\x45mbed\x12(.metergate.v1.BackendServiceEmbedRequest\x1a).metergate.v1.BackendServiceEmbedResponse\x12U\n\x0cGetModelInfo\x12!.metergate.v1.GetModelInfoRequest\x1a\".metergate.v1.GetModelInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'metergate.v1.backend_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GENERATEREQUEST']._serialized_start=96
-  _globals['_GENERATEREQUEST']._serialized_end=332
-  _globals['_GENERATERESPONSE']._serialized_start=335
-  _globals['_GENERATERESPONSE']._serialized_end=495
-  _globals['_GETMODELINFOREQUEST']._serialized_start=497
-  _globals['_GETMODELINFOREQUEST']._serialized_end=533
-  _globals['_GETMODELINFORESPONSE']._serialized_start=535
-  _globals['_GETMODELINFORESPONSE']._serialized_end=642
-  _globals['_BACKENDSERVICE']._serialized_start=645
-  _globals['_BACKENDSERVICE']._serialized_end=825
+  _globals['_GENERATEREQUEST']._serialized_start=126
+  _globals['_GENERATEREQUEST']._serialized_end=409
+  _globals['_GENERATERESPONSE']._serialized_start=412
+  _globals['_GENERATERESPONSE']._serialized_end=572
+  _globals['_BACKENDSERVICEEMBEDREQUEST']._serialized_start=574
+  _globals['_BACKENDSERVICEEMBEDREQUEST']._serialized_end=653
+  _globals['_BACKENDSERVICEEMBEDRESPONSE']._serialized_start=655
+  _globals['_BACKENDSERVICEEMBEDRESPONSE']._serialized_end=765
+  _globals['_GETMODELINFOREQUEST']._serialized_start=767
+  _globals['_GETMODELINFOREQUEST']._serialized_end=803
+  _globals['_GETMODELINFORESPONSE']._serialized_start=805
+  _globals['_GETMODELINFORESPONSE']._serialized_end=912
+  _globals['_BACKENDSERVICE']._serialized_start=915
+  _globals['_BACKENDSERVICE']._serialized_end=1189
 # @@protoc_insertion_point(module_scope)

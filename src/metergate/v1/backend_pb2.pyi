@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from metergate.v1 import chat_pb2 as _chat_pb2
+from metergate.v1 import embedding_pb2 as _embedding_pb2
 from metergate.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
@@ -32,13 +33,16 @@ class GenerateRequest(_message.Message):
     MAX_COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
     RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model by the backend's own name for it. NOT_FOUND if there is none."""
     max_completion_tokens: _builtins.int
     """Stop after this many tokens: 1 or more."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Message]:
-        """The conversation, oldest first. The backend applies the model's chat template."""
+        """The conversation, oldest first. The backend applies the model's chat template, and begins a new turn of the model: also after
+        a last message of an ASSISTANT, which is neither continued nor repeated.
+        """
 
     @_builtins.property
     def sampling(self) -> _chat_pb2.Sampling:
@@ -52,6 +56,10 @@ class GenerateRequest(_message.Message):
     def response_format(self) -> _chat_pb2.ResponseFormat:
         """The form that the answer must have. Default: text."""
 
+    @_builtins.property
+    def tool_choice(self) -> _chat_pb2.ToolChoice:
+        """Whether the model may or must call tools. Default: it may. Never NONE: then no tools are sent."""
+
     def __init__(
         self,
         *,
@@ -61,10 +69,11 @@ class GenerateRequest(_message.Message):
         max_completion_tokens: _builtins.int = ...,
         tools: _abc.Iterable[_chat_pb2.Tool] | None = ...,
         response_format: _chat_pb2.ResponseFormat | None = ...,
+        tool_choice: _chat_pb2.ToolChoice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["response_format", b"response_format", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_completion_tokens", b"max_completion_tokens", "messages", b"messages", "model", b"model", "response_format", b"response_format", "sampling", b"sampling", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_completion_tokens", b"max_completion_tokens", "messages", b"messages", "model", b"model", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -109,6 +118,68 @@ class GenerateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
+
+@_typing.final
+class BackendServiceEmbedRequest(_message.Message):
+    """Request of BackendService.Embed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model by the backend's own name for it. NOT_FOUND if there is none."""
+    dimensions: _builtins.int
+    """Numbers of each vector. Default (0): as many as the model has. INVALID_ARGUMENT if it cannot make vectors of so many."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The texts: 1 to 2,048, none of them empty. Add the special tokens that the model's tokenizer adds; apply no chat template."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        inputs: _abc.Iterable[_builtins.str] | None = ...,
+        dimensions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "inputs", b"inputs", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackendServiceEmbedRequest: _TypeAlias = BackendServiceEmbedRequest  # noqa: Y015
+
+@_typing.final
+class BackendServiceEmbedResponse(_message.Message):
+    """Response of BackendService.Embed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[_embedding_pb2.Embedding]:
+        """A vector for each input, in the order of the inputs; together at most 1,000,000 numbers."""
+
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """What the backend counted: PROMPT and CACHED_PROMPT only. Not set: nothing reported; a zero is a report."""
+
+    def __init__(
+        self,
+        *,
+        embeddings: _abc.Iterable[_embedding_pb2.Embedding] | None = ...,
+        usage: _usage_pb2.Usage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackendServiceEmbedResponse: _TypeAlias = BackendServiceEmbedResponse  # noqa: Y015
 
 @_typing.final
 class GetModelInfoRequest(_message.Message):

@@ -27,6 +27,9 @@ if _version_not_supported:
 
 class BackendServiceStub:
     """What a model developer implements to be served natively over gRPC. Metergate is the client.
+
+    Refuse with INVALID_ARGUMENT a request with fields that you do not know or cannot honour: an answer that leaves one out is not
+    what the app asked and pays for.
     """
 
     def __init__(self, channel):
@@ -40,6 +43,11 @@ class BackendServiceStub:
                 request_serializer=metergate_dot_v1_dot_backend__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=metergate_dot_v1_dot_backend__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/metergate.v1.BackendService/Embed',
+                request_serializer=metergate_dot_v1_dot_backend__pb2.BackendServiceEmbedRequest.SerializeToString,
+                response_deserializer=metergate_dot_v1_dot_backend__pb2.BackendServiceEmbedResponse.FromString,
+                _registered_method=True)
         self.GetModelInfo = channel.unary_unary(
                 '/metergate.v1.BackendService/GetModelInfo',
                 request_serializer=metergate_dot_v1_dot_backend__pb2.GetModelInfoRequest.SerializeToString,
@@ -49,12 +57,22 @@ class BackendServiceStub:
 
 class BackendServiceServicer:
     """What a model developer implements to be served natively over gRPC. Metergate is the client.
+
+    Refuse with INVALID_ARGUMENT a request with fields that you do not know or cannot honour: an answer that leaves one out is not
+    what the app asked and pays for.
     """
 
     def Generate(self, request, context):
         """Runs a model and streams its answer. The gateway cancels the call when nobody wants the rest: stop generating then.
         Fail with INVALID_ARGUMENT what another backend would refuse too, with UNAVAILABLE or RESOURCE_EXHAUSTED what another
         may serve. End with OK only after a finish_reason.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Embed(self, request, context):
+        """Turns texts into vectors, one for each input. UNIMPLEMENTED of a backend that only generates. Fail as Generate does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -75,6 +93,11 @@ def add_BackendServiceServicer_to_server(servicer, server):
                     request_deserializer=metergate_dot_v1_dot_backend__pb2.GenerateRequest.FromString,
                     response_serializer=metergate_dot_v1_dot_backend__pb2.GenerateResponse.SerializeToString,
             ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=metergate_dot_v1_dot_backend__pb2.BackendServiceEmbedRequest.FromString,
+                    response_serializer=metergate_dot_v1_dot_backend__pb2.BackendServiceEmbedResponse.SerializeToString,
+            ),
             'GetModelInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelInfo,
                     request_deserializer=metergate_dot_v1_dot_backend__pb2.GetModelInfoRequest.FromString,
@@ -90,6 +113,9 @@ def add_BackendServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class BackendService:
     """What a model developer implements to be served natively over gRPC. Metergate is the client.
+
+    Refuse with INVALID_ARGUMENT a request with fields that you do not know or cannot honour: an answer that leaves one out is not
+    what the app asked and pays for.
     """
 
     @staticmethod
@@ -109,6 +135,33 @@ class BackendService:
             '/metergate.v1.BackendService/Generate',
             metergate_dot_v1_dot_backend__pb2.GenerateRequest.SerializeToString,
             metergate_dot_v1_dot_backend__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metergate.v1.BackendService/Embed',
+            metergate_dot_v1_dot_backend__pb2.BackendServiceEmbedRequest.SerializeToString,
+            metergate_dot_v1_dot_backend__pb2.BackendServiceEmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

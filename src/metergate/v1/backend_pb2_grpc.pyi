@@ -27,7 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class BackendServiceStub:
-    """What a model developer implements to be served natively over gRPC. Metergate is the client."""
+    """What a model developer implements to be served natively over gRPC. Metergate is the client.
+
+    Refuse with INVALID_ARGUMENT a request with fields that you do not know or cannot honour: an answer that leaves one out is not
+    what the app asked and pays for.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,12 +42,18 @@ class BackendServiceStub:
     Fail with INVALID_ARGUMENT what another backend would refuse too, with UNAVAILABLE or RESOURCE_EXHAUSTED what another
     may serve. End with OK only after a finish_reason.
     """
+    Embed: _grpc.UnaryUnaryMultiCallable[_backend_pb2.BackendServiceEmbedRequest, _backend_pb2.BackendServiceEmbedResponse]
+    """Turns texts into vectors, one for each input. UNIMPLEMENTED of a backend that only generates. Fail as Generate does."""
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_backend_pb2.GetModelInfoRequest, _backend_pb2.GetModelInfoResponse]
     """Says what a model is."""
 
 @_typing.type_check_only
 class BackendServiceAsyncStub(BackendServiceStub):
-    """What a model developer implements to be served natively over gRPC. Metergate is the client."""
+    """What a model developer implements to be served natively over gRPC. Metergate is the client.
+
+    Refuse with INVALID_ARGUMENT a request with fields that you do not know or cannot honour: an answer that leaves one out is not
+    what the app asked and pays for.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_backend_pb2.GenerateRequest, _backend_pb2.GenerateResponse]  # type: ignore[assignment]
@@ -51,11 +61,17 @@ class BackendServiceAsyncStub(BackendServiceStub):
     Fail with INVALID_ARGUMENT what another backend would refuse too, with UNAVAILABLE or RESOURCE_EXHAUSTED what another
     may serve. End with OK only after a finish_reason.
     """
+    Embed: _aio.UnaryUnaryMultiCallable[_backend_pb2.BackendServiceEmbedRequest, _backend_pb2.BackendServiceEmbedResponse]  # type: ignore[assignment]
+    """Turns texts into vectors, one for each input. UNIMPLEMENTED of a backend that only generates. Fail as Generate does."""
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_backend_pb2.GetModelInfoRequest, _backend_pb2.GetModelInfoResponse]  # type: ignore[assignment]
     """Says what a model is."""
 
 class BackendServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What a model developer implements to be served natively over gRPC. Metergate is the client."""
+    """What a model developer implements to be served natively over gRPC. Metergate is the client.
+
+    Refuse with INVALID_ARGUMENT a request with fields that you do not know or cannot honour: an answer that leaves one out is not
+    what the app asked and pays for.
+    """
 
     @_abc_1.abstractmethod
     def Generate(
@@ -67,6 +83,14 @@ class BackendServiceServicer(metaclass=_abc_1.ABCMeta):
         Fail with INVALID_ARGUMENT what another backend would refuse too, with UNAVAILABLE or RESOURCE_EXHAUSTED what another
         may serve. End with OK only after a finish_reason.
         """
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _backend_pb2.BackendServiceEmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_backend_pb2.BackendServiceEmbedResponse, _abc.Awaitable[_backend_pb2.BackendServiceEmbedResponse]]:
+        """Turns texts into vectors, one for each input. UNIMPLEMENTED of a backend that only generates. Fail as Generate does."""
 
     @_abc_1.abstractmethod
     def GetModelInfo(

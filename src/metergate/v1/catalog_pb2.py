@@ -26,27 +26,29 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from metergate.v1 import usage_pb2 as metergate_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ametergate/v1/catalog.proto\x12\x0cmetergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18metergate/v1/usage.proto\"\x83\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\x03\x12\x35\n\x0f\x63ounting_source\x18\x05 \x01(\x0e\x32\x1c.metergate.v1.CountingSource\x12\x31\n\x11\x63urrent_rate_card\x18\x06 \x01(\x0b\x32\x16.metergate.v1.RateCard\x12\x31\n\x11\x63oming_rate_cards\x18\x07 \x03(\x0b\x32\x16.metergate.v1.RateCard\x12\x0f\n\x07\x61llowed\x18\x08 \x01(\x08\"\xad\x01\n\x08RateCard\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x0ctoken_prices\x18\x04 \x03(\x0b\x32\x18.metergate.v1.TokenPrice\"d\n\nTokenPrice\x12-\n\x0btoken_class\x18\x01 \x01(\x0e\x32\x18.metergate.v1.TokenClass\x12\'\n\x1fmicrocredits_per_million_tokens\x18\x02 \x01(\x03\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.metergate.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.metergate.v1.Model2\xac\x01\n\x0e\x43\x61talogService\x12O\n\nListModels\x12\x1f.metergate.v1.ListModelsRequest\x1a .metergate.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.metergate.v1.GetModelRequest\x1a\x1e.metergate.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ametergate/v1/catalog.proto\x12\x0cmetergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18metergate/v1/usage.proto\"\xf1\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\x03\x12\x35\n\x0f\x63ounting_source\x18\x05 \x01(\x0e\x32\x1c.metergate.v1.CountingSource\x12\x31\n\x11\x63urrent_rate_card\x18\x06 \x01(\x0b\x32\x16.metergate.v1.RateCard\x12\x31\n\x11\x63oming_rate_cards\x18\x07 \x03(\x0b\x32\x16.metergate.v1.RateCard\x12\x0f\n\x07\x61llowed\x18\x08 \x01(\x08\x12%\n\x04task\x18\t \x01(\x0e\x32\x17.metergate.v1.ModelTask\x12\x12\n\ndimensions\x18\n \x01(\x05\x12\x1d\n\x15\x64imensions_selectable\x18\x0b \x01(\x08\x12\x12\n\nparameters\x18\x0c \x03(\t\"\xad\x01\n\x08RateCard\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x0ctoken_prices\x18\x04 \x03(\x0b\x32\x18.metergate.v1.TokenPrice\"d\n\nTokenPrice\x12-\n\x0btoken_class\x18\x01 \x01(\x0e\x32\x18.metergate.v1.TokenClass\x12\'\n\x1fmicrocredits_per_million_tokens\x18\x02 \x01(\x03\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.metergate.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.metergate.v1.Model*V\n\tModelTask\x12\x1a\n\x16MODEL_TASK_UNSPECIFIED\x10\x00\x12\x13\n\x0fMODEL_TASK_CHAT\x10\x01\x12\x18\n\x14MODEL_TASK_EMBEDDING\x10\x02\x32\xac\x01\n\x0e\x43\x61talogService\x12O\n\nListModels\x12\x1f.metergate.v1.ListModelsRequest\x1a .metergate.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.metergate.v1.GetModelRequest\x1a\x1e.metergate.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'metergate.v1.catalog_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_MODELTASK']._serialized_start=986
+  _globals['_MODELTASK']._serialized_end=1072
   _globals['_MODEL']._serialized_start=104
-  _globals['_MODEL']._serialized_end=363
-  _globals['_RATECARD']._serialized_start=366
-  _globals['_RATECARD']._serialized_end=539
-  _globals['_TOKENPRICE']._serialized_start=541
-  _globals['_TOKENPRICE']._serialized_end=641
-  _globals['_LISTMODELSREQUEST']._serialized_start=643
-  _globals['_LISTMODELSREQUEST']._serialized_end=701
-  _globals['_LISTMODELSRESPONSE']._serialized_start=703
-  _globals['_LISTMODELSRESPONSE']._serialized_end=785
-  _globals['_GETMODELREQUEST']._serialized_start=787
-  _globals['_GETMODELREQUEST']._serialized_end=818
-  _globals['_GETMODELRESPONSE']._serialized_start=820
-  _globals['_GETMODELRESPONSE']._serialized_end=874
-  _globals['_CATALOGSERVICE']._serialized_start=877
-  _globals['_CATALOGSERVICE']._serialized_end=1049
+  _globals['_MODEL']._serialized_end=473
+  _globals['_RATECARD']._serialized_start=476
+  _globals['_RATECARD']._serialized_end=649
+  _globals['_TOKENPRICE']._serialized_start=651
+  _globals['_TOKENPRICE']._serialized_end=751
+  _globals['_LISTMODELSREQUEST']._serialized_start=753
+  _globals['_LISTMODELSREQUEST']._serialized_end=811
+  _globals['_LISTMODELSRESPONSE']._serialized_start=813
+  _globals['_LISTMODELSRESPONSE']._serialized_end=895
+  _globals['_GETMODELREQUEST']._serialized_start=897
+  _globals['_GETMODELREQUEST']._serialized_end=928
+  _globals['_GETMODELRESPONSE']._serialized_start=930
+  _globals['_GETMODELRESPONSE']._serialized_end=984
+  _globals['_CATALOGSERVICE']._serialized_start=1075
+  _globals['_CATALOGSERVICE']._serialized_end=1247
 # @@protoc_insertion_point(module_scope)

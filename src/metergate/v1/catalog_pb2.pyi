@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from metergate.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ModelTask:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelTaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelTask.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_TASK_UNSPECIFIED: _ModelTask.ValueType  # 0
+    """Never sent."""
+    MODEL_TASK_CHAT: _ModelTask.ValueType  # 1
+    """It answers a conversation: StreamComplete, Complete, CountTokens."""
+    MODEL_TASK_EMBEDDING: _ModelTask.ValueType  # 2
+    """It turns texts into vectors: Embed."""
+
+class ModelTask(_ModelTask, metaclass=_ModelTaskEnumTypeWrapper):
+    """What a model does."""
+
+MODEL_TASK_UNSPECIFIED: ModelTask.ValueType  # 0
+"""Never sent."""
+MODEL_TASK_CHAT: ModelTask.ValueType  # 1
+"""It answers a conversation: StreamComplete, Complete, CountTokens."""
+MODEL_TASK_EMBEDDING: ModelTask.ValueType  # 2
+"""It turns texts into vectors: Embed."""
+Global___ModelTask: _TypeAlias = ModelTask  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
@@ -34,6 +59,10 @@ class Model(_message.Message):
     CURRENT_RATE_CARD_FIELD_NUMBER: _builtins.int
     COMING_RATE_CARDS_FIELD_NUMBER: _builtins.int
     ALLOWED_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_SELECTABLE_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`models/{model}`."""
     display_name: _builtins.str
@@ -41,11 +70,17 @@ class Model(_message.Message):
     provider: _builtins.str
     """Its developer: `providers/{provider}`."""
     context_tokens: _builtins.int
-    """Tokens of prompt and answer together that it takes."""
+    """Tokens of prompt and answer together that it takes; of an EMBEDDING model: of one input."""
     counting_source: _usage_pb2.CountingSource.ValueType
     """Whose count its charges rest on."""
     allowed: _builtins.bool
     """Whether the caller's authorization allows the model."""
+    task: Global___ModelTask.ValueType
+    """What it does. Never UNSPECIFIED."""
+    dimensions: _builtins.int
+    """Numbers of a vector. 0: it is no EMBEDDING model."""
+    dimensions_selectable: _builtins.bool
+    """Whether a request may ask for fewer dimensions."""
     @_builtins.property
     def current_rate_card(self) -> Global___RateCard:
         """The prices now. Not set: the model has none at present and cannot be used."""
@@ -53,6 +88,12 @@ class Model(_message.Message):
     @_builtins.property
     def coming_rate_cards(self) -> _containers.RepeatedCompositeFieldContainer[Global___RateCard]:
         """Prices announced for later, earliest first."""
+
+    @_builtins.property
+    def parameters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What a request may set beyond messages and its bounds, by the names in Inference and Sampling, sorted: `sampling.temperature`,
+        `tools`, `response_format.json_schema`. Others are INVALID_ARGUMENT.
+        """
 
     def __init__(
         self,
@@ -65,10 +106,14 @@ class Model(_message.Message):
         current_rate_card: Global___RateCard | None = ...,
         coming_rate_cards: _abc.Iterable[Global___RateCard] | None = ...,
         allowed: _builtins.bool = ...,
+        task: Global___ModelTask.ValueType = ...,
+        dimensions: _builtins.int = ...,
+        dimensions_selectable: _builtins.bool = ...,
+        parameters: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["current_rate_card", b"current_rate_card"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "coming_rate_cards", b"coming_rate_cards", "context_tokens", b"context_tokens", "counting_source", b"counting_source", "current_rate_card", b"current_rate_card", "display_name", b"display_name", "name", b"name", "provider", b"provider"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "coming_rate_cards", b"coming_rate_cards", "context_tokens", b"context_tokens", "counting_source", b"counting_source", "current_rate_card", b"current_rate_card", "dimensions", b"dimensions", "dimensions_selectable", b"dimensions_selectable", "display_name", b"display_name", "name", b"name", "parameters", b"parameters", "provider", b"provider", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,17 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17metergate/v1/chat.proto\x12\x0cmetergate.v1\"\x9f\x01\n\x07Message\x12 \n\x04role\x18\x01 \x01(\x0e\x32\x12.metergate.v1.Role\x12\x30\n\rcontent_parts\x18\x02 \x03(\x0b\x32\x19.metergate.v1.ContentPart\x12*\n\ntool_calls\x18\x03 \x03(\x0b\x32\x16.metergate.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\"%\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x42\x06\n\x04part\"A\n\x08ToolCall\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"I\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1e\n\x16parameters_json_schema\x18\x03 \x01(\t\"\xb3\x02\n\x0eResponseFormat\x12\x37\n\x04text\x18\x01 \x01(\x0b\x32\'.metergate.v1.ResponseFormat.TextFormatH\x00\x12\x44\n\x0bjson_object\x18\x02 \x01(\x0b\x32-.metergate.v1.ResponseFormat.JsonObjectFormatH\x00\x12\x44\n\x0bjson_schema\x18\x03 \x01(\x0b\x32-.metergate.v1.ResponseFormat.JsonSchemaFormatH\x00\x1a\x0c\n\nTextFormat\x1a\x12\n\x10JsonObjectFormat\x1a\x30\n\x10JsonSchemaFormat\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06schema\x18\x02 \x01(\tB\x08\n\x06\x66ormat\"\xe6\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x03 \x03(\t\x12\x11\n\x04seed\x18\x04 \x01(\x03H\x02\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x05 \x01(\x01H\x03\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x06 \x01(\x01H\x04\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"d\n\x05\x44\x65lta\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\t\x12\x19\n\x11reasoning_content\x18\x02 \x01(\t\x12/\n\ntool_calls\x18\x03 \x03(\x0b\x32\x1b.metergate.v1.ToolCallDelta\"U\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x14\n\x0ctool_call_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*\xe2\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x12\"\n\x1e\x46INISH_REASON_CREDIT_EXHAUSTED\x10\x05\x12\x1d\n\x19\x46INISH_REASON_INTERRUPTED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17metergate/v1/chat.proto\x12\x0cmetergate.v1\"\x9f\x01\n\x07Message\x12 \n\x04role\x18\x01 \x01(\x0e\x32\x12.metergate.v1.Role\x12\x30\n\rcontent_parts\x18\x02 \x03(\x0b\x32\x19.metergate.v1.ContentPart\x12*\n\ntool_calls\x18\x03 \x03(\x0b\x32\x16.metergate.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\"%\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x42\x06\n\x04part\"A\n\x08ToolCall\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"I\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1e\n\x16parameters_json_schema\x18\x03 \x01(\t\"X\n\nToolChoice\x12,\n\x04mode\x18\x01 \x01(\x0e\x32\x1c.metergate.v1.ToolChoiceModeH\x00\x12\x12\n\x08\x66unction\x18\x02 \x01(\tH\x00\x42\x08\n\x06\x63hoice\"\xb3\x02\n\x0eResponseFormat\x12\x37\n\x04text\x18\x01 \x01(\x0b\x32\'.metergate.v1.ResponseFormat.TextFormatH\x00\x12\x44\n\x0bjson_object\x18\x02 \x01(\x0b\x32-.metergate.v1.ResponseFormat.JsonObjectFormatH\x00\x12\x44\n\x0bjson_schema\x18\x03 \x01(\x0b\x32-.metergate.v1.ResponseFormat.JsonSchemaFormatH\x00\x1a\x0c\n\nTextFormat\x1a\x12\n\x10JsonObjectFormat\x1a\x30\n\x10JsonSchemaFormat\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06schema\x18\x02 \x01(\tB\x08\n\x06\x66ormat\"\xa2\x02\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x03 \x03(\t\x12\x11\n\x04seed\x18\x04 \x01(\x03H\x02\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x05 \x01(\x01H\x03\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x06 \x01(\x01H\x04\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\x05H\x05\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x01H\x06\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x08\n\x06_top_kB\x08\n\x06_min_p\"d\n\x05\x44\x65lta\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\t\x12\x19\n\x11reasoning_content\x18\x02 \x01(\t\x12/\n\ntool_calls\x18\x03 \x03(\x0b\x32\x1b.metergate.v1.ToolCallDelta\"U\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x14\n\x0ctool_call_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*\xe2\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x12\"\n\x1e\x46INISH_REASON_CREDIT_EXHAUSTED\x10\x05\x12\x1d\n\x19\x46INISH_REASON_INTERRUPTED\x10\x06*\x87\x01\n\x0eToolChoiceMode\x12 \n\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'metergate.v1.chat_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1116
-  _globals['_ROLE']._serialized_end=1211
-  _globals['_FINISHREASON']._serialized_start=1214
-  _globals['_FINISHREASON']._serialized_end=1440
+  _globals['_ROLE']._serialized_start=1266
+  _globals['_ROLE']._serialized_end=1361
+  _globals['_FINISHREASON']._serialized_start=1364
+  _globals['_FINISHREASON']._serialized_end=1590
+  _globals['_TOOLCHOICEMODE']._serialized_start=1593
+  _globals['_TOOLCHOICEMODE']._serialized_end=1728
   _globals['_MESSAGE']._serialized_start=42
   _globals['_MESSAGE']._serialized_end=201
   _globals['_CONTENTPART']._serialized_start=203
@@ -43,18 +45,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOOLCALL']._serialized_end=307
   _globals['_TOOL']._serialized_start=309
   _globals['_TOOL']._serialized_end=382
-  _globals['_RESPONSEFORMAT']._serialized_start=385
-  _globals['_RESPONSEFORMAT']._serialized_end=692
-  _globals['_RESPONSEFORMAT_TEXTFORMAT']._serialized_start=600
-  _globals['_RESPONSEFORMAT_TEXTFORMAT']._serialized_end=612
-  _globals['_RESPONSEFORMAT_JSONOBJECTFORMAT']._serialized_start=614
-  _globals['_RESPONSEFORMAT_JSONOBJECTFORMAT']._serialized_end=632
-  _globals['_RESPONSEFORMAT_JSONSCHEMAFORMAT']._serialized_start=634
-  _globals['_RESPONSEFORMAT_JSONSCHEMAFORMAT']._serialized_end=682
-  _globals['_SAMPLING']._serialized_start=695
-  _globals['_SAMPLING']._serialized_end=925
-  _globals['_DELTA']._serialized_start=927
-  _globals['_DELTA']._serialized_end=1027
-  _globals['_TOOLCALLDELTA']._serialized_start=1029
-  _globals['_TOOLCALLDELTA']._serialized_end=1114
+  _globals['_TOOLCHOICE']._serialized_start=384
+  _globals['_TOOLCHOICE']._serialized_end=472
+  _globals['_RESPONSEFORMAT']._serialized_start=475
+  _globals['_RESPONSEFORMAT']._serialized_end=782
+  _globals['_RESPONSEFORMAT_TEXTFORMAT']._serialized_start=690
+  _globals['_RESPONSEFORMAT_TEXTFORMAT']._serialized_end=702
+  _globals['_RESPONSEFORMAT_JSONOBJECTFORMAT']._serialized_start=704
+  _globals['_RESPONSEFORMAT_JSONOBJECTFORMAT']._serialized_end=722
+  _globals['_RESPONSEFORMAT_JSONSCHEMAFORMAT']._serialized_start=724
+  _globals['_RESPONSEFORMAT_JSONSCHEMAFORMAT']._serialized_end=772
+  _globals['_SAMPLING']._serialized_start=785
+  _globals['_SAMPLING']._serialized_end=1075
+  _globals['_DELTA']._serialized_start=1077
+  _globals['_DELTA']._serialized_end=1177
+  _globals['_TOOLCALLDELTA']._serialized_start=1179
+  _globals['_TOOLCALLDELTA']._serialized_end=1264
 # @@protoc_insertion_point(module_scope)

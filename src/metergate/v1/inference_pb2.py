@@ -23,36 +23,41 @@ _sym_db = _symbol_database.Default()
 
 
 from metergate.v1 import chat_pb2 as metergate_dot_v1_dot_chat__pb2
+from metergate.v1 import embedding_pb2 as metergate_dot_v1_dot_embedding__pb2
 from metergate.v1 import usage_pb2 as metergate_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmetergate/v1/inference.proto\x12\x0cmetergate.v1\x1a\x17metergate/v1/chat.proto\x1a\x18metergate/v1/usage.proto\"\xdf\x02\n\tInference\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\'\n\x08messages\x18\x03 \x03(\x0b\x32\x15.metergate.v1.Message\x12(\n\x08sampling\x18\x04 \x01(\x0b\x32\x16.metergate.v1.Sampling\x12\"\n\x15max_completion_tokens\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12!\n\x05tools\x18\x06 \x03(\x0b\x32\x12.metergate.v1.Tool\x12\x35\n\x0fresponse_format\x18\x07 \x01(\x0b\x32\x1c.metergate.v1.ResponseFormat\x12&\n\x19\x63redit_limit_microcredits\x18\x08 \x01(\x03H\x01\x88\x01\x01\x42\x18\n\x16_max_completion_tokensB\x1c\n\x1a_credit_limit_microcredits\"\xee\x02\n\x07Receipt\x12\x31\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1a.metergate.v1.FinishReason\x12-\n\x0b\x63lose_cause\x18\x02 \x01(\x0e\x32\x18.metergate.v1.CloseCause\x12*\n\rusage_counted\x18\x03 \x01(\x0b\x32\x13.metergate.v1.Usage\x12+\n\x0eusage_reported\x18\x04 \x01(\x0b\x32\x13.metergate.v1.Usage\x12\x35\n\x0f\x63ounting_source\x18\x05 \x01(\x0e\x32\x1c.metergate.v1.CountingSource\x12\x1c\n\x14\x63harged_microcredits\x18\x06 \x01(\x03\x12\x1e\n\x16\x61vailable_microcredits\x18\x07 \x01(\x03\x12\x0e\n\x06\x63harge\x18\x08 \x01(\t\x12\x11\n\trate_card\x18\t \x01(\t\x12\x10\n\x08replayed\x18\n \x01(\x08\"J\n\tAdmission\x12\x13\n\x0breservation\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x03\x12\x11\n\trate_card\x18\x03 \x01(\t\"=\n\x0f\x43ompleteRequest\x12*\n\tinference\x18\x01 \x01(\x0b\x32\x17.metergate.v1.Inference\"}\n\x10\x43ompleteResponse\x12&\n\x07message\x18\x01 \x01(\x0b\x32\x15.metergate.v1.Message\x12\x19\n\x11reasoning_content\x18\x02 \x01(\t\x12&\n\x07receipt\x18\x03 \x01(\x0b\x32\x15.metergate.v1.Receipt\"C\n\x15StreamCompleteRequest\x12*\n\tinference\x18\x01 \x01(\x0b\x32\x17.metergate.v1.Inference\"\x9f\x01\n\x16StreamCompleteResponse\x12,\n\tadmission\x18\x01 \x01(\x0b\x32\x17.metergate.v1.AdmissionH\x00\x12$\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x13.metergate.v1.DeltaH\x00\x12(\n\x07receipt\x18\x03 \x01(\x0b\x32\x15.metergate.v1.ReceiptH\x00\x42\x07\n\x05\x65vent\"\xad\x01\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.metergate.v1.Message\x12!\n\x05tools\x18\x03 \x03(\x0b\x32\x12.metergate.v1.Tool\x12\"\n\x15max_completion_tokens\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x18\n\x16_max_completion_tokens\"\xd1\x01\n\x13\x43ountTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x1d\n\x15\x63ompletion_tokens_max\x18\x02 \x01(\x03\x12\x1b\n\x13prompt_microcredits\x18\x03 \x01(\x03\x12\x1d\n\x15\x63ost_microcredits_max\x18\x04 \x01(\x03\x12\x11\n\trate_card\x18\x05 \x01(\t\x12\x35\n\x0f\x63ounting_source\x18\x06 \x01(\x0e\x32\x1c.metergate.v1.CountingSource*\xb9\x03\n\nCloseCause\x12\x1b\n\x17\x43LOSE_CAUSE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43LOSE_CAUSE_FINISHED\x10\x01\x12 \n\x1c\x43LOSE_CAUSE_CREDIT_EXHAUSTED\x10\x02\x12\x1b\n\x17\x43LOSE_CAUSE_CAP_REACHED\x10\x03\x12$\n CLOSE_CAUSE_CREDIT_LIMIT_REACHED\x10\x04\x12 \n\x1c\x43LOSE_CAUSE_CLIENT_CANCELLED\x10\x05\x12!\n\x1d\x43LOSE_CAUSE_DEADLINE_EXCEEDED\x10\x06\x12\x1e\n\x1a\x43LOSE_CAUSE_STREAM_TOO_OLD\x10\x07\x12\x1d\n\x19\x43LOSE_CAUSE_BACKEND_ERROR\x10\x08\x12\x1f\n\x1b\x43LOSE_CAUSE_BACKEND_TIMEOUT\x10\t\x12\x17\n\x13\x43LOSE_CAUSE_DRAINED\x10\n\x12\x1b\n\x17\x43LOSE_CAUSE_STORE_ERROR\x10\x0b\x12\x1d\n\x19\x43LOSE_CAUSE_GATEWAY_ERROR\x10\x0c\x12\x15\n\x11\x43LOSE_CAUSE_CRASH\x10\r2\x90\x02\n\x10InferenceService\x12I\n\x08\x43omplete\x12\x1d.metergate.v1.CompleteRequest\x1a\x1e.metergate.v1.CompleteResponse\x12]\n\x0eStreamComplete\x12#.metergate.v1.StreamCompleteRequest\x1a$.metergate.v1.StreamCompleteResponse0\x01\x12R\n\x0b\x43ountTokens\x12 .metergate.v1.CountTokensRequest\x1a!.metergate.v1.CountTokensResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmetergate/v1/inference.proto\x12\x0cmetergate.v1\x1a\x17metergate/v1/chat.proto\x1a\x1cmetergate/v1/embedding.proto\x1a\x18metergate/v1/usage.proto\"\x8e\x03\n\tInference\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\'\n\x08messages\x18\x03 \x03(\x0b\x32\x15.metergate.v1.Message\x12(\n\x08sampling\x18\x04 \x01(\x0b\x32\x16.metergate.v1.Sampling\x12\"\n\x15max_completion_tokens\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12!\n\x05tools\x18\x06 \x03(\x0b\x32\x12.metergate.v1.Tool\x12\x35\n\x0fresponse_format\x18\x07 \x01(\x0b\x32\x1c.metergate.v1.ResponseFormat\x12&\n\x19\x63redit_limit_microcredits\x18\x08 \x01(\x03H\x01\x88\x01\x01\x12-\n\x0btool_choice\x18\t \x01(\x0b\x32\x18.metergate.v1.ToolChoiceB\x18\n\x16_max_completion_tokensB\x1c\n\x1a_credit_limit_microcredits\"\xee\x02\n\x07Receipt\x12\x31\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1a.metergate.v1.FinishReason\x12-\n\x0b\x63lose_cause\x18\x02 \x01(\x0e\x32\x18.metergate.v1.CloseCause\x12*\n\rusage_counted\x18\x03 \x01(\x0b\x32\x13.metergate.v1.Usage\x12+\n\x0eusage_reported\x18\x04 \x01(\x0b\x32\x13.metergate.v1.Usage\x12\x35\n\x0f\x63ounting_source\x18\x05 \x01(\x0e\x32\x1c.metergate.v1.CountingSource\x12\x1c\n\x14\x63harged_microcredits\x18\x06 \x01(\x03\x12\x1e\n\x16\x61vailable_microcredits\x18\x07 \x01(\x03\x12\x0e\n\x06\x63harge\x18\x08 \x01(\t\x12\x11\n\trate_card\x18\t \x01(\t\x12\x10\n\x08replayed\x18\n \x01(\x08\"J\n\tAdmission\x12\x13\n\x0breservation\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x03\x12\x11\n\trate_card\x18\x03 \x01(\t\"=\n\x0f\x43ompleteRequest\x12*\n\tinference\x18\x01 \x01(\x0b\x32\x17.metergate.v1.Inference\"}\n\x10\x43ompleteResponse\x12&\n\x07message\x18\x01 \x01(\x0b\x32\x15.metergate.v1.Message\x12\x19\n\x11reasoning_content\x18\x02 \x01(\t\x12&\n\x07receipt\x18\x03 \x01(\x0b\x32\x15.metergate.v1.Receipt\"C\n\x15StreamCompleteRequest\x12*\n\tinference\x18\x01 \x01(\x0b\x32\x17.metergate.v1.Inference\"\x9f\x01\n\x16StreamCompleteResponse\x12,\n\tadmission\x18\x01 \x01(\x0b\x32\x17.metergate.v1.AdmissionH\x00\x12$\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x13.metergate.v1.DeltaH\x00\x12(\n\x07receipt\x18\x03 \x01(\x0b\x32\x15.metergate.v1.ReceiptH\x00\x42\x07\n\x05\x65vent\"\xaf\x01\n\x0c\x45mbedRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06inputs\x18\x03 \x03(\t\x12\x17\n\ndimensions\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12&\n\x19\x63redit_limit_microcredits\x18\x05 \x01(\x03H\x01\x88\x01\x01\x42\r\n\x0b_dimensionsB\x1c\n\x1a_credit_limit_microcredits\"d\n\rEmbedResponse\x12+\n\nembeddings\x18\x01 \x03(\x0b\x32\x17.metergate.v1.Embedding\x12&\n\x07receipt\x18\x02 \x01(\x0b\x32\x15.metergate.v1.Receipt\"\xad\x01\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.metergate.v1.Message\x12!\n\x05tools\x18\x03 \x03(\x0b\x32\x12.metergate.v1.Tool\x12\"\n\x15max_completion_tokens\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x18\n\x16_max_completion_tokens\"\xd1\x01\n\x13\x43ountTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x1d\n\x15\x63ompletion_tokens_max\x18\x02 \x01(\x03\x12\x1b\n\x13prompt_microcredits\x18\x03 \x01(\x03\x12\x1d\n\x15\x63ost_microcredits_max\x18\x04 \x01(\x03\x12\x11\n\trate_card\x18\x05 \x01(\t\x12\x35\n\x0f\x63ounting_source\x18\x06 \x01(\x0e\x32\x1c.metergate.v1.CountingSource*\x80\x04\n\nCloseCause\x12\x1b\n\x17\x43LOSE_CAUSE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43LOSE_CAUSE_FINISHED\x10\x01\x12 \n\x1c\x43LOSE_CAUSE_CREDIT_EXHAUSTED\x10\x02\x12\x1b\n\x17\x43LOSE_CAUSE_CAP_REACHED\x10\x03\x12$\n CLOSE_CAUSE_CREDIT_LIMIT_REACHED\x10\x04\x12 \n\x1c\x43LOSE_CAUSE_CLIENT_CANCELLED\x10\x05\x12!\n\x1d\x43LOSE_CAUSE_DEADLINE_EXCEEDED\x10\x06\x12\x1e\n\x1a\x43LOSE_CAUSE_STREAM_TOO_OLD\x10\x07\x12\x1d\n\x19\x43LOSE_CAUSE_BACKEND_ERROR\x10\x08\x12\x1f\n\x1b\x43LOSE_CAUSE_BACKEND_TIMEOUT\x10\t\x12\x17\n\x13\x43LOSE_CAUSE_DRAINED\x10\n\x12\x1b\n\x17\x43LOSE_CAUSE_STORE_ERROR\x10\x0b\x12\x1d\n\x19\x43LOSE_CAUSE_GATEWAY_ERROR\x10\x0c\x12\x15\n\x11\x43LOSE_CAUSE_CRASH\x10\r\x12\x1f\n\x1b\x43LOSE_CAUSE_CONTENT_BLOCKED\x10\x0e\x12$\n CLOSE_CAUSE_CONTENT_POLICY_ERROR\x10\x0f\x32\xd2\x02\n\x10InferenceService\x12I\n\x08\x43omplete\x12\x1d.metergate.v1.CompleteRequest\x1a\x1e.metergate.v1.CompleteResponse\x12]\n\x0eStreamComplete\x12#.metergate.v1.StreamCompleteRequest\x1a$.metergate.v1.StreamCompleteResponse0\x01\x12@\n\x05\x45mbed\x12\x1a.metergate.v1.EmbedRequest\x1a\x1b.metergate.v1.EmbedResponse\x12R\n\x0b\x43ountTokens\x12 .metergate.v1.CountTokensRequest\x1a!.metergate.v1.CountTokensResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'metergate.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CLOSECAUSE']._serialized_start=1706
-  _globals['_CLOSECAUSE']._serialized_end=2147
-  _globals['_INFERENCE']._serialized_start=98
-  _globals['_INFERENCE']._serialized_end=449
-  _globals['_RECEIPT']._serialized_start=452
-  _globals['_RECEIPT']._serialized_end=818
-  _globals['_ADMISSION']._serialized_start=820
-  _globals['_ADMISSION']._serialized_end=894
-  _globals['_COMPLETEREQUEST']._serialized_start=896
-  _globals['_COMPLETEREQUEST']._serialized_end=957
-  _globals['_COMPLETERESPONSE']._serialized_start=959
-  _globals['_COMPLETERESPONSE']._serialized_end=1084
-  _globals['_STREAMCOMPLETEREQUEST']._serialized_start=1086
-  _globals['_STREAMCOMPLETEREQUEST']._serialized_end=1153
-  _globals['_STREAMCOMPLETERESPONSE']._serialized_start=1156
-  _globals['_STREAMCOMPLETERESPONSE']._serialized_end=1315
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1318
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=1491
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1494
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1703
-  _globals['_INFERENCESERVICE']._serialized_start=2150
-  _globals['_INFERENCESERVICE']._serialized_end=2422
+  _globals['_CLOSECAUSE']._serialized_start=2063
+  _globals['_CLOSECAUSE']._serialized_end=2575
+  _globals['_INFERENCE']._serialized_start=128
+  _globals['_INFERENCE']._serialized_end=526
+  _globals['_RECEIPT']._serialized_start=529
+  _globals['_RECEIPT']._serialized_end=895
+  _globals['_ADMISSION']._serialized_start=897
+  _globals['_ADMISSION']._serialized_end=971
+  _globals['_COMPLETEREQUEST']._serialized_start=973
+  _globals['_COMPLETEREQUEST']._serialized_end=1034
+  _globals['_COMPLETERESPONSE']._serialized_start=1036
+  _globals['_COMPLETERESPONSE']._serialized_end=1161
+  _globals['_STREAMCOMPLETEREQUEST']._serialized_start=1163
+  _globals['_STREAMCOMPLETEREQUEST']._serialized_end=1230
+  _globals['_STREAMCOMPLETERESPONSE']._serialized_start=1233
+  _globals['_STREAMCOMPLETERESPONSE']._serialized_end=1392
+  _globals['_EMBEDREQUEST']._serialized_start=1395
+  _globals['_EMBEDREQUEST']._serialized_end=1570
+  _globals['_EMBEDRESPONSE']._serialized_start=1572
+  _globals['_EMBEDRESPONSE']._serialized_end=1672
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1675
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=1848
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1851
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2060
+  _globals['_INFERENCESERVICE']._serialized_start=2578
+  _globals['_INFERENCESERVICE']._serialized_end=2916
 # @@protoc_insertion_point(module_scope)

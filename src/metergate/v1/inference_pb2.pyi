@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from metergate.v1 import chat_pb2 as _chat_pb2
+from metergate.v1 import embedding_pb2 as _embedding_pb2
 from metergate.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
@@ -55,6 +56,10 @@ class _CloseCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CloseCause
     """A defect of the gateway."""
     CLOSE_CAUSE_CRASH: _CloseCause.ValueType  # 13
     """The gateway died; the request was settled at what had been captured."""
+    CLOSE_CAUSE_CONTENT_BLOCKED: _CloseCause.ValueType  # 14
+    """The operator's content policy ended the answer (FINISH_REASON_CONTENT_FILTER); what was delivered is charged."""
+    CLOSE_CAUSE_CONTENT_POLICY_ERROR: _CloseCause.ValueType  # 15
+    """The operator's content policy failed or kept the gateway waiting too long; nothing that it did not see was delivered."""
 
 class CloseCause(_CloseCause, metaclass=_CloseCauseEnumTypeWrapper):
     """Why a request left the gateway."""
@@ -87,6 +92,10 @@ CLOSE_CAUSE_GATEWAY_ERROR: CloseCause.ValueType  # 12
 """A defect of the gateway."""
 CLOSE_CAUSE_CRASH: CloseCause.ValueType  # 13
 """The gateway died; the request was settled at what had been captured."""
+CLOSE_CAUSE_CONTENT_BLOCKED: CloseCause.ValueType  # 14
+"""The operator's content policy ended the answer (FINISH_REASON_CONTENT_FILTER); what was delivered is charged."""
+CLOSE_CAUSE_CONTENT_POLICY_ERROR: CloseCause.ValueType  # 15
+"""The operator's content policy failed or kept the gateway waiting too long; nothing that it did not see was delivered."""
 Global___CloseCause: _TypeAlias = CloseCause  # noqa: Y015
 
 @_typing.final
@@ -103,6 +112,7 @@ class Inference(_message.Message):
     TOOLS_FIELD_NUMBER: _builtins.int
     RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
     CREDIT_LIMIT_MICROCREDITS_FIELD_NUMBER: _builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the request repeatable without being charged twice: 1 to 128 printable characters, chosen by the app, unique within its
     authorization. Required. The same id with the same content returns the recorded receipt (the text too for some minutes);
@@ -121,7 +131,9 @@ class Inference(_message.Message):
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Message]:
-        """The conversation, oldest first: 1 to 1,024 messages of together at most 4,096 content parts and tool calls. Required."""
+        """The conversation, oldest first: 1 to 1,024 messages of together at most 4,096 content parts and tool calls. Required. A
+        last message of an ASSISTANT is INVALID_ARGUMENT where a backend of the model might go on with it instead of answering.
+        """
 
     @_builtins.property
     def sampling(self) -> _chat_pb2.Sampling:
@@ -133,7 +145,11 @@ class Inference(_message.Message):
 
     @_builtins.property
     def response_format(self) -> _chat_pb2.ResponseFormat:
-        """The form that the answer must have. Default: text."""
+        """The form that the answer must have. Default: text. INVALID_ARGUMENT for a form that the model's backends cannot keep to."""
+
+    @_builtins.property
+    def tool_choice(self) -> _chat_pb2.ToolChoice:
+        """Whether the model may, must not or must call tools. Default: it may. INVALID_ARGUMENT without tools."""
 
     def __init__(
         self,
@@ -146,10 +162,11 @@ class Inference(_message.Message):
         tools: _abc.Iterable[_chat_pb2.Tool] | None = ...,
         response_format: _chat_pb2.ResponseFormat | None = ...,
         credit_limit_microcredits: _builtins.int | None = ...,
+        tool_choice: _chat_pb2.ToolChoice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_credit_limit_microcredits", b"_credit_limit_microcredits", "_max_completion_tokens", b"_max_completion_tokens", "credit_limit_microcredits", b"credit_limit_microcredits", "max_completion_tokens", b"max_completion_tokens", "response_format", b"response_format", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_credit_limit_microcredits", b"_credit_limit_microcredits", "_max_completion_tokens", b"_max_completion_tokens", "credit_limit_microcredits", b"credit_limit_microcredits", "max_completion_tokens", b"max_completion_tokens", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_credit_limit_microcredits", b"_credit_limit_microcredits", "_max_completion_tokens", b"_max_completion_tokens", "credit_limit_microcredits", b"credit_limit_microcredits", "max_completion_tokens", b"max_completion_tokens", "messages", b"messages", "model", b"model", "request_id", b"request_id", "response_format", b"response_format", "sampling", b"sampling", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_credit_limit_microcredits", b"_credit_limit_microcredits", "_max_completion_tokens", b"_max_completion_tokens", "credit_limit_microcredits", b"credit_limit_microcredits", "max_completion_tokens", b"max_completion_tokens", "messages", b"messages", "model", b"model", "request_id", b"request_id", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__credit_limit_microcredits: _TypeAlias = _typing.Literal["credit_limit_microcredits"]  # noqa: Y015
     _WhichOneofArgType__credit_limit_microcredits: _TypeAlias = _typing.Literal["_credit_limit_microcredits", b"_credit_limit_microcredits"]  # noqa: Y015
@@ -373,6 +390,91 @@ class StreamCompleteResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___StreamCompleteResponse: _TypeAlias = StreamCompleteResponse  # noqa: Y015
+
+@_typing.final
+class EmbedRequest(_message.Message):
+    """Request of InferenceService.Embed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    CREDIT_LIMIT_MICROCREDITS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """As in Inference, whose ids are of the same kind: one id names one request, of whichever method. Required."""
+    model: _builtins.str
+    """The model: `models/{model}`. Required. NOT_FOUND (MODEL_NOT_FOUND) if there is none."""
+    dimensions: _builtins.int
+    """Numbers of each vector: 1 to the model's dimensions, if it lets a request choose; else INVALID_ARGUMENT for any other number
+    than its own. Default: the model's.
+    """
+    credit_limit_microcredits: _builtins.int
+    """The most this request may cost, in microcredits: 1 to 2^62; others are INVALID_ARGUMENT. FAILED_PRECONDITION (CAP_REACHED) if
+    it costs more: vectors are not cut. Default: no limit of its own.
+    """
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The texts: 1 to 2,048, none of them empty or with a NUL character, else INVALID_ARGUMENT. Each has at most the model's
+        context_tokens, else INVALID_ARGUMENT (PROMPT_TOO_LONG). Their vectors have together at most 1,000,000 numbers, so that the
+        response stays below the 4 MiB that gRPC's clients take; else INVALID_ARGUMENT. Each is counted by itself, with the special
+        tokens that the model's tokenizer file adds around a text; no chat template is applied.
+        """
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        inputs: _abc.Iterable[_builtins.str] | None = ...,
+        dimensions: _builtins.int | None = ...,
+        credit_limit_microcredits: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_credit_limit_microcredits", b"_credit_limit_microcredits", "_dimensions", b"_dimensions", "credit_limit_microcredits", b"credit_limit_microcredits", "dimensions", b"dimensions"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_credit_limit_microcredits", b"_credit_limit_microcredits", "_dimensions", b"_dimensions", "credit_limit_microcredits", b"credit_limit_microcredits", "dimensions", b"dimensions", "inputs", b"inputs", "model", b"model", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__credit_limit_microcredits: _TypeAlias = _typing.Literal["credit_limit_microcredits"]  # noqa: Y015
+    _WhichOneofArgType__credit_limit_microcredits: _TypeAlias = _typing.Literal["_credit_limit_microcredits", b"_credit_limit_microcredits"]  # noqa: Y015
+    _WhichOneofReturnType__dimensions: _TypeAlias = _typing.Literal["dimensions"]  # noqa: Y015
+    _WhichOneofArgType__dimensions: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__credit_limit_microcredits) -> _WhichOneofReturnType__credit_limit_microcredits | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dimensions) -> _WhichOneofReturnType__dimensions | None: ...
+
+Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
+
+@_typing.final
+class EmbedResponse(_message.Message):
+    """Response of InferenceService.Embed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[_embedding_pb2.Embedding]:
+        """A vector for each input, in the order of the inputs. For a replay whose vectors are no longer kept: none."""
+
+    @_builtins.property
+    def receipt(self) -> Global___Receipt:
+        """What was charged."""
+
+    def __init__(
+        self,
+        *,
+        embeddings: _abc.Iterable[_embedding_pb2.Embedding] | None = ...,
+        receipt: Global___Receipt | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "receipt", b"receipt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
 
 @_typing.final
 class CountTokensRequest(_message.Message):

@@ -49,6 +49,11 @@ class InferenceServiceStub:
                 request_serializer=metergate_dot_v1_dot_inference__pb2.StreamCompleteRequest.SerializeToString,
                 response_deserializer=metergate_dot_v1_dot_inference__pb2.StreamCompleteResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/metergate.v1.InferenceService/Embed',
+                request_serializer=metergate_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=metergate_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.CountTokens = channel.unary_unary(
                 '/metergate.v1.InferenceService/CountTokens',
                 request_serializer=metergate_dot_v1_dot_inference__pb2.CountTokensRequest.SerializeToString,
@@ -79,6 +84,14 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """Turns texts into vectors and returns them, after they were charged: prompt tokens only. Of an EMBEDDING model; a chat with
+        one, or an Embed with a CHAT model, is INVALID_ARGUMENT (MODEL_TASK_WRONG).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CountTokens(self, request, context):
         """Counts a prompt and says the most that running it can cost. Charges nothing and runs nothing.
         """
@@ -98,6 +111,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.StreamComplete,
                     request_deserializer=metergate_dot_v1_dot_inference__pb2.StreamCompleteRequest.FromString,
                     response_serializer=metergate_dot_v1_dot_inference__pb2.StreamCompleteResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=metergate_dot_v1_dot_inference__pb2.EmbedRequest.FromString,
+                    response_serializer=metergate_dot_v1_dot_inference__pb2.EmbedResponse.SerializeToString,
             ),
             'CountTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.CountTokens,
@@ -164,6 +182,33 @@ class InferenceService:
             '/metergate.v1.InferenceService/StreamComplete',
             metergate_dot_v1_dot_inference__pb2.StreamCompleteRequest.SerializeToString,
             metergate_dot_v1_dot_inference__pb2.StreamCompleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metergate.v1.InferenceService/Embed',
+            metergate_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
+            metergate_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,10 @@ class InferenceServiceStub:
     """Runs a model and streams its answer: one Admission, Deltas, one Receipt. A stream that fails after a delivery sends its
     receipt too, before the error status.
     """
+    Embed: _grpc.UnaryUnaryMultiCallable[_inference_pb2.EmbedRequest, _inference_pb2.EmbedResponse]
+    """Turns texts into vectors and returns them, after they were charged: prompt tokens only. Of an EMBEDDING model; a chat with
+    one, or an Embed with a CHAT model, is INVALID_ARGUMENT (MODEL_TASK_WRONG).
+    """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]
     """Counts a prompt and says the most that running it can cost. Charges nothing and runs nothing."""
 
@@ -62,6 +66,10 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     StreamComplete: _aio.UnaryStreamMultiCallable[_inference_pb2.StreamCompleteRequest, _inference_pb2.StreamCompleteResponse]  # type: ignore[assignment]
     """Runs a model and streams its answer: one Admission, Deltas, one Receipt. A stream that fails after a delivery sends its
     receipt too, before the error status.
+    """
+    Embed: _aio.UnaryUnaryMultiCallable[_inference_pb2.EmbedRequest, _inference_pb2.EmbedResponse]  # type: ignore[assignment]
+    """Turns texts into vectors and returns them, after they were charged: prompt tokens only. Of an EMBEDDING model; a chat with
+    one, or an Embed with a CHAT model, is INVALID_ARGUMENT (MODEL_TASK_WRONG).
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts a prompt and says the most that running it can cost. Charges nothing and runs nothing."""
@@ -90,6 +98,16 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.StreamCompleteResponse], _abc.AsyncIterator[_inference_pb2.StreamCompleteResponse]]:
         """Runs a model and streams its answer: one Admission, Deltas, one Receipt. A stream that fails after a delivery sends its
         receipt too, before the error status.
+        """
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _inference_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.EmbedResponse, _abc.Awaitable[_inference_pb2.EmbedResponse]]:
+        """Turns texts into vectors and returns them, after they were charged: prompt tokens only. Of an EMBEDDING model; a chat with
+        one, or an Embed with a CHAT model, is INVALID_ARGUMENT (MODEL_TASK_WRONG).
         """
 
     @_abc_1.abstractmethod

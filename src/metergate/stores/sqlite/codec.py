@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from metergate.core.rating import RateCard
-from metergate.core.reservation import Allocation, CloseCause, Owner, Reservation, ReservationState
+from metergate.core.reservation import Allocation, CloseCause, Estimate, Owner, Reservation, ReservationState
 from metergate.core.rows import (
     ApiKey,
     Attempt,
@@ -42,7 +42,7 @@ RESERVATION = (
     "reservation_id, subscriber_id, authorization_id, app_id, channel, request_id, content_hash, owner_id, "
     "owner_epoch, model_id, provider_id, counting_source, rate_card_id, limit_microcredits, state, close_cause, "
     "reserved_microcredits, captured_microcredits, captured_usage, delivered_microcredits, allocations, "
-    "create_time_us, close_time_us"
+    "create_time_us, close_time_us, estimate"
 )
 CHARGE = (
     "charge_id, reservation_id, subscriber_id, authorization_id, app_id, channel, request_id, content_hash, model_id, "
@@ -62,6 +62,7 @@ CORRECTION = (
 _encoder = msgspec.json.Encoder()
 # A ValueError for anything else.
 _amounts = msgspec.json.Decoder(list[tuple[str, int]])
+_estimates = msgspec.json.Decoder(tuple[int, list[tuple[str, int]]])
 _attempts = msgspec.json.Decoder(list[list[str | int]])
 _ids = msgspec.json.Decoder(tuple[str, ...])
 
@@ -97,8 +98,22 @@ def _allocations(text: str) -> tuple[Allocation, ...]:
     )
 
 
+def estimate_column(estimate: Estimate | None) -> str | None:
+    """An estimate as JSON text; NULL for none."""
+    return None if estimate is None else to_json((estimate.microcredits, estimate.usage.tokens))
+
+
+def _estimate(text: str) -> Estimate:
+    microcredits, amounts = _estimates.decode(text)
+    return Estimate(usage=_usage_of(amounts), microcredits=microcredits)
+
+
 def _usage(text: str) -> Usage:
-    return Usage(tuple([(TokenClass(kind), tokens) for kind, tokens in _amounts.decode(text)]))
+    return _usage_of(_amounts.decode(text))
+
+
+def _usage_of(amounts: list[tuple[str, int]]) -> Usage:
+    return Usage(tuple([(TokenClass(kind), tokens) for kind, tokens in amounts]))
 
 
 # --- to columns -----------------------------------------------------------------------------------------------------
@@ -188,6 +203,7 @@ def reservation_columns(row: Reservation) -> Columns:
         allocation_columns(row.allocations),
         row.create_time_us,
         row.close_time_us,
+        estimate_column(row.estimate),
     )
 
 
@@ -356,6 +372,7 @@ def reservation(columns: Columns) -> Reservation:
         allocations=_allocations(columns[20]),
         create_time_us=columns[21],
         close_time_us=columns[22],
+        estimate=None if columns[23] is None else _estimate(columns[23]),
     )
 
 

@@ -11,7 +11,8 @@ from metergate.core.errors import RequestInvalid, ResourceNotFound, Violation
 from metergate.core.grants import rollable, rollover_grant_id
 from metergate.core.postings import spendable
 from metergate.core.rows import Authorization, Charge, Correction, Grant, Transfer
-from metergate.ports import Balance, ChargeFilter, Days, Grantee, Page, TransferFilter
+from metergate.core.usage import CountingSource
+from metergate.ports import Balance, ChargeFilter, Days, Grantee, Page, TransferFilter, UsageComparison
 from metergate.stores.sqlite import codec
 
 Row = TypeVar("Row")
@@ -63,6 +64,24 @@ TRANSFERS_PAGE = f"""
     FROM transfers LEFT JOIN charges USING (charge_id)
     WHERE transfers.subscriber_id = ? AND transfers.sequence < ? {{conditions}}
     ORDER BY transfers.sequence DESC LIMIT ?
+"""
+
+# By the backend that was called last: it served the answer.
+USAGE_BY_DAY = """
+    SELECT
+        settle_time_us / 86400000000 * 86400000000 AS day_us,
+        attempts ->> '$[#-1][0]' AS backend_id,
+        model_id,
+        counting_source,
+        count(*),
+        count(*) - count(usage_reported),
+        sum(usage_mismatch),
+        sum(iif(usage_reported IS NULL, 0, (SELECT coalesce(sum(value ->> 1), 0) FROM json_each(usage_counted)))),
+        sum((SELECT coalesce(sum(value ->> 1), 0) FROM json_each(usage_reported)))
+    FROM charges
+    WHERE settle_time_us >= ? AND close_cause = 'FINISHED' AND attempts <> '[]'
+    GROUP BY day_us, backend_id, model_id, counting_source
+    ORDER BY day_us, backend_id, model_id, counting_source
 """
 
 # The position of a first page: above every row number and sequence.
@@ -188,6 +207,10 @@ class Query:
         (count,) = self.connection.execute("SELECT count(*) FROM wallets").fetchone()
         return int(count)
 
+    def usage_by_day(self, settle_time_us_min: int) -> tuple[UsageComparison, ...]:
+        """Counted beside reported."""
+        return tuple(map(_usage_comparison, self.connection.execute(USAGE_BY_DAY, (settle_time_us_min,))))
+
     def _one(self, sql: str, *values: object) -> codec.Columns | None:
         columns: codec.Columns | None = self.connection.execute(sql, values).fetchone()
         return columns
@@ -216,6 +239,21 @@ class Query:
 def _grantee(columns: codec.Columns) -> Grantee:
     key_size = codec.KEY.count(",") + 1
     return Grantee(key=codec.key(columns[:key_size]), authorization=codec.authorization(columns[key_size:]))
+
+
+def _usage_comparison(columns: codec.Columns) -> UsageComparison:
+    day_us, backend_id, model_id, source, charges, unreported, mismatched, counted, reported = columns
+    return UsageComparison(
+        day_us=day_us,
+        backend_id=backend_id,
+        model_id=model_id,
+        counting_source=CountingSource(source),
+        charges=charges,
+        unreported_charges=unreported,
+        mismatched_charges=mismatched,
+        counted_tokens=counted,
+        reported_tokens=reported,
+    )
 
 
 def _position(cursor: str | None) -> int:

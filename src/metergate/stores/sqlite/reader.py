@@ -14,7 +14,7 @@ from metergate.core.audit import SubscriberLedger
 from metergate.core.errors import StoreRefused, StoreUnavailable
 from metergate.core.rating import RateCard
 from metergate.core.rows import Charge, Correction, Grant, Transfer
-from metergate.ports import ALL_DAYS, Balance, ChargeFilter, Days, Grantee, Page, Times, TransferFilter
+from metergate.ports import ALL_DAYS, Balance, ChargeFilter, Days, Grantee, Page, Times, TransferFilter, UsageComparison
 from metergate.stores.sqlite.auditing import read_ledgers
 from metergate.stores.sqlite.connection import Inode, check_path, inode_of, open_for_reading
 from metergate.stores.sqlite.queries import Query
@@ -112,6 +112,10 @@ class SqliteLedgerReader:
     async def count_subscribers(self) -> int:
         """How many wallets there are."""
         return await self._read(lambda query: query.count_subscribers())
+
+    async def compare_usage(self, settle_time_us_min: int) -> tuple[UsageComparison, ...]:
+        """Counted beside reported, by day, backend and model."""
+        return await self._read(lambda query: query.usage_by_day(settle_time_us_min))
 
     async def audit(self, *, after: str | None = None) -> AsyncGenerator[SubscriberLedger, None]:
         """The books of every subscriber after one, by id, in one consistent view."""

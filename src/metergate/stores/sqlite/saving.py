@@ -56,6 +56,8 @@ _EXTENDED = f"{_CAPTURED}, reserved_microcredits = ?, allocations = ?"
 _CLOSED = f"{_EXTENDED}, state = ?, close_cause = ?, close_time_us = ?"
 _IF_ACTIVE = "WHERE reservation_id = ? AND state = 'ACTIVE'"
 CAPTURE_RESERVATION = f"{_CAPTURED} {_IF_ACTIVE}"
+# A statement of its own: nearly no reservation has one.
+UPDATE_ESTIMATE = f"UPDATE reservations SET estimate = ? {_IF_ACTIVE}"  # noqa: S608 - of constants
 EXTEND_RESERVATION = f"{_EXTENDED} {_IF_ACTIVE}"
 CLOSE_RESERVATION = f"{_CLOSED} {_IF_ACTIVE}"
 
@@ -85,7 +87,13 @@ def save(connection: sqlite3.Connection, books: Books, loaded: Mapping[str, Rese
 
 def save_captured(connection: sqlite3.Connection, reservations: Iterable[Reservation]) -> None:
     """Write what captures changed that no reservation was extended for; RowsMissing as ``save``."""
-    _write(connection, CAPTURE_RESERVATION, ((*_watermark(row), row.reservation_id) for row in reservations))
+    rows = tuple(reservations)
+    _write(connection, CAPTURE_RESERVATION, ((*_watermark(row), row.reservation_id) for row in rows))
+    _write(connection, UPDATE_ESTIMATE, _estimates(rows))
+
+
+def _estimates(rows: Iterable[Reservation]) -> list[Columns]:
+    return [(codec.estimate_column(row.estimate), row.reservation_id) for row in rows if row.estimate is not None]
 
 
 def _write(connection: sqlite3.Connection, sql: str, rows: Iterable[Columns]) -> None:
@@ -117,6 +125,7 @@ def _save_changed_reservations(
         else:
             end = (row.state, row.close_cause, row.close_time_us)
             closed.append((*watermark, *extension, *end, row.reservation_id))
+    write(UPDATE_ESTIMATE, _estimates(row for row in changed.values() if row.state is ReservationState.ACTIVE))
     write(CAPTURE_RESERVATION, captured)
     write(EXTEND_RESERVATION, extended)
     write(CLOSE_RESERVATION, closed)

@@ -1,0 +1,1 @@
+"""Content policies, named after how they are asked."""
