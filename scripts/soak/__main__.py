@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from soak.counting import counting
 from soak.crash import crash
 from soak.faults import faults
 from soak.parts import Figures, Step
@@ -22,6 +23,7 @@ PARTS: Mapping[str, tuple[Callable[[int, Step], Figures], int]] = {
     "crash": (crash, 200),
     "power": (power, 2_000),
     "faults": (faults, 1_200),
+    "counting": (counting, 20_000),
     "scale": (scale, 10_000),  # thousands of charges
 }
 

@@ -492,6 +492,27 @@ async def test_a_report_is_recorded_and_flagged_only_beyond_the_tolerance() -> N
         assert charge.charged_microcredits == cost(text)
 
 
+@pytest.mark.parametrize(
+    ("reason", "more_tokens", "flagged"),
+    [
+        (FinishReason.LENGTH, 4, False),  # three of a character that was cut, and the tolerance of one
+        (FinishReason.LENGTH, 5, True),
+        (FinishReason.LENGTH, -1, False),
+        (FinishReason.LENGTH, -2, True),  # fewer than there is text for
+        (FinishReason.STOP, 4, True),
+    ],
+)
+async def test_tokens_of_a_character_that_the_length_cut_off_are_no_mismatch(
+    reason: FinishReason, more_tokens: int, flagged: bool
+) -> None:
+    text = "The straight"
+    reported = {TokenClass.PROMPT: PROMPT_TOKENS, TokenClass.COMPLETION: count_words(text) + more_tokens}
+    world = await World([*content(text), Finish(reason=reason), UsageReport(usage=Usage.of(reported))]).fund(10_000)
+    await world.stream()
+    [charge] = await world.charges()
+    assert charge.usage_mismatch is flagged
+
+
 async def test_a_reported_cached_prompt_lowers_the_charge() -> None:
     report = UsageReport(usage=Usage.of({TokenClass.PROMPT: PROMPT_TOKENS - 2, TokenClass.CACHED_PROMPT: 2}))
     world = await World([STOP, report]).fund(10_000)

@@ -219,6 +219,8 @@ def _counting_problems(key: str, model: ModelTable, folder: Path) -> Iterator[Co
     if model.counting == "BACKEND":
         if model.tokenizer is not None:
             yield ConfigProblem(f"{key}.tokenizer", "is not used: with counting = 'BACKEND' its backends count")
+        if model.task == "embedding":
+            yield ConfigProblem(f"{key}.counting", "must be 'TOKENIZER' for embeddings: their prompts are all there is")
         return
     if model.prompt_bound is not None:
         yield ConfigProblem(f"{key}.prompt_bound", "is only used with counting = 'BACKEND'")

@@ -27,7 +27,7 @@ from metergate.core.rows import (
     Wallet,
     WalletState,
 )
-from metergate.core.usage import TokenClass, Usage
+from metergate.core.usage import TOKENS_WITHOUT_TEXT_MAX, TokenClass, Usage
 
 # Differences named for one subscriber; a ledger with more is as broken as it can be.
 DIFFERENCES_MAX = 1_000
@@ -374,6 +374,14 @@ class _SubscriberCheck:
             reservation.captured_usage,
             reservation.captured_microcredits,
         )
+        if reservation.estimate is not None:
+            self._check_price(
+                name,
+                reservation.rate_card_id,
+                reservation.model_id,
+                reservation.estimate.usage,
+                reservation.estimate.microcredits,
+            )
 
     def _check_grant(self, grant: Grant) -> None:
         name, moved = grant.grant_id, self._movements
@@ -479,7 +487,7 @@ def _is_flag_right(charge: Charge) -> bool:
     most = max(abs(one - other) for one, other in zip(counted, reported, strict=True))
     if charge.usage_mismatch:
         return most > 0
-    return most <= USAGE_TOLERANCE_TOKENS_MAX or charge.close_cause is not CloseCause.FINISHED
+    return most <= USAGE_TOLERANCE_TOKENS_MAX + TOKENS_WITHOUT_TEXT_MAX or charge.close_cause is not CloseCause.FINISHED
 
 
 def _prompt_and_answer(usage: Usage) -> tuple[int, int]:

@@ -19,6 +19,11 @@ class TokenClass(StrEnum):
 TOKEN_CLASSES = tuple(TokenClass)
 
 
+# A character has at most four bytes of UTF-8: an answer that its length cuts off within one has generated up to three
+# tokens that have no text. They are reported and not counted.
+TOKENS_WITHOUT_TEXT_MAX = 3
+
+
 class CountingSource(StrEnum):
     """Whose count a charge rests on (L9)."""
 

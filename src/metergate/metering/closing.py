@@ -7,7 +7,7 @@ from metergate.core.rating import rate_ceil
 from metergate.core.receipts import Receipt
 from metergate.core.reservation import CloseCause, Reservation
 from metergate.core.rows import Attempt, Charge, FinishReason
-from metergate.core.usage import TokenClass, Usage
+from metergate.core.usage import TOKENS_WITHOUT_TEXT_MAX, TokenClass, Usage
 from metergate.metering.buffer import End
 from metergate.metering.plan import PricedPrompt
 from metergate.metering.services import Services
@@ -26,10 +26,6 @@ CHARGED_WITHOUT_DELIVERY = frozenset(
         CloseCause.DEADLINE_EXCEEDED,
     }
 )
-
-
-# A character has at most four bytes of UTF-8; an answer that is cut within one may have generated three, a token each.
-_TOKENS_WITHOUT_TEXT_MAX = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +103,7 @@ def _mismatch(counted: Usage, reported: Usage | None, tolerance_tokens: int, fin
     answer_difference = answer(reported) - answer(counted)
     if finish_reason is FinishReason.LENGTH:
         # What was generated of the character that it was cut in is reported, but has no text.
-        answer_difference -= min(max(answer_difference, 0), _TOKENS_WITHOUT_TEXT_MAX)
+        answer_difference -= min(max(answer_difference, 0), TOKENS_WITHOUT_TEXT_MAX)
     return max(abs(prompt_difference), abs(answer_difference)) > tolerance_tokens
 
 
