@@ -39,15 +39,15 @@ class Auditor:
         self._after: str | None = secrets.choice(string.ascii_lowercase + string.digits)
 
     async def run(self) -> NoReturn:
-        """A round an interval, until it is cancelled."""
+        """A round an interval, the first at once, until it is cancelled."""
         while True:
-            await asyncio.sleep(self._interval_seconds)
             try:
                 self._told(await self.look())
             except MetergateError as exc:
                 logger.warning("the ledger could not be audited: %s", exc)
             except Exception as exc:
                 logger.error("the auditor failed", exc_info=exc)
+            await asyncio.sleep(self._interval_seconds)
 
     async def look(self) -> AuditRound:
         """Audit the next subscribers. It rests as long as it works, so that it takes half a core at most."""
