@@ -67,10 +67,12 @@ def test_an_interrupted_demo_leaves_no_process_behind(tmp_path: Path, number: si
         for line in demo.stdout:
             if "prompt" in line:
                 break
+        demo.send_signal(signal.SIGSTOP)  # or on a busy machine it has ended before it is looked at
         running = processes_in(tmp_path)
         assert any("metergate" in command for command in running)
         assert any("llama_server" in command for command in running)
         demo.send_signal(number)
+        demo.send_signal(signal.SIGCONT)
         demo.stdout.read()
         assert demo.wait() == (130 if number == signal.SIGINT else -signal.SIGKILL)
     while processes_in(tmp_path):  # after SIGKILL the kernel ends them; the test's time limit ends the wait
