@@ -27,8 +27,8 @@ def test_a_prompt_that_the_library_fails_on_is_an_invalid_request(pattern: str) 
         tokenizer.count_prompt(Prompt(messages=(Message(role=Role.USER, parts=(SPACES,)),)))
     [violation] = refused.value.violations
     assert (violation.field, violation.description) == ("messages", "the model's tokenizer cannot count them")
-    with pytest.raises(TextUncountable):
-        tokenizer.completion_counter().add(SPACES)
+    # A growing answer is cut within such a run: the library never has to take it whole.
+    assert tokenizer.completion_counter().add(SPACES) > len(SPACES) // 1_000
 
 
 @pytest.mark.parametrize("failure", [ValueError("secret"), PanicException("secret"), Exception("secret")])

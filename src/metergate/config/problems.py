@@ -257,15 +257,15 @@ def _task_problems(key: str, model: ModelTable) -> Iterator[ConfigProblem]:
     """Keys of chats on a model that embeds, and the other way round."""
     if model.task == "chat":
         for name in ("dimensions", "dimensions_selectable"):
-            if name in model.model_fields_set:
+            if getattr(model, name):
                 yield ConfigProblem(f"{key}.{name}", 'is for vectors: add task = "embedding" or leave it out')
         return
     if model.dimensions is None:
         yield ConfigProblem(f"{key}.dimensions", "is missing: how many numbers a vector of the model has")
     if model.counting != "TOKENIZER":
         yield ConfigProblem(f"{key}.counting", 'must be "TOKENIZER": what is embedded is counted before it is sent')
-    for name in ("prompt_rule", "chat_template_path"):
-        if model.tokenizer is not None and name in model.tokenizer.model_fields_set:
+    for name, default in (("prompt_rule", "template"), ("chat_template_path", None)):
+        if model.tokenizer is not None and getattr(model.tokenizer, name) != default:
             yield ConfigProblem(f"{key}.tokenizer.{name}", "is for chats: a text that is embedded is counted by itself")
 
 
