@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ledger_rows import differences
@@ -13,6 +14,7 @@ from metering_world import CARD, STOP, World, content, count_words, request, usa
 
 from metergate.core.errors import InsufficientCredit, RequestInProgress
 from metergate.core.inference import Delta, InferenceRequest
+from metergate.core.operations import Capture, Captured, Replayed, Reserve, Reserved, Settle, Settled
 from metergate.core.rating import rate_ceil
 from metergate.core.receipts import Admission, Receipt
 from metergate.core.rows import Charge
@@ -49,10 +51,35 @@ class App:
         await asyncio.sleep(0)
 
 
+class TellingStore(SqliteLedgerStore):
+    """Tells of what it acknowledged before anybody can act on it."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.acknowledged: Callable[[str, str], None] = lambda verb, request_id: None
+        self._request_ids: dict[str, str] = {}  # by reservation id
+
+    async def reserve(self, operation: Reserve) -> Reserved | Replayed:
+        self._request_ids[operation.reservation_id] = operation.request_id
+        outcome = await super().reserve(operation)
+        self.acknowledged("reserve", operation.request_id)
+        return outcome
+
+    async def capture(self, operation: Capture) -> Captured:
+        outcome = await super().capture(operation)
+        self.acknowledged("capture", self._request_ids[operation.reservation_id])
+        return outcome
+
+    async def settle(self, operation: Settle) -> Settled:
+        outcome = await super().settle(operation)
+        self.acknowledged("settle", self._request_ids[operation.reservation_id])
+        return outcome
+
+
 class Bank:
     """A wallet on a disk, and the use case before it."""
 
-    def __init__(self, world: World, store: SqliteLedgerStore) -> None:
+    def __init__(self, world: World, store: TellingStore) -> None:
         self._world = world
         self.store = store
         self.metering = Metering(
@@ -92,7 +119,7 @@ class Bank:
 @pytest.fixture
 async def bank(tmp_path: Path) -> AsyncIterator[Bank]:
     world = World([*content(*PIECES), STOP])
-    store = await SqliteLedgerStore.open(tmp_path / "ledger.db", clock=world.clock, owner_id="gateway-1", create=True)
+    store = await TellingStore.open(tmp_path / "ledger.db", clock=world.clock, owner_id="gateway-1", create=True)
     world.ledger = store  # type: ignore[assignment] # the world's own is in memory
     await store.add_rate_cards([CARD])
     await world.fund(PAID * COST)
@@ -134,18 +161,22 @@ async def test_a_wallet_of_so_many_answers_pays_exactly_so_many(bank: Bank) -> N
 async def test_apps_that_lose_answers_and_ask_again_pay_each_request_once(bank: Bank) -> None:
     chance = random.Random(20261124)
     told: dict[str, Receipt] = {}
+    leaving: dict[str, tuple[str, asyncio.Task[tuple[str, Receipt]]]] = {}  # by request id: when, and who
     replays = 0
+
+    def acknowledged(verb: str, request_id: str) -> None:
+        if request_id in leaving and leaving[request_id][0] == verb:
+            leaving.pop(request_id)[1].cancel()
+
+    bank.store.acknowledged = acknowledged
 
     async def insist(number: int) -> None:
         nonlocal replays
         asked = request(request_id=f"request-{number}", max_completion_tokens=chance.randrange(1, 30))
         while True:
             asking = asyncio.create_task(bank.request(asked, streams=chance.random() < 0.5))
-            if chance.random() < 0.4:  # the app goes away at some moment, and asks again
-                for _ in range(chance.randrange(60)):
-                    await asyncio.sleep(0)
-                asking.cancel()
-                await asyncio.wait([asking])
+            if chance.random() < 0.4:  # the app goes away at this moment, if it comes, and asks again
+                leaving[asked.request_id] = chance.choice(("reserve", "capture", "settle")), asking
             try:
                 _, receipt = await asking
             except asyncio.CancelledError:
@@ -155,6 +186,8 @@ async def test_apps_that_lose_answers_and_ask_again_pay_each_request_once(bank: 
                 continue
             except InsufficientCredit:
                 return
+            finally:
+                leaving.pop(asked.request_id, None)
             told[asked.request_id] = receipt
             replays += receipt.replayed
             return
