@@ -287,10 +287,11 @@ class Run(ABC):
         """
         if self._closing is None:
             self._stop_reading()
-            spawn = self._services.tasks.spawn
-            self._closing = spawn(asyncio.get_running_loop().create_future())
+            # Nobody completes the one of these futures before the other is begun.
             operation = self._settle_operation(end)
+            spawn = self._services.tasks.spawn
             settling = spawn(self._services.ledger.settle(operation))
+            self._closing = spawn(asyncio.get_running_loop().create_future())
             settling.add_done_callback(partial(self._settled, end, operation))
         return self._closing
 
