@@ -109,31 +109,28 @@ class Loader:
     # --- reservations -----------------------------------------------------------------------------------------------
 
     def _load_reservations(self, books: Books, operations: Sequence[Operation]) -> None:
-        """Those that are named or run already. That the id of a new one, or of a charge, is new, its index sees to."""
+        """Those that are named, and those under which requests run. Whether a charge's id is new, its index knows."""
         unknown: set[str] = set()
         requests: set[RequestKey] = set()
         for operation in operations:
-            match operation:
-                case Capture(reservation_id=reservation_id) | Settle(reservation_id=reservation_id):
-                    row = self._kept.reservations.get(reservation_id)
-                case Recover(reservation_id=reservation_id):
-                    row = self._kept.reservations.get(reservation_id)
-                case Reserve(reservation_id=reservation_id):
-                    key = (operation.subscriber_id, operation.authorization_id, operation.request_id)
-                    row = self._kept.reservations.get(reservation_id) or self._kept.active(key)
-                    if row is None:
-                        requests.add(key)
-                        continue
-                case _:
-                    continue
-            if row is None:
-                unknown.add(reservation_id)
-            elif row.reservation_id not in books.reservations.rows:
-                books.load_reservation(row)
+            if isinstance(operation, Reserve):
+                key = (operation.subscriber_id, operation.authorization_id, operation.request_id)
+                if not self._recall_reservation(books, self._kept.active(key)):
+                    requests.add(key)
+            elif not isinstance(operation, (Capture, Settle, Recover)):
+                continue
+            if not self._recall_reservation(books, self._kept.reservations.get(operation.reservation_id)):
+                unknown.add(operation.reservation_id)
         for select, wanted in ((RESERVATIONS_BY_ID, unknown), (RESERVATIONS_ACTIVE, requests)):
             for row in self._rows(select, wanted, codec.reservation):
                 if row.reservation_id not in books.reservations.rows:
                     books.load_reservation(self._kept.reservations.get(row.reservation_id, row))
+
+    def _recall_reservation(self, books: Books, row: Reservation | None) -> bool:
+        """Put a remembered reservation in the books; whether there is one."""
+        if row is not None and row.reservation_id not in books.reservations.rows:
+            books.load_reservation(row)
+        return row is not None
 
     # --- what each operation touches --------------------------------------------------------------------------------
 
