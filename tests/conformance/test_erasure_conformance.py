@@ -98,6 +98,28 @@ async def test_charges_and_transfers_stay_under_a_pseudonym_and_add_up(store: Le
         await store.balance("alice", None, NOW_US)
 
 
+async def test_grants_and_corrections_of_the_same_id_keep_what_was_made_of_them(store: LedgerStore) -> None:
+    rolling: dict[str, Any] = {"rollover_microcredits_max": 20, "rollover_seconds": 9 * DAY_US // 1_000_000}
+    june = a_grant("june", 50, expire_time_us=NOW_US - 1, priority=0, **rolling)
+    await open_wallet(store, a_grant("case", 1_000), june)
+    await store.expire_grants(NOW_US, 10)
+    for name in ("june", "case"):
+        await store.adjust(an_adjustment(7, name))
+    await store.erase_subscriber(an_erasure())
+    names = {grant.grant_id: grant for grant in (await store.list_grants(PSEUDONYM, cursor=None, size=9)).rows}
+    rolled = [name for name, grant in names.items() if grant.rollover_microcredits_max]
+    assert f"rollover:{rolled[0]}" in names
+
+
+async def test_what_was_settled_after_the_time_of_the_erasure_is_no_difference(store: LedgerStore) -> None:
+    """The clock may be set back; and the time was read before the batch, in which settlements come first."""
+    await live(store)
+    await reserve(store, "last", request_id="last")
+    await store.settle(a_settle(30, "last", owner=store.owner, captured=40, now_us=NOW_US + 20))
+    await store.erase_subscriber(an_erasure(now_us=NOW_US - DAY_US))
+    assert await differences(store) == []
+
+
 async def test_keys_and_authorizations_are_gone_and_nobody_elses_are(store: LedgerStore) -> None:
     await live(store)
     await store.add_key(a_key("of-bob", "auth-bob", b"b" * 32))

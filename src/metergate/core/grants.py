@@ -12,10 +12,12 @@ from metergate.core.times import MICROSECONDS_PER_SECOND
 # Marks the ids of grants that the ledger itself adds: no other may have it, so that their ids are certain to be free.
 OWN_MARK = ":"
 
+ROLLOVER = "rollover"
+
 
 def rollover_grant_id(grant_id: str) -> str:
     """The grant that what is left of this one goes on in."""
-    return f"rollover{OWN_MARK}{grant_id}"
+    return f"{ROLLOVER}{OWN_MARK}{grant_id}"
 
 
 def refund_grant_id(refund_id: str) -> str:

@@ -24,6 +24,8 @@ PAGE_ROWS = 1_000
 # Ids that one finding names: enough to see what is wrong, bounded whatever is wrong.
 NAMED_IDS_MAX = 100
 
+_AFTER_ALL_TIMES = 2**63 - 1
+
 # ruff: noqa: S608 - every SQL text is put together from constants; values are bound
 
 # Every table is asked, so that books whose wallet is missing are found too.
@@ -99,7 +101,7 @@ CHARGES_WITHOUT_SETTLED = f"""
     LIMIT {NAMED_IDS_MAX}
 """
 PRUNED_BEFORE = "SELECT reservations_pruned_before_us FROM meta"
-ERASURE = "SELECT erase_time_us FROM erasures WHERE subscriber_id = ?"
+ERASURE = "SELECT 1 FROM erasures WHERE subscriber_id = ?"
 CHARGES_AFTER = f"""
     SELECT charge_number, {codec.CHARGE} FROM charges
     WHERE subscriber_id = ? AND charge_number > ? ORDER BY charge_number LIMIT {PAGE_ROWS}
@@ -164,8 +166,8 @@ def _ledger_of(
     unreadable: list[UnreadableRow],
 ) -> SubscriberLedger:
     erasure = connection.execute(ERASURE, (subscriber_id,)).fetchone()
-    # An erasure removes closed reservations too.
-    pruned_before_us = whole.pruned_before_us if erasure is None else max(whole.pruned_before_us, erasure[0] + 1)
+    # An erasure removes all closed reservations, whatever the clock said when it was asked for.
+    pruned_before_us = whole.pruned_before_us if erasure is None else _AFTER_ALL_TIMES
 
     def rows(table: str, sql: str, decode: Callable[[codec.Columns], Row], *values: object) -> tuple[Row, ...]:
         return tuple(_decoded(table, connection.execute(sql, (subscriber_id, *values)), decode, unreadable))
