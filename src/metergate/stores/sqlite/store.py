@@ -165,6 +165,9 @@ class SqliteLedgerStore(SqliteLedgerReader):
         abandoned = [
             row for row in rows if (row.owner == self.owner and not is_running(row.reservation_id)) or row.owner in dead
         ]
+        if abandoned:  # a request that ended since then is not known any more, but its reservation is closed
+            still_open = set(await self._read(lambda query: tuple(open_reservations(query.connection))))
+            abandoned = [row for row in abandoned if row in still_open]
         results = await asyncio.gather(*(self._recover(row) for row in abandoned), return_exceptions=True)
         settled = sum(isinstance(result, Settled) for result in results)
         return Recovery(settled=settled, stuck=len(results) - settled)
