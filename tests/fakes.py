@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from metergate.core.accounts import DAY_US, AccountBalance, RollUp
 from metergate.core.audit import SubscriberLedger
-from metergate.core.books import Books, request_key
+from metergate.core.books import LOST_TO, Books, request_key
 from metergate.core.erasing import ERASED_REASON, check_erasure, grant_pseudonyms, pseudonym
 from metergate.core.errors import (
     IdConflict,
@@ -323,6 +323,8 @@ class MemoryLedgerStore:
             else row
             for row in self._transfers
         ]
+        for row in (row for row in self._transfers if row.credit_account in LOST_TO):
+            self.books.load_lost((row.subscriber_id, row.grant_id), row.amount_microcredits)
 
     async def add_authorization(self, operation: AddAuthorization) -> Authorization:
         outcome = await self._run(operation)

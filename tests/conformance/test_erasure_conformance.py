@@ -105,10 +105,18 @@ async def test_grants_and_corrections_of_the_same_id_keep_what_was_made_of_them(
     await store.expire_grants(NOW_US, 10)
     for name in ("june", "case"):
         await store.adjust(an_adjustment(7, name))
+    await reserve(store, minimum_microcredits=20, wanted_microcredits=20)
+    await store.settle(a_settle(20, owner=store.owner, captured=20))
+    later_us = NOW_US + 9 * DAY_US
+    await store.refund(a_refund(15, correction_id="rollover:june", now_us=later_us))
     await store.erase_subscriber(an_erasure())
     names = {grant.grant_id: grant for grant in (await store.list_grants(PSEUDONYM, cursor=None, size=9)).rows}
     rolled = [name for name, grant in names.items() if grant.rollover_microcredits_max]
     assert f"rollover:{rolled[0]}" in names
+    assert any(name.startswith(f"refund-of-{rolled[0]}:erased-") for name in names)
+    assert not any("june" in name or "case" in name for name in names)
+    reversal = await store.reverse(a_reversal(rolled[0], subscriber_id=PSEUDONYM, now_us=later_us))
+    assert (reversal.amount_microcredits, reversal.shortfall_microcredits) == (15, 5), "30 expired"
 
 
 async def test_what_was_settled_after_the_time_of_the_erasure_is_no_difference(store: LedgerStore) -> None:
