@@ -369,6 +369,13 @@ async def test_a_plain_request_leaves_everything_else_to_the_backend() -> None:
     }
 
 
+async def test_usage_with_every_chunk_is_asked_for_where_the_backend_is_set_up_so() -> None:
+    async with scripted_server(head(), HELLO, STOP) as server, backend_at(server.url, chunk_usage=True) as backend:
+        await collect(backend)
+        sent = json.loads(server.received[0].body)
+    assert sent["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+
+
 async def test_a_json_object_can_be_asked_for() -> None:
     asked = request(response_format=ResponseFormat(kind=ResponseFormatKind.JSON_OBJECT))
     async with scripted_server(head(), HELLO, STOP) as server, backend_at(server.url) as backend:

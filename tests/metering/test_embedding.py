@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from metering_world import CARD, ScriptedBackend, World, count_words, request
+from metering_world import CARD, KeepingBackend, ScriptedBackend, World, count_words, request
 
 from metergate.core.catalog import ModelTask
 from metergate.core.embedding import NUMBERS_MAX, EmbeddingRequest, Embeddings
@@ -296,3 +296,15 @@ async def test_a_report_that_differs_is_flagged_and_changes_no_price() -> None:
     assert (await embed(world)).receipt.charged_microcredits == COST
     [charge] = await world.charges()
     assert charge.usage_mismatch
+
+
+async def test_what_a_kept_connection_ended_instead_of_is_sent_once_more_and_charged_once() -> None:
+    crossed = BackendUnavailable(model_id="model-1", problem="it closed the connection", connection_was_kept=True)
+    backend = KeepingBackend([crossed], [VECTORS])
+    world = await embedding_world(backends=[backend]).fund(10_000)
+    embedded = await embed(world)
+    assert embedded.receipt.charged_microcredits == COST
+    assert [request.is_repeat for request in backend.embedding_requests] == [False, True]
+    [charge] = await world.charges()
+    assert [attempt.problem for attempt in charge.attempts] == [crossed.problem, ""]
+    assert await world.available() == 10_000 - COST

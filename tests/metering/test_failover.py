@@ -3,10 +3,10 @@
 import asyncio
 
 import pytest
-from metering_world import STOP, ScriptedBackend, World, content, request
+from metering_world import STOP, KeepingBackend, ScriptedBackend, World, content, request, usage
 
 from metergate.core.errors import BackendRejected, BackendUnavailable
-from metergate.core.standing import FAILURES_MAX
+from metergate.core.standing import FAILURES_MAX, Standing
 from metergate.metering.pool import Health, PoolLimits
 
 
@@ -120,3 +120,53 @@ async def test_a_backend_that_hangs_does_not_hold_up_the_requests_that_others_se
     assert (len(hanging.requests), len(sound.requests)) == (1, 50)
     stuck.cancel()
     await asyncio.wait([stuck])
+
+
+CROSSED = BackendUnavailable(model_id="model-1", problem="it closed the connection", connection_was_kept=True)
+
+
+async def test_what_a_kept_connection_ended_instead_of_is_sent_once_more_and_charged_once() -> None:
+    """To the same backend, on the same reservation; both attempts are recorded."""
+    backend = KeepingBackend([CROSSED], [*content("fine"), STOP])
+    world = await World(backends=[backend]).fund(10_000)
+    await world.stream()
+    assert world.sink.text() == "fine"
+    assert [asked.is_repeat for asked in backend.requests] == [False, True]
+    [charge] = await world.charges()
+    prompt_tokens = world.sink.admissions[0].prompt_tokens
+    # It may have read the prompt of the first, too.
+    assert [(attempt.backend_id, attempt.problem, attempt.prompt_tokens) for attempt in charge.attempts] == [
+        ("backend-1", CROSSED.problem, prompt_tokens),
+        ("backend-1", "", prompt_tokens),
+    ]
+    assert charge.usage_counted == usage(prompt_tokens, "fine")
+    assert await world.available() == 10_000 - charge.charged_microcredits
+
+
+async def test_a_repeat_that_fails_goes_on_to_another_backend_like_any_failure() -> None:
+    broken = BackendUnavailable(model_id="model-1", problem="HTTP 500")
+    first, second = KeepingBackend([CROSSED], [broken], "first"), ScriptedBackend([*content("fine"), STOP], "second")
+    world = await World(backends=[first, second]).fund(10_000)
+    await world.stream()
+    assert (len(first.requests), len(second.requests)) == (2, 1)
+    [charge] = await world.charges()
+    assert [attempt.problem for attempt in charge.attempts] == [CROSSED.problem, "HTTP 500", ""]
+
+
+async def test_it_is_sent_once_more_and_not_twice() -> None:
+    backend = KeepingBackend([CROSSED], [CROSSED])
+    world = await World(backends=[backend]).fund(10_000)
+    with pytest.raises(BackendUnavailable):
+        await world.stream()
+    assert [asked.is_repeat for asked in backend.requests] == [False, True]
+    assert await world.available() == 10_000
+
+
+async def test_a_backend_that_closes_kept_connections_is_not_left_out() -> None:
+    backend = KeepingBackend([CROSSED], [*content("fine"), STOP])
+    world = await World(backends=[backend]).fund(100_000)
+    for index in range(3 * FAILURES_MAX):
+        await world.metering.complete(world.caller, request(request_id=f"r-{index}"), time_left_seconds=None)
+    assert world.pool.health() == {"backend-1": Health.UP}
+    [record] = [member.record("model-1") for member in world.pool.members.values()]
+    assert record.standing == Standing()

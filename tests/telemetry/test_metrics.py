@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import pytest
-from metering_world import CARD, STOP, RecordingSink, ScriptedBackend, World, content, request
+from metering_world import CARD, STOP, KeepingBackend, RecordingSink, ScriptedBackend, World, content, request
 from prometheus_client.parser import text_string_to_metric_families
 
 from metergate.core import errors
@@ -214,6 +214,15 @@ async def test_an_attempt_that_never_reached_its_backend_costs_the_operator_noth
     assert value(observer, "operator_cost_microcredits_total", model="model-1", reason="attempt") is None
     assert value(observer, "backend_failovers_total", backend="first") == 1
     assert value(observer, "backend_failovers_total", backend="second") is None
+
+
+async def test_a_repeat_to_the_same_backend_is_no_failover() -> None:
+    crossed = BackendUnavailable(model_id="model-1", problem="it closed the connection", connection_was_kept=True)
+    observer = metrics()
+    await play(observer, [], backends=[KeepingBackend([crossed], [*content("one"), STOP], "first")])
+    assert value(observer, "backend_repeats_total", backend="first") == 1
+    assert value(observer, "backend_attempts_total", backend="first") == 2
+    assert value(observer, "backend_failovers_total", backend="first") is None
 
 
 def test_the_pool_shows_what_each_backend_does_now_and_forgets_those_that_are_gone() -> None:

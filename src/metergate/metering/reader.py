@@ -1,7 +1,7 @@
 """Pulls a backend's answer into the buffer: within time limits, and from another backend while nothing came yet."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from metergate.core.changes import changed
@@ -88,19 +88,23 @@ class Reader:
                 return end or End(cause=CloseCause.BACKEND_ERROR, error=exc)
             with place:
                 end = await self._read_from(place)
+                if _connection_was_kept(end):
+                    end = await self._read_from(place, is_repeat=True)
             if end.error is None or self._began or isinstance(end.error, BackendRejected):
                 return end
         assert end is not None
         return end
 
-    async def _read_from(self, place: Place) -> End:
+    async def _read_from(self, place: Place, *, is_repeat: bool = False) -> End:
         """Read the answer of the backend that the place is at, and say how it did."""
         backend_id = place.backend.backend_id
         self._under_way = _Dispatch(backend_id)
         trace_context = self._observer.dispatched(backend_id)
         prompt_tokens = self._prompt_tokens
         try:
-            finish_reason = await self._read(place, trace_context)
+            finish_reason = await self._read(
+                place, changed(self._request, trace_context=trace_context, is_repeat=is_repeat)
+            )
         except TimeoutError:
             problem = "it kept the gateway waiting too long"
             end = End(cause=CloseCause.BACKEND_TIMEOUT, error=self._unavailable(problem))
@@ -114,19 +118,21 @@ class Reader:
             end = End(cause=CloseCause.FINISHED, finish_reason=finish_reason)
         self._ended.append(self._under_way.attempt(prompt_tokens, problem))
         self._under_way = None
-        # A backend that refuses the request as such is well.
-        has_failed = problem and not isinstance(end.error, BackendRejected)
-        place.note(Event.FAILED if has_failed else Event.ANSWERED)
+        if not problem or isinstance(end.error, BackendRejected):
+            # A backend that refuses the request as such is well.
+            place.note(Event.ANSWERED)
+        elif is_repeat or not _connection_was_kept(end):
+            # Closing a connection that nothing was asked on is no failure.
+            place.note(Event.FAILED)
         if problem:
             self._observer.failed_over(backend_id, problem)
         return end
 
-    async def _read(self, place: Place, trace_context: Mapping[str, str]) -> FinishReason:
+    async def _read(self, place: Place, request: BackendRequest | EmbeddingBackendRequest) -> FinishReason:
         """Read one backend's answer; TimeoutError if it keeps the gateway waiting."""
         self._began = False
         self.usage_reported = None
         self._finish_reason = None
-        request = changed(self._request, trace_context=trace_context)
         if isinstance(request, EmbeddingBackendRequest):
             return await self._embed(place, request)
         try:
@@ -182,6 +188,10 @@ class Reader:
 
     def _unavailable(self, problem: str) -> BackendUnavailable:
         return BackendUnavailable(model_id=self._request.model_id, problem=problem)
+
+
+def _connection_was_kept(end: End) -> bool:
+    return isinstance(end.error, BackendUnavailable) and end.error.connection_was_kept
 
 
 class _Dispatch:

@@ -163,6 +163,12 @@ FAILOVERS = Family(
     help="Requests that failed at this backend before their first token and were sent to another.",
     labels=("backend",),
 )
+REPEATS = Family(
+    name="metergate_backend_repeats_total",
+    kind="counter",
+    help="Requests that were sent to the backend once more, for it closed the kept connection that they were sent on.",
+    labels=("backend",),
+)
 EJECTIONS = Family(
     name="metergate_backend_ejections_total",
     kind="counter",
@@ -329,6 +335,7 @@ FAMILIES = (
     ATTEMPTS,
     FAILURES,
     FAILOVERS,
+    REPEATS,
     EJECTIONS,
     BACKEND_UP,
     BACKEND_EJECTED,

@@ -81,6 +81,7 @@ class Metrics:
         self.attempts = counter(families.ATTEMPTS, registry)
         self.failures = counter(families.FAILURES, registry)
         self.failovers = counter(families.FAILOVERS, registry)
+        self.repeats = counter(families.REPEATS, registry)
         self.ejections = counter(families.EJECTIONS, registry)
         self.backend_up = gauge(families.BACKEND_UP, registry)
         self.backend_ejected = gauge(families.BACKEND_EJECTED, registry)
@@ -149,7 +150,7 @@ class Metrics:
         self.ready.set(is_ready)
         for backend_id in backend_ids:
             # From 0 on: a rate sees nothing of a counter that begins with its first failure.
-            for counted in (self.attempts, self.failures, self.failovers):
+            for counted in (self.attempts, self.failures, self.failovers, self.repeats):
                 counted.labels(backend_id)
 
     def pooled(self, loads: Mapping[str, BackendLoad]) -> None:
@@ -244,7 +245,8 @@ class CallMetrics:
     def dispatched(self, backend_id: str) -> Mapping[str, str]:
         """Count an attempt."""
         if self._attempts:
-            self._metrics.failovers.labels(self._backend_id).inc()
+            is_repeat = backend_id == self._backend_id
+            (self._metrics.repeats if is_repeat else self._metrics.failovers).labels(self._backend_id).inc()
         self._attempts += 1
         self._backend_id = backend_id
         self._metrics.attempts.labels(backend_id).inc()
