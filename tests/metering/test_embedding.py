@@ -278,8 +278,27 @@ async def test_a_chat_with_an_embedding_model_and_the_reverse_are_refused_by_the
         await embedding.metering.count_tokens(embedding.caller, "model-1", request().prompt, None)
     with pytest.raises(ModelTaskWrong, match="CHAT requests only"):
         await embed(chat)
+    with pytest.raises(ModelTaskWrong, match="CHAT requests only"):
+        await chat.metering.count_inputs(chat.caller, "model-1", INPUTS)
     assert not embedding.ledger.log[3:]
     assert not chat.backend.embedding_requests
+
+
+async def test_a_quote_of_inputs_is_what_embedding_them_then_costs() -> None:
+    world = await embedding_world(VECTORS).fund(10_000)
+    quote = await world.metering.count_inputs(world.caller, "model-1", INPUTS)
+    assert (quote.prompt_tokens, quote.completion_tokens_max) == (TOKENS, 0)
+    assert quote.prompt_microcredits == quote.cost_microcredits_max == COST
+    assert not world.backend.embedding_requests
+    assert await world.available() == 10_000
+    assert (await embed(world)).receipt.charged_microcredits == COST
+
+
+async def test_a_quote_of_an_input_that_is_too_long_names_it() -> None:
+    world = await embedding_world(VECTORS, context_tokens=10).fund(10_000)
+    with pytest.raises(PromptTooLong) as raised:
+        await world.metering.count_inputs(world.caller, "model-1", ("fine", "word " * 20))
+    assert raised.value.field == "inputs[1]"
 
 
 async def test_a_report_of_cached_inputs_lowers_the_charge() -> None:

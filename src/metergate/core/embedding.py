@@ -26,10 +26,6 @@ class EmbeddingRequest:
     dimensions: int | None = None  # >= 1; None: as many as the model has
     credit_limit_microcredits: int | None = None  # > 0; None: no limit of its own
 
-    def characters(self) -> int:
-        """How much text it has."""
-        return sum(map(len, self.inputs))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingBackendRequest:
