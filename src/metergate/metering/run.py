@@ -101,6 +101,8 @@ class Run(ABC):
             self._vetting = Vetting(
                 services.policy,
                 services.limits,
+                observer=self._observer,
+                monotonic=services.monotonic,
                 reservation_id=reservation.reservation_id,
                 model_id=self._priced.model.model_id,
             )
