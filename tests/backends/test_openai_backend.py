@@ -467,6 +467,17 @@ async def test_a_bad_answer_is_an_unavailable_backend(script: list[Step], proble
     assert problem is None or error.problem.startswith(problem)
 
 
+@pytest.mark.parametrize("takes_none", [False, True])
+async def test_a_backend_that_says_that_it_takes_no_request_now_is_told_from_one_that_fails_at_this_one(
+    takes_none: bool,
+) -> None:
+    others = ("401 Who", "404 Not Found", "500 Oops", "502 Bad", "504 Late")
+    for status in ("429 Too Many", "503 Busy") if takes_none else others:
+        _, error = await failure_of(head("application/json", status), b"{}")
+        assert isinstance(error, BackendUnavailable)
+        assert error.takes_none is takes_none
+
+
 @pytest.mark.parametrize(
     ("rest", "problem"),
     [

@@ -55,6 +55,9 @@ _LOOK_SECONDS = 0.5
 # The request as such was refused; another backend would refuse it too.
 _REJECTED_STATUSES = frozenset({400, 413, 422})
 
+# It takes no request now, whatever is asked: too many came, or it is loading, draining, down.
+_TAKES_NONE_STATUSES = frozenset({429, 503})
+
 # What went wrong, for people, by the first class that fits. No text of an error is passed on: aiohttp quotes the peer.
 _PROBLEMS: tuple[tuple[type[Exception], str], ...] = (
     (aiohttp.ConnectionTimeoutError, "no connection within the time limit"),
@@ -206,7 +209,8 @@ class OpenAIBackend:
             problem = f"HTTP {response.status}{await self._error_name(response)}"
             if response.status in _REJECTED_STATUSES:
                 raise BackendRejected(model_id=model_id, problem=problem)
-            raise BackendUnavailable(model_id=model_id, problem=problem)
+            takes_none = response.status in _TAKES_NONE_STATUSES
+            raise BackendUnavailable(model_id=model_id, problem=problem, takes_none=takes_none)
         if response.content_type != content_type:
             problem = f"it sent no {content_type}{await self._error_name(response)}"
             raise BackendUnavailable(model_id=model_id, problem=problem)

@@ -53,6 +53,7 @@ class Reader:
         self._finish_reason: FinishReason | None = None
         self._ended: list[Attempt] = []
         self._under_way: _Dispatch | None = None
+        self._suspected: list[Place] = []  # that failed before a token came; whose fault it was, another backend tells
         self.usage_reported: Usage | None = None
         self.embeddings: Embeddings | None = None  # the whole answer to an embedding request
 
@@ -118,15 +119,35 @@ class Reader:
             end = End(cause=CloseCause.FINISHED, finish_reason=finish_reason)
         self._ended.append(self._under_way.attempt(prompt_tokens, problem))
         self._under_way = None
-        if not problem or isinstance(end.error, BackendRejected):
-            # A backend that refuses the request as such is well.
-            place.note(Event.ANSWERED)
-        elif is_repeat or not _connection_was_kept(end):
-            # Closing a connection that nothing was asked on is no failure.
-            place.note(Event.FAILED)
+        self._judge(place, end, is_repeat=is_repeat)
         if problem:
             self._observer.failed_over(backend_id, problem)
         return end
+
+    def _judge(self, place: Place, end: End, *, is_repeat: bool) -> None:
+        """Say what the end of an attempt tells of its backend.
+
+        What fails at every backend may be the request's own fault, and is held against none of them.
+        """
+        error = end.error
+        if error is None:
+            self._blame_suspected()
+        if error is None or isinstance(error, BackendRejected):
+            place.note(Event.ANSWERED)
+        elif _connection_was_kept(end) and not is_repeat:
+            return  # that closes with no fault of anybody
+        elif self._began:
+            place.note(Event.FAILED)
+        elif isinstance(error, BackendUnavailable) and (error.takes_none or not error.was_reached):
+            place.note(Event.TURNED_AWAY)
+        else:
+            self._suspected.append(place)
+
+    def _blame_suspected(self) -> None:
+        """The request is served: those that it failed at before had the fault."""
+        for place in self._suspected:
+            place.note(Event.FAILED)
+        self._suspected.clear()
 
     async def _read(self, place: Place, request: BackendRequest | EmbeddingBackendRequest) -> FinishReason:
         """Read one backend's answer; TimeoutError if it keeps the gateway waiting."""
@@ -172,6 +193,7 @@ class Reader:
                     if not self._began:
                         self._began = True
                         place.note(Event.BEGAN)
+                        self._blame_suspected()
                     if not self._buffer.offer(event):
                         # The app is slow, not the backend.
                         patience.pause()
