@@ -136,6 +136,19 @@ async def test_a_repeat_that_ends_so_too_is_a_failure_like_any_other() -> None:
     assert told == [True, False]
 
 
+async def test_a_server_that_closes_right_after_each_answer_is_met_in_every_way_and_each_is_told() -> None:
+    """As llama.cpp's does after a stream, though it said to keep the connection."""
+    problems: list[BackendUnavailable] = []
+    async with scripted_server(ANSWER, CLOSE) as server, backend_at(server.url) as backend:
+        for _ in range(50):
+            try:
+                await ask(backend)
+            except BackendUnavailable as problem:
+                problems.append(problem)
+                await ask(backend, is_repeat=True)
+    assert [problem.problem for problem in problems if not problem.connection_was_kept] == []
+
+
 async def test_what_the_backend_has_had_for_long_it_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metergate.backends.kept_connections.CROSSING_SECONDS", 0.0)
     async with scripted_server(ANSWER, kept=[CLOSE]) as server, backend_at(server.url) as backend:

@@ -1,7 +1,8 @@
 """HTTP/1.1 connections that are kept for the next request, and whether one ended instead of answering it.
 
 Either side may close a kept connection at any time, also in the instant in which a request is sent on it. The request
-is then lost without a fault of anybody, and may be sent once more.
+is then lost without a fault of anybody, and may be sent once more. llama.cpp's server says to keep a connection and
+closes it right after each stream: who asks at once meets that every time.
 """
 
 import errno
@@ -63,4 +64,7 @@ def ended_kept_connection(failure: Exception, seconds: float) -> bool:
         return False
     if isinstance(failure, aiohttp.ServerDisconnectedError):
         return isinstance(failure.message, str)  # else it is the part of a head that came
-    return isinstance(failure, OSError) and failure.errno in _CLOSED_BY_PEER
+    if isinstance(failure, OSError) and failure.errno in _CLOSED_BY_PEER:
+        return True
+    # The end was noticed before all of the request was written: aiohttp tells that without an errno.
+    return isinstance(failure.__cause__, ConnectionResetError)
