@@ -177,7 +177,8 @@ class Reader:
         async with asyncio.timeout(self._limits.first_token_seconds_max):
             self.embeddings = await backend.embed(request)
         self.usage_reported = self.embeddings.usage_reported
-        return FinishReason.STOP
+        self._finish_reason = FinishReason.STOP
+        return self._finish_reason
 
     async def _read_events(self, place: Place, answer: AsyncGenerator[BackendEvent, None]) -> None:
         async with (

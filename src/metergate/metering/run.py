@@ -321,6 +321,8 @@ class Run(ABC):
             end=end,
             usage=self._usage_to_charge(end),
             usage_reported=self._reader.usage_reported,
+            report_is_whole=self._reader.has_finished,
+            stop=self._plan.request.sampling.stop if isinstance(self._plan.request, InferenceRequest) else (),
             attempts=self._reader.attempts,
             captures_at_settling=self.CAPTURES_AT_SETTLING,
         )
