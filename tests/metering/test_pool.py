@@ -221,13 +221,43 @@ async def test_a_trial_that_fails_ejects_again_and_tells_who_waited() -> None:
     trial = await take(one)
     waiting = taking(one)
     await queued(one, "a", 1)
-    trial.note(Event.FAILED)
+    trial.note(Event.TURNED_AWAY)
     trial.leave()
     with pytest.raises(BackendUnavailable) as raised:
         await waiting
     assert raised.value.retry_seconds is not None
     assert raised.value.retry_seconds > 2.0  # longer than the first time
     assert is_at_rest(one)
+
+
+async def test_failures_leave_out_one_backend_after_the_other_but_never_the_last() -> None:
+    """Answers that break off, whoever asked for them: one backend goes on serving."""
+    seen = Watching()
+    three = pool("a", "b", "c", requests=8, seen=seen)
+    for _ in range(10 * FAILURES_MAX):
+        place = await take(three)
+        place.note(Event.BEGAN)
+        place.note(Event.FAILED)
+        place.leave()
+    assert seen.ejections == ["a", "b"]
+    assert three.health() == {"a": Health.EJECTED, "b": Health.EJECTED, "c": Health.UP}
+    for _ in range(FAILURES_MAX):
+        with await take(three) as place:
+            place.note(Event.TURNED_AWAY)
+    assert three.health()["c"] is Health.EJECTED
+    assert is_at_rest(three)
+
+
+async def test_a_failure_may_be_told_after_its_place_was_left() -> None:
+    two = pool("a", "b", requests=8)
+    places = [await take(two, "a", "b") for _ in range(2 * FAILURES_MAX)]
+    for place in places:
+        place.leave()
+    for place in places:
+        if place.backend.backend_id == "a":
+            place.note(Event.FAILED)
+    assert two.health() == {"a": Health.EJECTED, "b": Health.UP}
+    assert is_at_rest(two)
 
 
 class Switched(ScriptedBackend):
