@@ -369,6 +369,16 @@ class MemoryLedgerStore:
             return None
         return Grantee(key=key, authorization=self.books.authorizations.rows[key.authorization_id])
 
+    async def find_request(
+        self, subscriber_id: str, authorization_id: str, request_id: str, now_us: int
+    ) -> Replayed | Reservation | None:
+        key = (subscriber_id, authorization_id, request_id)
+        charge = self.books.charge_of_request(key)
+        if charge is None:
+            return self.books.active_reservation(key)
+        balance = await self.balance(subscriber_id, authorization_id, now_us)
+        return Replayed(charge=charge, spendable_microcredits=balance.spendable_microcredits)
+
     async def list_keys(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grantee]:
         authorizations = self.books.authorizations.rows
         grantees = [

@@ -485,6 +485,12 @@ class LedgerStore(Protocol):
         """Whom a key stands for, revoked or not; None if the key is unknown."""
         ...
 
+    async def find_request(
+        self, subscriber_id: str, authorization_id: str, request_id: str, now_us: int
+    ) -> Replayed | Reservation | None:
+        """What became of a request: its charge, or the reservation that it runs with; None: neither, so it may run."""
+        ...
+
     async def list_keys(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grantee]:
         """Every key that may spend of a wallet, expired and revoked ones included, by key id."""
         ...

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,6 +15,8 @@ from metergate.core.errors import (
     MetergateError,
     ModelNotAllowed,
     Overloaded,
+    RequestIdConflict,
+    RequestInProgress,
     RequestInvalid,
     ShuttingDown,
     Violation,
@@ -121,12 +123,11 @@ class Metering:
     ) -> None:
         """Run a request and write admission, deltas and receipt to the sink; raise a MetergateError if it failed."""
         async with self._call(_start("StreamComplete", caller, request, trace_context), time_left_seconds) as call:
-            plan = await self._plan(call.offering, caller, request)
-            outcome = await self._reserve(call, plan)
-            if isinstance(outcome, Replayed):
-                await self._replay(outcome, sink)
+            begun = await self._begin(call, self._plan(call.offering, caller, request), caller, request)
+            if isinstance(begun, Replayed):
+                await self._replay(begun, sink)
             else:
-                await self._serve(call, StreamedRun(sink=sink, **self._parts(call, plan, outcome)))
+                await self._serve(call, StreamedRun(sink=sink, **begun))
 
     async def complete(
         self,
@@ -138,13 +139,12 @@ class Metering:
     ) -> Completion:
         """Run a request and return its whole answer, charged; raise a MetergateError if it failed."""
         async with self._call(_start("Complete", caller, request, trace_context), time_left_seconds) as call:
-            plan = await self._plan(call.offering, caller, request)
-            outcome = await self._reserve(call, plan)
-            if isinstance(outcome, Replayed):
-                receipt = receipt_of_charge(outcome.charge, outcome.spendable_microcredits, replayed=True)
-                deltas = self._services.replays.deltas(outcome.charge.charge_id)
+            begun = await self._begin(call, self._plan(call.offering, caller, request), caller, request)
+            if isinstance(begun, Replayed):
+                receipt = receipt_of_charge(begun.charge, begun.spendable_microcredits, replayed=True)
+                deltas = self._services.replays.deltas(begun.charge.charge_id)
             else:
-                run = WholeRun(**self._parts(call, plan, outcome))
+                run = WholeRun(**begun)
                 receipt = await self._serve(call, run)
                 deltas = run.transcript.deltas()
         message, reasoning_content = whole_message(deltas or [])
@@ -162,12 +162,11 @@ class Metering:
     ) -> Embedded:
         """Turn texts into vectors and return them, charged; raise a MetergateError if that failed."""
         async with self._call(_start("Embed", caller, request, trace_context), time_left_seconds) as call:
-            plan = await self._plan_embedding(call.offering, caller, request)
-            outcome = await self._reserve(call, plan)
-            if isinstance(outcome, Replayed):
-                receipt = receipt_of_charge(outcome.charge, outcome.spendable_microcredits, replayed=True)
-                return Embedded(embeddings=self._services.replays.embeddings(outcome.charge.charge_id), receipt=receipt)
-            run = EmbeddingRun(**self._parts(call, plan, outcome))
+            begun = await self._begin(call, self._plan_embedding(call.offering, caller, request), caller, request)
+            if isinstance(begun, Replayed):
+                receipt = receipt_of_charge(begun.charge, begun.spendable_microcredits, replayed=True)
+                return Embedded(embeddings=self._services.replays.embeddings(begun.charge.charge_id), receipt=receipt)
+            run = EmbeddingRun(**begun)
             receipt = await self._serve(call, run)
             return Embedded(embeddings=run.embeddings, receipt=receipt)
 
@@ -339,9 +338,11 @@ class Metering:
             prompt_tokens_estimated=estimated,
         )
 
-    def _is_long(self, prompt: Prompt) -> bool:
+    def _is_long(self, text: Prompt | EmbeddingRequest) -> bool:
         """Whether working through all of it would hold the event loop."""
-        characters = prompt.characters() + TEMPLATE_CHARACTERS * len(prompt.messages)
+        characters = text.characters()
+        if isinstance(text, Prompt):
+            characters += TEMPLATE_CHARACTERS * len(text.messages)
         return characters > self._services.limits.counted_in_loop_characters_max
 
     async def _plan(self, offering: Offering, caller: Authorization, request: InferenceRequest) -> Plan:
@@ -368,8 +369,7 @@ class Metering:
         model = self._model(offering, caller, request.model_id, ModelTask.EMBEDDING)
         rate_card = model.rate_card(self._services.clock.now_us())
         asked = backend_request(model, request)
-        limits = self._services.limits
-        is_long = request.characters() > limits.counted_in_loop_characters_max
+        is_long = self._is_long(request)
         prompt_tokens = await count_inputs(model, offering.tokenizers[model.model_id], request, is_long=is_long)
         return Plan(
             caller=caller,
@@ -378,6 +378,38 @@ class Metering:
             content_hash=await self._content_hash(request, is_long=is_long),
             priced=PricedPrompt(model=model, rate_card=rate_card, prompt_tokens=prompt_tokens, completion_tokens_max=0),
         )
+
+    async def _begin(
+        self, call: Call, planning: Awaitable[Plan], caller: Authorization, request: InferenceRequest | EmbeddingRequest
+    ) -> RunParts | Replayed:
+        """Plan a request and set credit aside for it; Replayed if it was charged before."""
+        try:
+            plan = await planning
+        except MetergateError as refusal:
+            return await self._charged_before(caller, request, refusal)
+        outcome = await self._reserve(call, plan)
+        return outcome if isinstance(outcome, Replayed) else self._parts(call, plan, outcome)
+
+    async def _charged_before(
+        self, caller: Authorization, request: InferenceRequest | EmbeddingRequest, refusal: MetergateError
+    ) -> Replayed:
+        """The record of a request that would be refused now, if it was charged while it was not (L4); else the refusal.
+
+        Its model may be gone since, or its price, or the consent to use it.
+        """
+        services = self._services
+        before = await services.ledger.find_request(
+            caller.subscriber_id, caller.authorization_id, request.request_id, services.clock.now_us()
+        )
+        if before is None:
+            raise refusal
+        text = request if isinstance(request, EmbeddingRequest) else request.prompt
+        known = before.charge if isinstance(before, Replayed) else before
+        if known.content_hash != await self._content_hash(request, is_long=self._is_long(text)):
+            raise RequestIdConflict(request_id=request.request_id) from refusal
+        if not isinstance(before, Replayed):
+            raise RequestInProgress(request_id=request.request_id) from refusal
+        return before
 
     async def _content_hash(self, request: InferenceRequest | EmbeddingRequest, *, is_long: bool) -> bytes:
         key = self._services.ledger.content_key

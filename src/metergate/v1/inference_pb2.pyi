@@ -115,9 +115,10 @@ class Inference(_message.Message):
     TOOL_CHOICE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the request repeatable without being charged twice: 1 to 128 printable characters, chosen by the app, unique within its
-    authorization. Required. The same id with the same content returns the recorded receipt (the text too for some minutes);
-    while it still runs, ABORTED (REQUEST_IN_PROGRESS); with other content, ALREADY_EXISTS (REQUEST_ID_CONFLICT). An id whose
-    request ended uncharged may be used again.
+    authorization. Required. The same id with the same content returns the recorded receipt (the text too for some minutes),
+    also if the request would be refused by now, because its model is gone, say; while it still runs, ABORTED
+    (REQUEST_IN_PROGRESS); with other content, ALREADY_EXISTS (REQUEST_ID_CONFLICT). An id whose request ended uncharged may be
+    used again.
     """
     model: _builtins.str
     """The model: `models/{model}`. Required. NOT_FOUND (MODEL_NOT_FOUND) if there is none."""
