@@ -31,12 +31,13 @@ from metergate.core.rows import Authorization
 from metergate.core.text_bounds import PromptBound, prompt_tokens_estimated, prompt_tokens_max
 from metergate.core.usage import TokenClass
 from metergate.metering.buffer import End
+from metergate.metering.canonical import content_hash
 from metergate.metering.closing import receipt_of_charge
 from metergate.metering.deltas import whole_message
 from metergate.metering.embedding import EmbeddingRun, backend_request, count_inputs
 from metergate.metering.limits import Limits
 from metergate.metering.offering import Offering
-from metergate.metering.plan import Plan, PricedPrompt, bounded_room, completion_room, content_hash
+from metergate.metering.plan import Plan, PricedPrompt, bounded_room, completion_room
 from metergate.metering.pool import Candidates
 from metergate.metering.replays import ReplayBuffer
 from metergate.metering.run import Run, RunParts
