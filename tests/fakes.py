@@ -10,6 +10,7 @@ from metergate.core.audit import SubscriberLedger
 from metergate.core.books import Books, request_key
 from metergate.core.erasing import ERASED_REASON, check_erasure, grant_pseudonyms, pseudonym
 from metergate.core.errors import (
+    AuthorizationRevoked,
     IdConflict,
     LedgerInvariantBroken,
     RequestInvalid,
@@ -330,12 +331,13 @@ class MemoryLedgerStore:
         return outcome
 
     async def add_key(self, key: ApiKey) -> ApiKey:
-        if key.authorization_id not in self.books.authorizations.rows:
-            raise ResourceNotFound(resource_name=f"authorizations/{key.authorization_id}")
+        authorization = self._authorization(key.authorization_id)
         if any(other.secret_hash == key.secret_hash and other.key_id != key.key_id for other in self._keys.values()):
             raise IdConflict(resource="key", id=key.key_id)
         if key.key_id not in self._keys:
             check_key(key)
+            if authorization.revoke_time_us is not None:
+                raise AuthorizationRevoked
         first = self._keys.setdefault(key.key_id, key)
         if (first.secret_hash, first.authorization_id) != (key.secret_hash, key.authorization_id):
             raise IdConflict(resource="key", id=key.key_id)
@@ -348,6 +350,19 @@ class MemoryLedgerStore:
         if key.revoke_time_us is None:
             key = self._keys[key_id] = replace(key, revoke_time_us=now_us)
         return key
+
+    async def revoke_authorization(self, authorization_id: str, now_us: int) -> int:
+        authorization = self._authorization(authorization_id)
+        if authorization.revoke_time_us is None:
+            authorization = replace(authorization, revoke_time_us=now_us)
+            self.books.authorizations.rows[authorization_id] = authorization
+        return authorization.revoke_time_us or now_us
+
+    def _authorization(self, authorization_id: str) -> Authorization:
+        authorization = self.books.authorizations.get(authorization_id)
+        if authorization is None:
+            raise ResourceNotFound(resource_name=f"authorizations/{authorization_id}")
+        return authorization
 
     async def record_key_uses(self, use_times_us: Mapping[str, int]) -> None:
         for key_id, use_time_us in use_times_us.items():

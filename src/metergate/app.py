@@ -164,7 +164,9 @@ class Gateway:
                 authenticator.forget_subscriber(subscriber_id)
                 metering.forget_texts()
 
-            admin = AdminServicer(ledger, clock, authenticator.forget, forget_subscriber)
+            admin = AdminServicer(
+                ledger, clock, authenticator.forget, authenticator.forget_authorization, forget_subscriber
+            )
             await _start_admin(config.store_path, admin, opened)
             server = await _start_server(config, ledger, metering, authenticator, clock, certificates, metrics)
             opened.push_async_callback(server.server.stop, LAST_WORDS_SECONDS)

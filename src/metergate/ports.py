@@ -464,11 +464,15 @@ class LedgerStore(Protocol):
         ...
 
     async def add_key(self, key: ApiKey) -> ApiKey:
-        """Record a key's hash."""
+        """Record a key's hash; AuthorizationRevoked if its authorization was revoked."""
         ...
 
     async def revoke_key(self, key_id: str, now_us: int) -> ApiKey:
         """Revoke a key; ResourceNotFound if there is none. A second revocation keeps the first's time."""
+        ...
+
+    async def revoke_authorization(self, authorization_id: str, now_us: int) -> int:
+        """Revoke an authorization with all its keys; ResourceNotFound if there is none. Returns when it first was."""
         ...
 
     async def record_key_uses(self, use_times_us: Mapping[str, int]) -> None:

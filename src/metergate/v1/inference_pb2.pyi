@@ -35,7 +35,7 @@ class _CloseCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CloseCause
     CLOSE_CAUSE_CREDIT_EXHAUSTED: _CloseCause.ValueType  # 2
     """The wallet was empty."""
     CLOSE_CAUSE_CAP_REACHED: _CloseCause.ValueType  # 3
-    """The authorization's cap was used up."""
+    """The authorization's cap was used up, or the authorization was revoked meanwhile."""
     CLOSE_CAUSE_CREDIT_LIMIT_REACHED: _CloseCause.ValueType  # 4
     """The request's own credit_limit_microcredits was used up."""
     CLOSE_CAUSE_CLIENT_CANCELLED: _CloseCause.ValueType  # 5
@@ -71,7 +71,7 @@ CLOSE_CAUSE_FINISHED: CloseCause.ValueType  # 1
 CLOSE_CAUSE_CREDIT_EXHAUSTED: CloseCause.ValueType  # 2
 """The wallet was empty."""
 CLOSE_CAUSE_CAP_REACHED: CloseCause.ValueType  # 3
-"""The authorization's cap was used up."""
+"""The authorization's cap was used up, or the authorization was revoked meanwhile."""
 CLOSE_CAUSE_CREDIT_LIMIT_REACHED: CloseCause.ValueType  # 4
 """The request's own credit_limit_microcredits was used up."""
 CLOSE_CAUSE_CLIENT_CANCELLED: CloseCause.ValueType  # 5

@@ -250,7 +250,8 @@ class SqliteLedgerStore(SqliteLedgerReader):
     async def add_key(self, key: ApiKey) -> ApiKey:
         """Record a key's hash, or answer with the first, revoked or not.
 
-        ResourceNotFound without its authorization, IdConflict if the id or the secret is another key's.
+        ResourceNotFound without its authorization, AuthorizationRevoked if that was revoked, IdConflict if the id or
+        the secret is another key's.
         """
         return cast(ApiKey, await self._set_up(SetUp(lambda connection: setting_up.add_key(connection, key))))
 
@@ -259,6 +260,11 @@ class SqliteLedgerStore(SqliteLedgerReader):
         return cast(
             ApiKey, await self._set_up(SetUp(lambda connection: setting_up.revoke_key(connection, key_id, now_us)))
         )
+
+    async def revoke_authorization(self, authorization_id: str, now_us: int) -> int:
+        """Revoke an authorization with all its keys; ResourceNotFound if there is none. Returns when it first was."""
+        revoking = SetUp(lambda connection: setting_up.revoke_authorization(connection, authorization_id, now_us))
+        return cast(int, await self._set_up(revoking))
 
     async def record_key_uses(self, use_times_us: Mapping[str, int]) -> None:
         """Record when keys, by id, were last used; never earlier than was recorded. Unknown keys are left out."""
