@@ -36,6 +36,7 @@ from metergate.core.operations import (
     Reserve,
     Reserved,
     Reverse,
+    RevokeAuthorization,
     Settle,
     Settled,
     SetWalletState,
@@ -331,7 +332,9 @@ class MemoryLedgerStore:
         return outcome
 
     async def add_key(self, key: ApiKey) -> ApiKey:
-        authorization = self._authorization(key.authorization_id)
+        authorization = self.books.authorizations.get(key.authorization_id)
+        if authorization is None:
+            raise ResourceNotFound(resource_name=f"authorizations/{key.authorization_id}")
         if any(other.secret_hash == key.secret_hash and other.key_id != key.key_id for other in self._keys.values()):
             raise IdConflict(resource="key", id=key.key_id)
         if key.key_id not in self._keys:
@@ -352,17 +355,10 @@ class MemoryLedgerStore:
         return key
 
     async def revoke_authorization(self, authorization_id: str, now_us: int) -> int:
-        authorization = self._authorization(authorization_id)
-        if authorization.revoke_time_us is None:
-            authorization = replace(authorization, revoke_time_us=now_us)
-            self.books.authorizations.rows[authorization_id] = authorization
-        return authorization.revoke_time_us or now_us
-
-    def _authorization(self, authorization_id: str) -> Authorization:
-        authorization = self.books.authorizations.get(authorization_id)
-        if authorization is None:
-            raise ResourceNotFound(resource_name=f"authorizations/{authorization_id}")
-        return authorization
+        outcome = await self._run(RevokeAuthorization(authorization_id=authorization_id, now_us=now_us))
+        assert isinstance(outcome, Authorization)
+        assert outcome.revoke_time_us is not None
+        return outcome.revoke_time_us
 
     async def record_key_uses(self, use_times_us: Mapping[str, int]) -> None:
         for key_id, use_time_us in use_times_us.items():

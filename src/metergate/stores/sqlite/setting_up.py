@@ -42,16 +42,6 @@ def revoke_key(connection: sqlite3.Connection, key_id: str, now_us: int) -> ApiK
     return replace(key, revoke_time_us=now_us)
 
 
-def revoke_authorization(connection: sqlite3.Connection, authorization_id: str, now_us: int) -> int:
-    """Record when an authorization was revoked first, and return it; ResourceNotFound if there is none."""
-    first_us = _revoke_time_us(connection, authorization_id)
-    if first_us is not None:
-        return first_us
-    update = "UPDATE authorizations SET revoke_time_us = ? WHERE authorization_id = ?"
-    connection.execute(update, (now_us, authorization_id))
-    return now_us
-
-
 def record_key_uses(connection: sqlite3.Connection, use_times_us: Mapping[str, int]) -> None:
     """Record when keys were last used, where that is later than what is recorded."""
     connection.executemany(
