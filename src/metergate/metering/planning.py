@@ -69,10 +69,20 @@ class Planner:
             completion_tokens_max=completion_room(model, prompt_tokens, max_completion_tokens),
         )
 
+    async def price_inputs(
+        self, offering: Offering, caller: Authorization, model_id: str, inputs: tuple[str, ...]
+    ) -> PricedPrompt:
+        """Texts to embed, counted, with the prices that hold for them."""
+        model = _model(offering, caller, model_id, ModelTask.EMBEDDING)
+        rate_card = model.rate_card(self._services.clock.now_us())
+        tokenizer = offering.tokenizers[model_id]
+        prompt_tokens = await count_inputs(model, tokenizer, inputs, is_long=self._is_long(inputs))
+        return PricedPrompt(model=model, rate_card=rate_card, prompt_tokens=prompt_tokens, completion_tokens_max=0)
+
     async def content_hash(self, request: InferenceRequest | EmbeddingRequest) -> bytes:
         """What tells a repeated request from another of its id."""
         key = self._services.ledger.content_key
-        is_long = self._is_long(request if isinstance(request, EmbeddingRequest) else request.prompt)
+        is_long = self._is_long(request.inputs if isinstance(request, EmbeddingRequest) else request.prompt)
         return await asyncio.to_thread(content_hash, key, request) if is_long else content_hash(key, request)
 
     async def _plan_chat(self, offering: Offering, caller: Authorization, request: InferenceRequest) -> Plan:
@@ -97,16 +107,12 @@ class Planner:
 
     async def _plan_embedding(self, offering: Offering, caller: Authorization, request: EmbeddingRequest) -> Plan:
         model = _model(offering, caller, request.model_id, ModelTask.EMBEDDING)
-        rate_card = model.rate_card(self._services.clock.now_us())
-        asked = backend_request(model, request)
-        is_long = self._is_long(request)
-        prompt_tokens = await count_inputs(model, offering.tokenizers[model.model_id], request, is_long=is_long)
         return Plan(
             caller=caller,
             request=request,
-            backend_request=asked,
+            backend_request=backend_request(model, request),
+            priced=await self.price_inputs(offering, caller, request.model_id, request.inputs),
             content_hash=await self.content_hash(request),
-            priced=PricedPrompt(model=model, rate_card=rate_card, prompt_tokens=prompt_tokens, completion_tokens_max=0),
         )
 
     async def _price_bounded(
@@ -126,11 +132,12 @@ class Planner:
             prompt_tokens_estimated=estimated,
         )
 
-    def _is_long(self, text: Prompt | EmbeddingRequest) -> bool:
+    def _is_long(self, text: Prompt | Sequence[str]) -> bool:
         """Whether working through all of it would hold the event loop."""
-        characters = text.characters()
         if isinstance(text, Prompt):
-            characters += TEMPLATE_CHARACTERS * len(text.messages)
+            characters = text.characters() + TEMPLATE_CHARACTERS * len(text.messages)
+        else:
+            characters = sum(map(len, text))
         return characters > self._services.limits.counted_in_loop_characters_max
 
 

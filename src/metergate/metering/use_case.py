@@ -174,16 +174,22 @@ class Metering:
             verb="CountTokens", caller=caller, model_id=model_id, request_id="", trace_context=trace_context
         )
         async with self._call(start, None) as call:
-            priced = await self._planner.price(call.offering, caller, model_id, prompt, max_completion_tokens)
-            return Quote(
-                model_id=model_id,
-                prompt_tokens=priced.prompt_tokens,
-                completion_tokens_max=priced.completion_tokens_max,
-                prompt_microcredits=priced.cost(),
-                cost_microcredits_max=priced.cost_max(priced.completion_tokens_max),
-                rate_card=priced.rate_card,
-                counting_source=priced.model.counting_source,
-            )
+            return (await self._planner.price(call.offering, caller, model_id, prompt, max_completion_tokens)).quote()
+
+    async def count_inputs(
+        self,
+        caller: Authorization,
+        model_id: str,
+        inputs: tuple[str, ...],
+        *,
+        trace_context: Mapping[str, str] = NO_TRACE,
+    ) -> Quote:
+        """Count texts as ``embed`` would and say what that costs; nothing is charged."""
+        start = CallStart(
+            verb="CountTokens", caller=caller, model_id=model_id, request_id="", trace_context=trace_context
+        )
+        async with self._call(start, None) as call:
+            return (await self._planner.price_inputs(call.offering, caller, model_id, inputs)).quote()
 
     async def drain(self, seconds_max: float) -> None:
         """Admit nothing more; let what runs end within ``seconds_max``, then end it; return when all is settled."""

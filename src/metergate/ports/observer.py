@@ -8,6 +8,7 @@ from metergate.core.operations import (
     Settle,
     Settled,
 )
+from metergate.core.passage import Verdict
 from metergate.core.reservation import Reservation
 from metergate.core.rows import Authorization
 
@@ -62,6 +63,10 @@ class CallObserver(Protocol):
 
     def delivered(self, delivery: Delivery) -> None:
         """A delta is written now; its capture is durable."""
+        ...
+
+    def vetted(self, verdict: Verdict, seconds: float) -> None:
+        """The content policy was asked about a delta, for so long."""
         ...
 
     def settled(self, operation: Settle, settled: Settled) -> None:
