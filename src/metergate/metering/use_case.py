@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -112,7 +112,7 @@ class Metering:
         trace_context: Mapping[str, str] = NO_TRACE,
     ) -> None:
         """Run a request and write admission, deltas and receipt to the sink; raise a MetergateError if it failed."""
-        async with self._call(_start("StreamComplete", caller, request, trace_context), time_left_seconds) as call:
+        with self._call(_start("StreamComplete", caller, request, trace_context), time_left_seconds) as call:
             begun = await self._begin(call, caller, request)
             if isinstance(begun, Replayed):
                 await self._replay(begun, sink)
@@ -128,7 +128,7 @@ class Metering:
         trace_context: Mapping[str, str] = NO_TRACE,
     ) -> Completion:
         """Run a request and return its whole answer, charged; raise a MetergateError if it failed."""
-        async with self._call(_start("Complete", caller, request, trace_context), time_left_seconds) as call:
+        with self._call(_start("Complete", caller, request, trace_context), time_left_seconds) as call:
             begun = await self._begin(call, caller, request)
             if isinstance(begun, Replayed):
                 receipt = receipt_of_charge(begun.charge, begun.spendable_microcredits, replayed=True)
@@ -151,7 +151,7 @@ class Metering:
         trace_context: Mapping[str, str] = NO_TRACE,
     ) -> Embedded:
         """Turn texts into vectors and return them, charged; raise a MetergateError if that failed."""
-        async with self._call(_start("Embed", caller, request, trace_context), time_left_seconds) as call:
+        with self._call(_start("Embed", caller, request, trace_context), time_left_seconds) as call:
             begun = await self._begin(call, caller, request)
             if isinstance(begun, Replayed):
                 receipt = receipt_of_charge(begun.charge, begun.spendable_microcredits, replayed=True)
@@ -173,7 +173,7 @@ class Metering:
         start = CallStart(
             verb="CountTokens", caller=caller, model_id=model_id, request_id="", trace_context=trace_context
         )
-        async with self._call(start, None) as call:
+        with self._call(start, None) as call:
             return (await self._planner.price(call.offering, caller, model_id, prompt, max_completion_tokens)).quote()
 
     async def count_inputs(
@@ -188,7 +188,7 @@ class Metering:
         start = CallStart(
             verb="CountTokens", caller=caller, model_id=model_id, request_id="", trace_context=trace_context
         )
-        async with self._call(start, None) as call:
+        with self._call(start, None) as call:
             return (await self._planner.price_inputs(call.offering, caller, model_id, inputs)).quote()
 
     async def drain(self, seconds_max: float) -> None:
@@ -239,8 +239,8 @@ class Metering:
 
     # --- admission --------------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _call(self, start: CallStart, time_left_seconds: float | None) -> AsyncIterator[Call]:
+    @contextmanager
+    def _call(self, start: CallStart, time_left_seconds: float | None) -> Iterator[Call]:
         """Let a call in, unless the gateway drains or is full, and see to it that it is seen to end."""
         call = Call(
             observer=self._observer.call_began(start),
