@@ -11,6 +11,7 @@ from metergate.core.books import LOST_TO, Books, request_key
 from metergate.core.erasing import ERASED_REASON, check_erasure, grant_pseudonyms, pseudonym
 from metergate.core.errors import (
     AuthorizationRevoked,
+    ChargesTooMany,
     IdConflict,
     LedgerInvariantBroken,
     RequestInvalid,
@@ -251,6 +252,9 @@ class MemoryLedgerStore:
         running = sum(row.subscriber_id == old for row in self.open_reservations())
         if running:
             raise ReservationsOpen(subscriber_id=old, reservations=running)
+        charges = sum(row.subscriber_id == old for row in self.books.charges.rows.values())
+        if operation.charges_max is not None and charges > operation.charges_max:
+            raise ChargesTooMany(subscriber_id=old, charges_max=operation.charges_max)
         self._forget(old, new)
         erasure = Erasure(
             subscriber_id=new,

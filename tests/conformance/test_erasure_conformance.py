@@ -29,7 +29,14 @@ from ledger_rows import (
     reserve,
 )
 
-from metergate.core.errors import MetergateError, RequestInvalid, ReservationsOpen, ResourceNotFound, StoreRefused
+from metergate.core.errors import (
+    ChargesTooMany,
+    MetergateError,
+    RequestInvalid,
+    ReservationsOpen,
+    ResourceNotFound,
+    StoreRefused,
+)
 from metergate.core.operations import EraseSubscriber
 from metergate.ports import ChargeFilter, LedgerStore, TransferFilter
 from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, compacting
@@ -164,16 +171,22 @@ async def test_what_is_running_keeps_a_subscriber_from_being_forgotten(store: Le
         ({"reason": "ALICE asked"}, RequestInvalid),
         ({"actor": "alice"}, RequestInvalid),
         ({"actor": "two\nlines"}, RequestInvalid),
+        ({"charges_max": 1}, ChargesTooMany),
     ],
 )
 async def test_a_refused_erasure_changes_nothing(
-    store: LedgerStore, values: dict[str, str], error: type[MetergateError]
+    store: LedgerStore, values: dict[str, Any], error: type[MetergateError]
 ) -> None:
     await live(store)
     with pytest.raises(error):
         await store.erase_subscriber(an_erasure(**values))
     assert (await store.find_grantee(b"h" * 32)) is not None
     assert (await store.balance("alice", None, NOW_US)).available_microcredits > 0
+
+
+async def test_as_many_charges_as_captures_may_wait_for_are_renamed(store: LedgerStore) -> None:
+    await live(store)
+    await store.erase_subscriber(an_erasure(charges_max=2))
 
 
 async def test_the_same_subscriber_may_come_back_and_is_somebody_new(store: LedgerStore) -> None:
