@@ -39,7 +39,7 @@ from metergate.core.errors import (
 )
 from metergate.core.operations import EraseSubscriber
 from metergate.ports import ChargeFilter, LedgerStore, TransferFilter
-from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, compacting
+from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, compacting, expiring
 
 PSEUDONYM = "erased-0f3c"
 
@@ -204,6 +204,28 @@ async def test_the_same_subscriber_may_come_back_and_is_somebody_new(store: Ledg
         capture_usage=a_capture(1).target_usage,
     )
     await store.settle(a_settle(1, "res-1-again", owner=store.owner))
+
+
+async def test_what_expires_while_its_subscriber_is_forgotten_expires_under_the_pseudonym(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, loop = tmp_path / "ledger.db", asyncio.get_running_loop()
+    store = await SqliteLedgerStore.open(path, clock=FakeClock(NOW_US), owner_id="gateway-1", create=True)
+    await open_wallet(store, a_grant("ends", 50, expire_time_us=NOW_US + 5))
+    find = expiring.expired_grants
+
+    def forgotten_meanwhile(connection: sqlite3.Connection, now_us: int, limit: int) -> list[expiring.ExpiredGrant]:
+        found = find(connection, now_us, limit)
+        asyncio.run_coroutine_threadsafe(store.erase_subscriber(an_erasure()), loop).result(timeout=30)
+        return found
+
+    monkeypatch.setattr(expiring, "expired_grants", forgotten_meanwhile)
+    await store.expire_grants(NOW_US + 5, 9)
+    monkeypatch.undo()
+    assert "alice" not in caplog.text
+    assert await store.expire_grants(NOW_US + 5, 9) == 1
+    assert (await store.account_balances())["breakage"].credited_microcredits == 50
+    await store.close()
 
 
 # --- what is left on the disk ---------------------------------------------------------------------------------------
