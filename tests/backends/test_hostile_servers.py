@@ -169,9 +169,7 @@ async def https(
     protocols: tuple[str, ...] = (),
 ) -> AsyncIterator[int]:
     """A server that answers over TLS, of one version or any, with this certificate; it offers the protocols."""
-    issued.write(folder)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+    context = issued.server_context(folder)
     if only is not None:
         context.minimum_version = context.maximum_version = only
         context.set_ciphers("ALL:@SECLEVEL=0")
