@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 from metering_world import ScriptedBackend, pool_of
 
+from metergate.core import standing
 from metergate.core.errors import BackendUnavailable
 from metergate.core.standing import FAILURES_MAX, Event
 from metergate.metering.pool import Candidates, Health, Place, Pool, PoolLimits
@@ -279,6 +280,44 @@ async def test_a_look_that_finds_a_backend_down_spares_it_and_finding_it_up_agai
     backends[0].up = True
     assert (await two.look())["a"] is Health.RETURNING
     assert (await take(two)).backend.backend_id == "a"
+
+
+async def test_who_waits_for_a_full_backend_goes_to_another_that_came_up_meanwhile() -> None:
+    backends: Sequence[Switched] = [Switched([], "a"), Switched([], "b")]
+    limits = PoolLimits(requests_max=1, queue_max=8, queue_seconds_max=600.0)
+    two = pool_of(backends, limits=limits, chance=lambda: 0.0)
+    backends[1].up = False
+    await two.look()
+    held = await take(two)
+    first, second = taking(two), taking(two)
+    await queued(two, "a", 2)
+    backends[1].up = True
+    await two.look()
+    async with asyncio.timeout(SOON_SECONDS):
+        place = await first
+        assert place.backend.backend_id == "b"
+        assert not second.done()
+        held.leave()  # it stands in both lines, and takes what comes free first
+        assert (await second).backend.backend_id == "a"
+    second.result().leave()
+    place.leave()
+    assert is_at_rest(two)
+
+
+async def test_who_waits_for_a_full_backend_tries_another_when_its_ejection_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(standing, "EJECTION_SECONDS", 0.05)
+    two = pool("a", "b", seconds=600.0)
+    eject(two, ["b"])
+    held = await take(two)
+    waiting = taking(two)
+    async with asyncio.timeout(SOON_SECONDS):
+        place = await waiting
+    assert place.backend.backend_id == "b"
+    place.leave()
+    held.leave()
+    assert is_at_rest(two)
 
 
 async def test_a_backend_is_left_out_for_the_model_that_it_fails_at_and_serves_the_others() -> None:

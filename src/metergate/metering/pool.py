@@ -6,7 +6,7 @@ at a backend is handed on at the instant it becomes free, to the request that ha
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -112,7 +112,8 @@ class _Waiter:
 
     model_id: str
     weights: Mapping[str, int]  # of all of the model's backends, by id
-    members: Sequence[Member]
+    untried: Set[str]  # ids of those that it may be given a place at
+    members: list[Member]
     place: "asyncio.Future[Place | None]"  # None: look again, one of the members was ejected
 
 
@@ -198,6 +199,8 @@ class Pool:
             if place is not None:
                 return place
             choice = self._choose(model_id, untried)
+            if isinstance(choice, Take):
+                return Place(self, self.members[choice.backend_id], model_id, weights)
         raise _unavailable(model_id, choice, was_tried=not untried)
 
     def _choose(self, model_id: str, weights: Mapping[str, int]) -> Take | Wait | AllOut:
@@ -218,7 +221,7 @@ class Pool:
                     queued_at = [member for member in members if len(member.queue) < member.limits.queue_max]
                     if not queued_at:
                         return None
-                    place = await self._stand_in_line(model_id, weights, queued_at)
+                    place = await self._stand_in_line(model_id, weights, untried, queued_at)
                     if place is not None:
                         return place
                     choice = self._choose(model_id, untried)
@@ -227,9 +230,9 @@ class Pool:
         return None
 
     async def _stand_in_line(
-        self, model_id: str, weights: Mapping[str, int], members: Sequence[Member]
+        self, model_id: str, weights: Mapping[str, int], untried: Mapping[str, int], members: list[Member]
     ) -> Place | None:
-        waiter = _Waiter(model_id, weights, members, asyncio.get_running_loop().create_future())
+        waiter = _Waiter(model_id, weights, untried.keys(), members, asyncio.get_running_loop().create_future())
         for member in members:
             member.queue[waiter] = None
         place: Place | None = None
@@ -271,6 +274,17 @@ class Pool:
             _leave_queues(waiter)
             if not waiter.place.done():
                 waiter.place.set_result(None)
+        asyncio.get_running_loop().call_later(seconds, self._returned, member)
+
+    def _returned(self, member: Member) -> None:
+        """Whoever waits at others and may come here does: they may be full for longer than anybody waits."""
+        for other in self.members.values():
+            for waiter in tuple(other.queue):
+                is_let_in = member.backend.backend_id in waiter.untried and member not in waiter.members
+                if is_let_in and len(member.queue) < member.limits.queue_max:
+                    member.queue[waiter] = None
+                    waiter.members.append(member)
+        self.hand_out(member)
 
     def hand_out(self, member: Member) -> None:
         """Give what room there is to those who wait."""
@@ -306,6 +320,7 @@ class Pool:
         if member.is_up and not was_up:
             for model_id, record in tuple(member.records.items()):
                 self.note(member, model_id, Event.RESTARTED, record.standing.episode)
+            self._returned(member)
 
 
 class Candidates:
