@@ -121,13 +121,10 @@ def _raw_seconds(raw: sqlite3.Connection, path: Path) -> float:
     newest = f"ORDER BY rowid DESC LIMIT {STREAMS}"
     closed = source.execute(f"SELECT {codec.RESERVATION} FROM reservations {newest}").fetchall()[::-1]
     charges = source.execute(f"SELECT {codec.CHARGE} FROM charges {newest}").fetchall()[::-1]
-    grants = source.execute(
-        "SELECT remaining_microcredits, amount_microcredits, reverse_time_us, subscriber_id, grant_id FROM grants"
-    ).fetchall()
+    spent = f"SELECT -{CHARGED_MICROCREDITS}, amount_microcredits, reverse_time_us, subscriber_id, grant_id FROM grants"
+    grants = source.execute(spent).fetchall()
     wallets = source.execute("SELECT sequence, subscriber_id FROM wallets").fetchall()
-    consents = source.execute(
-        "SELECT charged_microcredits, reserved_microcredits, authorization_id FROM authorizations"
-    ).fetchall()
+    consents = source.execute("SELECT charged_microcredits, authorization_id FROM authorizations").fetchall()
     newest_of_each = "FROM transfers JOIN wallets USING (subscriber_id, sequence)"
     transfers = source.execute(f"SELECT {codec.qualified('transfers', codec.TRANSFER)} {newest_of_each}").fetchall()
     source.close()
@@ -140,7 +137,7 @@ def _raw_seconds(raw: sqlite3.Connection, path: Path) -> float:
     ended = [(*(row[name] for name in (*watermark, *end)), row["reservation_id"]) for row in rows]
     began = time.perf_counter()
     for batch in (
-        ((saving.UPDATE_GRANT, grants), (saving.UPDATE_AUTHORIZATION, consents), (saving.INSERT_RESERVATION, opened)),
+        ((saving.INSERT_RESERVATION, opened),),
         ((saving.CAPTURE_RESERVATION, captured),),
         (
             (saving.UPDATE_WALLET, wallets),

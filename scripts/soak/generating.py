@@ -23,14 +23,14 @@ WALLETS = """
     SELECT printf('s%07d', n), 'ACTIVE', 1 + {each}, {time} FROM numbers
 """
 GRANTS = """
-    INSERT INTO grants (grant_id, subscriber_id, source, priority, amount_microcredits, remaining_microcredits,
+    INSERT INTO grants (grant_id, subscriber_id, source, priority, amount_microcredits, unspent_microcredits,
         effective_time_us, expire_time_us, create_time_us)
     SELECT 'first', printf('s%07d', n), 'TOP_UP', 10, {grant}, {grant} - {each} * {price}, 0, NULL, {time} FROM numbers
 """
 AUTHORIZATIONS = """
     INSERT INTO authorizations (authorization_id, subscriber_id, app_id, channel, cap_microcredits, allowed_models,
-        charged_microcredits, reserved_microcredits, create_time_us, revoke_time_us)
-    SELECT printf('s%07d', n), printf('s%07d', n), 'bench', 'APP', NULL, '[]', {each} * {price}, 0, {time}, NULL
+        charged_microcredits, create_time_us, revoke_time_us)
+    SELECT printf('s%07d', n), printf('s%07d', n), 'bench', 'APP', NULL, '[]', {each} * {price}, {time}, NULL
     FROM numbers
 """
 RATE_CARD = """
