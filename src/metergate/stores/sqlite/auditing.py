@@ -21,6 +21,9 @@ Run = Callable[[Callable[[], Result]], Awaitable[Result]]
 # Rows that one read brings into memory.
 PAGE_ROWS = 1_000
 
+# Subscribers whose books are read at once, unless they have more rows than a page.
+SUBSCRIBERS_AT_ONCE = 64
+
 # Closed reservations that one look at the whole ledger goes through: a tenth of a second.
 RESERVATIONS_AT_ONCE = 50_000
 
@@ -159,11 +162,30 @@ async def read_ledgers(
             for sql, by_subscriber in found.items():
                 await run(partial(_find_reservations, connection, sql, position, by_subscriber))
     whole = await run(partial(_whole, connection, unreadable, *found.values()))
-    subscriber_id = await run(partial(_next_subscriber, connection, whole, after))
-    while subscriber_id is not None:
-        yield await run(partial(_ledger_of, connection, run, subscriber_id, whole, unreadable))
-        subscriber_id = await run(partial(_next_subscriber, connection, whole, subscriber_id))
-        unreadable = []
+    while ledgers := await run(partial(_next_ledgers, connection, run, after, whole, unreadable)):
+        for ledger in ledgers:
+            yield ledger
+        after, unreadable = ledgers[-1].wallet.subscriber_id, []
+
+
+def _next_ledgers(
+    connection: sqlite3.Connection,
+    run: Run[Any],
+    after: str | None,
+    whole: _Whole,
+    unreadable: list[UnreadableRow],
+) -> list[SubscriberLedger]:
+    """Some at once: a hop to this thread for each, and for each of its tables, took longer than reading it."""
+    ledgers: list[SubscriberLedger] = []
+    rows = 0
+    while len(ledgers) < SUBSCRIBERS_AT_ONCE and rows < PAGE_ROWS:
+        after = _next_subscriber(connection, whole, after)
+        if after is None:
+            break
+        ledger, count = _ledger_of(connection, run, after, whole, unreadable)
+        ledgers.append(ledger)
+        rows, unreadable = rows + count, []
+    return ledgers
 
 
 def _find_reservations(
@@ -210,7 +232,8 @@ def _ledger_of(
     subscriber_id: str,
     whole: _Whole,
     unreadable: list[UnreadableRow],
-) -> SubscriberLedger:
+) -> tuple[SubscriberLedger, int]:
+    """A subscriber's books, and how many rows of them are in memory beyond those that every subscriber has some of."""
     erasure = connection.execute(ERASURE, (subscriber_id,)).fetchone()
     # An erasure removes closed reservations too.
     pruned_before_us = whole.pruned_before_us if erasure is None else max(whole.pruned_before_us, erasure[0] + 1)
@@ -218,10 +241,16 @@ def _ledger_of(
     def rows(table: str, sql: str, decode: Callable[[codec.Columns], Row], *values: object) -> tuple[Row, ...]:
         return tuple(_decoded(table, connection.execute(sql, (subscriber_id, *values)), decode, unreadable))
 
-    def pages(table: str, sql: str, decode: Callable[[codec.Columns], Row]) -> AsyncIterator[Row]:
-        return _pages(connection, run, sql, subscriber_id, partial(_decoded, table, decode=decode, noted=unreadable))
+    count = 0
 
-    return SubscriberLedger(
+    def pages(table: str, sql: str, decode: Callable[[codec.Columns], Row]) -> AsyncIterator[Row]:
+        nonlocal count
+        first = _all(connection, sql, (subscriber_id, 0))
+        count += len(first)
+        read = partial(_decoded, table, decode=decode, noted=unreadable)
+        return _pages(connection, run, sql, subscriber_id, first, read)
+
+    ledger = SubscriberLedger(
         wallet=next(iter(rows("wallets", WALLET, codec.wallet)), _missing_wallet(subscriber_id)),
         is_erased=erasure is not None,
         rate_cards=whole.cards,
@@ -239,6 +268,7 @@ def _ledger_of(
         transfers=pages("transfers", TRANSFERS_AFTER, codec.transfer),
         unreadable_rows=unreadable,
     )
+    return ledger, count
 
 
 def _id(columns: codec.Columns) -> str:
@@ -276,13 +306,13 @@ async def _pages(
     run: Run[Any],
     sql: str,
     subscriber_id: str,
+    page: list[codec.Columns],
     decode: Callable[[list[codec.Columns]], Iterator[Row]],
 ) -> AsyncIterator[Row]:
-    position = 0
+    """The rows of a page, and of those that follow it."""
     while True:
-        page = await run(partial(_all, connection, sql, (subscriber_id, position)))
         for row in decode([columns[1:] for columns in page]):
             yield row
         if len(page) < PAGE_ROWS:
             return
-        position = page[-1][0]
+        page = await run(partial(_all, connection, sql, (subscriber_id, page[-1][0])))
