@@ -135,6 +135,27 @@ async def test_a_released_request_may_run_again_but_not_under_the_old_reservatio
     assert (await reserve(store, "res-2", request_id="r")).reserved_microcredits == 100
 
 
+async def test_what_became_of_a_request_is_its_reservation_while_it_runs_then_its_charge(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant(amount=1_000), cap_microcredits=500)
+    await store.add_authorization(a_consent("auth-2"))
+    request = ("alice", "auth-1", "r", NOW_US)
+    assert await store.find_request(*request) is None
+    reservation = await reserve(store, request_id="r")
+    assert await store.find_request(*request) == reservation
+    settled = await store.settle(a_settle(9, owner=store.owner))
+    assert settled.charge is not None
+    assert await store.find_request(*request) == Replayed(charge=settled.charge, spendable_microcredits=491)
+    for other in (("bob", "auth-1", "r"), ("alice", "auth-2", "r"), ("alice", "auth-1", "R")):
+        assert await store.find_request(*other, NOW_US) is None
+
+
+async def test_a_request_that_was_released_became_nothing(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    await reserve(store, request_id="r")
+    await store.settle(a_settle(None, owner=store.owner))
+    assert await store.find_request("alice", "auth-1", "r", NOW_US) is None
+
+
 # --- capturing ------------------------------------------------------------------------------------------------------
 
 
@@ -516,7 +537,7 @@ async def test_a_refused_operation_does_not_disturb_the_others_at_its_side(store
 async def test_an_operation_is_carried_out_though_its_caller_was_cancelled(store: LedgerStore) -> None:
     await open_wallet(store, a_grant())
     operation: Reserve = a_reserve(owner=store.owner)
-    caller = asyncio.create_task(store.reserve(operation))
+    caller = asyncio.ensure_future(store.reserve(operation))
     await asyncio.sleep(0)
     caller.cancel()
     await asyncio.gather(caller, return_exceptions=True)

@@ -44,17 +44,22 @@ async def commits(batches: Batches) -> AsyncIterator[GroupCommit[str]]:
         await group.close()
 
 
+@pytest.fixture(autouse=True)
+def longer_than_any_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit, "CAPTURES_WAIT_S", 600.0)
+
+
 async def commit_together(commits: GroupCommit[str], count: int) -> None:
     async with asyncio.timeout(SECONDS_MAX):
         await asyncio.gather(*(commits.submit(f"before-{number}", is_new_work=False) for number in range(count)))
 
 
-async def queue(commits: GroupCommit[str], operation: str, *, is_urgent: bool) -> "asyncio.Task[object]":
+async def queue(commits: GroupCommit[str], operation: str, *, is_urgent: bool) -> "asyncio.Future[object]":
     """Submit, and let the writer take what it does not put off: it looks at its queue when the loop comes round."""
-    task = asyncio.create_task(commits.submit(operation, is_new_work=False, is_urgent=is_urgent))
+    outcome = commits.submit(operation, is_new_work=False, is_urgent=is_urgent)
     for _ in range(10):
         await asyncio.sleep(0)
-    return task
+    return outcome
 
 
 async def test_after_a_shared_batch_captures_wait_for_something_urgent(
@@ -79,10 +84,12 @@ async def test_after_a_batch_of_few_a_capture_is_committed_at_once(commits: Grou
 async def test_captures_that_wait_are_committed_when_their_time_is_over(
     commits: GroupCommit[str], batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group_commit, "CAPTURES_WAIT_S", 0.001)
+    monkeypatch.setattr(group_commit, "CAPTURES_WAIT_S", 0.5)
     await commit_together(commits, SHARED_OPERATIONS_MIN)
+    capture = await queue(commits, "capture", is_urgent=False)
+    assert len(batches.committed) == 1
     async with asyncio.timeout(SECONDS_MAX):
-        await commits.submit("capture", is_new_work=False, is_urgent=False)
+        await capture
     assert batches.committed[1:] == [["capture"]]
 
 

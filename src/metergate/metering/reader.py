@@ -1,7 +1,7 @@
 """Pulls a backend's answer into the buffer: within time limits, and from another backend while nothing came yet."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from metergate.core.changes import changed
@@ -27,6 +27,9 @@ USAGE_SECONDS_MAX = 1.0
 ATTEMPTS_MAX = 3
 
 
+Empty = Callable[[], Awaitable[None]]
+
+
 class Reader:
     """One request's way through its backends."""
 
@@ -49,17 +52,19 @@ class Reader:
         self._limits = limits
         self._observer = observer
         self._detokenizer = detokenizer
+        self._empty: Empty | None = None
         self._began = False
         self._finish_reason: FinishReason | None = None
         self._ended: list[Attempt] = []
         self._under_way: _Dispatch | None = None
+        self._suspected: list[Place] = []  # that failed before a token came; whose fault it was, another backend tells
         self.usage_reported: Usage | None = None
         self.embeddings: Embeddings | None = None  # the whole answer to an embedding request
 
     async def run(self) -> None:
         """Read one answer to its end, and end the buffer whatever happens."""
         try:
-            self._buffer.finish(await self._read_from_any())
+            self._buffer.finish(await self.read())
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as exc:  # noqa: BLE001 - a defect of an adapter ends the request like any other failure
@@ -77,6 +82,17 @@ class Reader:
         """Whether the backend ended its answer, so that what it reported is of the whole."""
         return self._finish_reason is not None
 
+    async def read(self, *, empty: Empty | None = None) -> End:
+        """Read one answer to its end, and say what that is.
+
+        ``empty`` takes all that is in the buffer, when it is full; None: another task does.
+        """
+        self._empty = empty
+        try:
+            return await self._read_from_any()
+        finally:
+            self._empty = None  # it knows who knows this reader: a circle that would cost a search to be freed
+
     async def _read_from_any(self) -> End:
         end: End | None = None
         for _ in range(ATTEMPTS_MAX):
@@ -88,19 +104,23 @@ class Reader:
                 return end or End(cause=CloseCause.BACKEND_ERROR, error=exc)
             with place:
                 end = await self._read_from(place)
+                if _connection_was_kept(end):
+                    end = await self._read_from(place, is_repeat=True)
             if end.error is None or self._began or isinstance(end.error, BackendRejected):
                 return end
         assert end is not None
         return end
 
-    async def _read_from(self, place: Place) -> End:
+    async def _read_from(self, place: Place, *, is_repeat: bool = False) -> End:
         """Read the answer of the backend that the place is at, and say how it did."""
         backend_id = place.backend.backend_id
         self._under_way = _Dispatch(backend_id)
         trace_context = self._observer.dispatched(backend_id)
         prompt_tokens = self._prompt_tokens
         try:
-            finish_reason = await self._read(place, trace_context)
+            finish_reason = await self._read(
+                place, changed(self._request, trace_context=trace_context, is_repeat=is_repeat)
+            )
         except TimeoutError:
             problem = "it kept the gateway waiting too long"
             end = End(cause=CloseCause.BACKEND_TIMEOUT, error=self._unavailable(problem))
@@ -114,19 +134,41 @@ class Reader:
             end = End(cause=CloseCause.FINISHED, finish_reason=finish_reason)
         self._ended.append(self._under_way.attempt(prompt_tokens, problem))
         self._under_way = None
-        # A backend that refuses the request as such is well.
-        has_failed = problem and not isinstance(end.error, BackendRejected)
-        place.note(Event.FAILED if has_failed else Event.ANSWERED)
+        self._judge(place, end, is_repeat=is_repeat)
         if problem:
             self._observer.failed_over(backend_id, problem)
         return end
 
-    async def _read(self, place: Place, trace_context: Mapping[str, str]) -> FinishReason:
+    def _judge(self, place: Place, end: End, *, is_repeat: bool) -> None:
+        """Say what the end of an attempt tells of its backend.
+
+        What fails at every backend may be the request's own fault, and is held against none of them.
+        """
+        error = end.error
+        if error is None:
+            self._blame_suspected()
+        if error is None or isinstance(error, BackendRejected):
+            place.note(Event.ANSWERED)
+        elif _connection_was_kept(end) and not is_repeat:
+            return  # that closes with no fault of anybody
+        elif self._began:
+            place.note(Event.FAILED)
+        elif isinstance(error, BackendUnavailable) and (error.takes_none or not error.was_reached):
+            place.note(Event.TURNED_AWAY)
+        else:
+            self._suspected.append(place)
+
+    def _blame_suspected(self) -> None:
+        """The request is served: those that it failed at before had the fault."""
+        for place in self._suspected:
+            place.note(Event.FAILED)
+        self._suspected.clear()
+
+    async def _read(self, place: Place, request: BackendRequest | EmbeddingBackendRequest) -> FinishReason:
         """Read one backend's answer; TimeoutError if it keeps the gateway waiting."""
         self._began = False
         self.usage_reported = None
         self._finish_reason = None
-        request = changed(self._request, trace_context=trace_context)
         if isinstance(request, EmbeddingBackendRequest):
             return await self._embed(place, request)
         try:
@@ -150,7 +192,8 @@ class Reader:
         async with asyncio.timeout(self._limits.first_token_seconds_max):
             self.embeddings = await backend.embed(request)
         self.usage_reported = self.embeddings.usage_reported
-        return FinishReason.STOP
+        self._finish_reason = FinishReason.STOP
+        return self._finish_reason
 
     async def _read_events(self, place: Place, answer: AsyncGenerator[BackendEvent, None]) -> None:
         async with (
@@ -166,9 +209,12 @@ class Reader:
                     if not self._began:
                         self._began = True
                         place.note(Event.BEGAN)
+                        self._blame_suspected()
                     if not self._buffer.offer(event):
                         # The app is slow, not the backend.
                         patience.pause()
+                        if self._empty is not None:
+                            await self._empty()
                         await self._buffer.put(event)
                         patience.renew()
                 elif isinstance(event, Finish):
@@ -176,12 +222,19 @@ class Reader:
                     patience.limit(USAGE_SECONDS_MAX)
                 elif isinstance(event, UsageReport):
                     self.usage_reported = event.usage
-                    self._buffer.note_usage(event.usage)
+                    if self._finish_reason is None:
+                        self._buffer.note_usage(event.usage)
+                    # The report of the whole is weighed when it is settled: whether its last piece was captured by
+                    # then is chance, and must not decide what is charged.
                 else:
                     raise self._unavailable("it sent token ids of a model that is not counted by them")
 
     def _unavailable(self, problem: str) -> BackendUnavailable:
         return BackendUnavailable(model_id=self._request.model_id, problem=problem)
+
+
+def _connection_was_kept(end: End) -> bool:
+    return isinstance(end.error, BackendUnavailable) and end.error.connection_was_kept
 
 
 class _Dispatch:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, cast
 from uuid import uuid4
@@ -25,6 +25,7 @@ from metergate.core.operations import (
     Reserve,
     Reserved,
     Reverse,
+    RevokeAuthorization,
     Settle,
     Settled,
     SetWalletState,
@@ -137,18 +138,18 @@ class SqliteLedgerStore(SqliteLedgerReader):
 
     # --- credit -----------------------------------------------------------------------------------------------------
 
-    async def reserve(self, operation: Reserve) -> Reserved | Replayed:
+    def reserve(self, operation: Reserve) -> Awaitable[Reserved | Replayed]:
         """Set credit aside for a request. StoreUnavailable too if the operation's owner is an earlier epoch."""
-        return cast(Reserved | Replayed, await self._commits.submit(operation, is_new_work=True))
+        return self._commits.submit(operation, is_new_work=True)
 
-    async def capture(self, operation: Capture) -> Captured:
+    def capture(self, operation: Capture) -> Awaitable[Captured]:
         """Debit a reservation before a delivery."""
         is_first = operation.delivered_microcredits == 0  # somebody waits for the first token
-        return cast(Captured, await self._commits.submit(operation, is_new_work=False, is_urgent=is_first))
+        return self._commits.submit(operation, is_new_work=False, is_urgent=is_first)
 
-    async def settle(self, operation: Settle) -> Settled:
+    def settle(self, operation: Settle) -> Awaitable[Settled]:
         """Close a reservation."""
-        return cast(Settled, await self._commits.submit(operation, is_new_work=False))
+        return self._commits.submit(operation, is_new_work=False)
 
     async def add_grant(self, operation: AddGrant) -> Grant:
         """Add credits to a wallet."""
@@ -250,7 +251,8 @@ class SqliteLedgerStore(SqliteLedgerReader):
     async def add_key(self, key: ApiKey) -> ApiKey:
         """Record a key's hash, or answer with the first, revoked or not.
 
-        ResourceNotFound without its authorization, IdConflict if the id or the secret is another key's.
+        ResourceNotFound without its authorization, AuthorizationRevoked if that was revoked, IdConflict if the id or
+        the secret is another key's.
         """
         return cast(ApiKey, await self._set_up(SetUp(lambda connection: setting_up.add_key(connection, key))))
 
@@ -259,6 +261,13 @@ class SqliteLedgerStore(SqliteLedgerReader):
         return cast(
             ApiKey, await self._set_up(SetUp(lambda connection: setting_up.revoke_key(connection, key_id, now_us)))
         )
+
+    async def revoke_authorization(self, authorization_id: str, now_us: int) -> int:
+        """Revoke an authorization with all its keys; ResourceNotFound if there is none. Returns when it first was."""
+        operation = RevokeAuthorization(authorization_id=authorization_id, now_us=now_us)
+        authorization = cast(Authorization, await self._commits.submit(operation, is_new_work=True))
+        assert authorization.revoke_time_us is not None
+        return authorization.revoke_time_us
 
     async def record_key_uses(self, use_times_us: Mapping[str, int]) -> None:
         """Record when keys, by id, were last used; never earlier than was recorded. Unknown keys are left out."""
