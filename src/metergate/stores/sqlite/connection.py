@@ -6,6 +6,7 @@ refused for it.
 """
 
 import fcntl
+import logging
 import os
 import sqlite3
 import stat
@@ -15,6 +16,8 @@ from typing import Self
 from urllib.parse import quote
 
 from metergate.core.errors import StoreRefused
+
+logger = logging.getLogger(__name__)
 
 # "MGTR": marks the file as Metergate's, for us and for file(1).
 APPLICATION_ID = 0x4D475452
@@ -273,6 +276,8 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         return
     connection.execute("PRAGMA foreign_keys = OFF")  # dropping a table that is made anew must touch no other
     for version in missing:
+        if missing.start > 1:
+            logger.info("the ledger %s becomes one of version %d; it is not served meanwhile", path, version)
         marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version};"
         connection.executescript(f"BEGIN IMMEDIATE; {scripts[version - 1]}; {marks}")
         dangling = connection.execute("PRAGMA foreign_key_check").fetchone()
