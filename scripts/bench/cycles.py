@@ -1,6 +1,7 @@
 """Whole durable requests a second: reserve, one capture, settle; and the same rows by ``executemany``."""
 
 import asyncio
+import gc
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
@@ -45,6 +46,7 @@ async def measure_cycles(folder: Path, rounds: int, progress: Progress) -> Cycle
     names = [f"s{number}" for number in range(STREAMS)]
     await asyncio.gather(*(open_wallet(store, name, clock.now_us(), WALLET_MICROCREDITS) for name in names))
     raw = copy_ledger(path, raw_path)
+    gc.freeze()  # as a gateway does once it serves
     timed, raw_seconds = [], []
     try:
         for turn in range(rounds):
