@@ -77,7 +77,7 @@ GRANTS_BY_ID = _select(
 # Ids of a range, all grants that it names.
 GRANTS_BETWEEN = _select(
     "grants",
-    codec.GRANT,
+    codec.GRANT_READ,
     "grants.subscriber_id = wanted.value ->> 0 "
     "AND grants.grant_id >= wanted.value ->> 1 AND grants.grant_id < wanted.value ->> 2",
     index="grants_by_id",
