@@ -315,6 +315,14 @@ class IdConflict(MetergateError):
 
 
 @dataclass(kw_only=True, eq=False)
+class RateCardServed(IdConflict):
+    """The rate card {id} was served with other prices or times: change it back, and add a card that begins later."""
+
+    reason: ClassVar[str] = "RATE_CARD_SERVED"
+    resource: str = "rate card"
+
+
+@dataclass(kw_only=True, eq=False)
 class TokenizerInvalid(MetergateError):
     """The tokenizer {path} cannot be used: {problem}."""
 
