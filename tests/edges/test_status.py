@@ -20,6 +20,7 @@ INTERNAL_ON_PURPOSE = {
     "LedgerInvariantBroken",
     "ListenerRefused",
     "RateCardInvalid",
+    "RateCardServed",
     "StoreRefused",
     "TokenizerInvalid",
     "TransitionInvalid",

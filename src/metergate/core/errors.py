@@ -318,7 +318,6 @@ class IdConflict(MetergateError):
 class RateCardServed(IdConflict):
     """The rate card {id} was served with other prices or times: change it back, and add a card that begins later."""
 
-    reason: ClassVar[str] = "RATE_CARD_SERVED"
     resource: str = "rate card"
 
 

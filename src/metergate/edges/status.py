@@ -31,7 +31,6 @@ STATUS_CODES: dict[type[errors.MetergateError], grpc.StatusCode] = {
     errors.MessageTooLarge: grpc.StatusCode.INVALID_ARGUMENT,
     errors.BackendRejected: grpc.StatusCode.INVALID_ARGUMENT,
     errors.IdConflict: grpc.StatusCode.ALREADY_EXISTS,
-    errors.RateCardServed: grpc.StatusCode.ALREADY_EXISTS,
     errors.RequestIdConflict: grpc.StatusCode.ALREADY_EXISTS,
     errors.RequestInProgress: grpc.StatusCode.ABORTED,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
