@@ -152,6 +152,24 @@ class ScriptedBackend:
         return None
 
 
+class KeepingBackend(ScriptedBackend):
+    """Plays ``first`` to requests on kept connections, and its script to repeats."""
+
+    def __init__(
+        self, first: Sequence[ScriptItem], script: Sequence[ScriptItem], backend_id: str = "backend-1"
+    ) -> None:
+        super().__init__(script, backend_id)
+        self._scripts = {False: list(first), True: list(script)}
+
+    def generate(self, request: BackendRequest) -> AsyncGenerator[BackendEvent, None]:
+        self.script = self._scripts[request.is_repeat]
+        return super().generate(request)
+
+    async def embed(self, request: EmbeddingBackendRequest) -> Embeddings:
+        self.script = self._scripts[request.is_repeat]
+        return await super().embed(request)
+
+
 @dataclass
 class RecordingSink:
     """The app: it keeps what it gets, and checks L1 at the instant of each delivery."""

@@ -25,7 +25,7 @@ from metergate.core.operations import (
     Settled,
     SetWalletState,
 )
-from metergate.core.passage import Passage
+from metergate.core.passage import Passage, Verdict
 from metergate.core.rating import RateCard
 from metergate.core.receipts import Admission, Receipt
 from metergate.core.reservation import Owner, Reservation
@@ -238,6 +238,10 @@ class CallObserver(Protocol):
 
     def delivered(self, delivery: Delivery) -> None:
         """A delta is written now; its capture is durable."""
+        ...
+
+    def vetted(self, verdict: Verdict, seconds: float) -> None:
+        """The content policy was asked about a delta, for so long."""
         ...
 
     def settled(self, operation: Settle, settled: Settled) -> None:

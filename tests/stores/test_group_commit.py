@@ -44,6 +44,11 @@ async def commits(batches: Batches) -> AsyncIterator[GroupCommit[str]]:
         await group.close()
 
 
+@pytest.fixture(autouse=True)
+def longer_than_any_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit, "CAPTURES_WAIT_S", 600.0)
+
+
 async def commit_together(commits: GroupCommit[str], count: int) -> None:
     async with asyncio.timeout(SECONDS_MAX):
         await asyncio.gather(*(commits.submit(f"before-{number}", is_new_work=False) for number in range(count)))
@@ -58,9 +63,8 @@ async def queue(commits: GroupCommit[str], operation: str, *, is_urgent: bool) -
 
 
 async def test_after_a_shared_batch_captures_wait_for_something_urgent(
-    commits: GroupCommit[str], batches: Batches, monkeypatch: pytest.MonkeyPatch
+    commits: GroupCommit[str], batches: Batches
 ) -> None:
-    monkeypatch.setattr(group_commit, "CAPTURES_WAIT_S", 600.0)
     await commit_together(commits, SHARED_OPERATIONS_MIN)
     captures = [await queue(commits, f"capture-{number}", is_urgent=False) for number in range(3)]
     assert len(batches.committed) == 1
@@ -80,10 +84,12 @@ async def test_after_a_batch_of_few_a_capture_is_committed_at_once(commits: Grou
 async def test_captures_that_wait_are_committed_when_their_time_is_over(
     commits: GroupCommit[str], batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group_commit, "CAPTURES_WAIT_S", 0.001)
+    monkeypatch.setattr(group_commit, "CAPTURES_WAIT_S", 0.5)
     await commit_together(commits, SHARED_OPERATIONS_MIN)
+    capture = await queue(commits, "capture", is_urgent=False)
+    assert len(batches.committed) == 1
     async with asyncio.timeout(SECONDS_MAX):
-        await commits.submit("capture", is_new_work=False, is_urgent=False)
+        await capture
     assert batches.committed[1:] == [["capture"]]
 
 

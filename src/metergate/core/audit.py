@@ -21,13 +21,14 @@ from metergate.core.rows import (
     Charge,
     Correction,
     CorrectionKind,
+    FinishReason,
     Grant,
     Transfer,
     TransferKind,
     Wallet,
     WalletState,
 )
-from metergate.core.usage import TOKENS_WITHOUT_TEXT_MAX, TokenClass, Usage
+from metergate.core.usage import STOP_TEXT_BYTES_MAX, TOKENS_WITHOUT_TEXT_MAX, TokenClass, Usage
 
 # Differences named for one subscriber; a ledger with more is as broken as it can be.
 DIFFERENCES_MAX = 1_000
@@ -484,10 +485,15 @@ def _is_flag_right(charge: Charge) -> bool:
     if charge.usage_reported is None:
         return not charge.usage_mismatch
     counted, reported = _prompt_and_answer(charge.usage_counted), _prompt_and_answer(charge.usage_reported)
-    most = max(abs(one - other) for one, other in zip(counted, reported, strict=True))
+    prompt, answer = (other - one for one, other in zip(counted, reported, strict=True))
     if charge.usage_mismatch:
-        return most > 0
-    return most <= USAGE_TOLERANCE_TOKENS_MAX + TOKENS_WITHOUT_TEXT_MAX or charge.close_cause is not CloseCause.FINISHED
+        return (prompt, answer) != (0, 0)
+    if charge.close_cause is not CloseCause.FINISHED:
+        return True
+    if answer > 0 and charge.finish_reason is FinishReason.LENGTH:
+        answer = 0  # if the gateway cut the answer, the report is of more than was delivered
+    answer -= min(max(answer, 0), TOKENS_WITHOUT_TEXT_MAX + STOP_TEXT_BYTES_MAX)
+    return max(abs(prompt), abs(answer)) <= USAGE_TOLERANCE_TOKENS_MAX
 
 
 def _prompt_and_answer(usage: Usage) -> tuple[int, int]:

@@ -225,6 +225,10 @@ class BackendUnavailable(MetergateError):
     charge: str | None = None  # name of the charge for what was delivered before the failure
     retry_seconds: float | None = None  # until a backend can be tried again; None: at once, or it is not known
     was_reached: bool = field(default=True, metadata={UNTOLD: True})  # False: it was sent nothing, so it cost nothing
+    takes_none: bool = field(default=False, metadata={UNTOLD: True})  # True: it takes no request now, whatever is asked
+    # True: instead of a byte of an answer, the connection ended, at once, and it was one kept from an earlier request.
+    # The backend may have been closing it when the request came: asked once more, it may well answer.
+    connection_was_kept: bool = field(default=False, metadata={UNTOLD: True})
 
 
 @dataclass(kw_only=True, eq=False)

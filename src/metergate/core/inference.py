@@ -139,6 +139,7 @@ class BackendRequest:
     # The prompt as the model's own template and vocabulary have it; (): the backend does that itself.
     prompt_token_ids: Sequence[int] = ()
     trace_context: Mapping[str, str] = field(default_factory=dict)  # W3C traceparent and tracestate, sent as headers
+    is_repeat: bool = False  # a kept connection ended instead of an answer to it: it is sent on a new one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -166,6 +166,10 @@ class Ledger:
     def decide(self, operation: Operation) -> Outcome:
         """Carry out one operation on the books, or raise its refusal and leave them as they were."""
         check_ids_of(operation)
+        return self.carry_out(operation)
+
+    def carry_out(self, operation: Operation) -> Outcome:
+        """What ``decide`` does, for an operation whose ids were checked before its rows were loaded."""
         return self._deciders[type(operation)](operation)
 
     # --- reserving --------------------------------------------------------------------------------------------------

@@ -76,6 +76,18 @@ def read_count(request: inference_pb2.CountTokensRequest) -> tuple[str, Prompt, 
     return model_id, Prompt(messages=messages, tools=tools), max_completion_tokens
 
 
+def read_input_count(request: inference_pb2.CountTokensRequest) -> tuple[str, tuple[str, ...]]:
+    """The model's id and the texts that would be embedded; RequestInvalid with every field that is wrong."""
+    violations = Violations()
+    model_id = _read_model(request.model, "model", violations)
+    if request.messages or request.tools or request.HasField("max_completion_tokens"):
+        # Which of the two is meant cannot be guessed, and each has its own count.
+        violations.add("inputs", "must not come with messages, tools or max_completion_tokens")
+    inputs = _read_inputs(request.inputs, violations)
+    violations.check()
+    return model_id, inputs
+
+
 def read_embedding(request: inference_pb2.EmbedRequest) -> EmbeddingRequest:
     """The texts that an app wants vectors of; RequestInvalid with every field that is wrong."""
     violations = Violations()

@@ -1,5 +1,6 @@
 """Settling: the one way out of every request (L6)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from metergate.core.operations import Settle, Settled, Settlement
@@ -35,6 +36,8 @@ class Outcome:
     end: End
     usage: Usage | None  # what to charge; None: nothing
     usage_reported: Usage | None
+    report_is_whole: bool  # the backend ended its answer: what it reported is of all that it made
+    stop: Sequence[str]  # texts that the app asked it to stop at
     attempts: tuple[Attempt, ...]
     captures_at_settling: bool  # capture what is charged in the same commit, as far as it is not captured yet
 
@@ -67,8 +70,7 @@ def _settlement(services: Services, priced: PricedPrompt, outcome: Outcome) -> S
         charged_microcredits=charged_microcredits,
         usage_counted=usage,
         usage_reported=outcome.usage_reported,
-        usage_mismatch=outcome.end.cause is CloseCause.FINISHED
-        and _mismatch(usage, outcome.usage_reported, priced.model.usage_tolerance_tokens, outcome.end.finish_reason),
+        usage_mismatch=_is_mismatch(usage, outcome, priced.model.usage_tolerance_tokens),
         attempts=outcome.attempts,
         finish_reason=outcome.end.finish_reason,
         captured_microcredits=charged_microcredits if outcome.captures_at_settling else 0,
@@ -87,9 +89,13 @@ def _with_cached_prompt(counted: Usage, reported: Usage | None, priced: PricedPr
     return split if rate_ceil(split, priced.rate_card) <= rate_ceil(counted, priced.rate_card) else counted
 
 
-def _mismatch(counted: Usage, reported: Usage | None, tolerance_tokens: int, finish_reason: FinishReason) -> bool:
-    """Whether a report differs by more than the tolerance: the prompt's tokens, or those of the answer."""
-    if reported is None:
+def _is_mismatch(counted: Usage, outcome: Outcome, tolerance_tokens: int) -> bool:
+    """Whether the report of a whole answer differs by more than the tolerance: the prompt's tokens, or the answer's.
+
+    A report may be the higher one by as much more as the answer's end can have generated without text.
+    """
+    reported = outcome.usage_reported
+    if reported is None or not outcome.report_is_whole or outcome.end.cause is not CloseCause.FINISHED:
         return False
     prompt_classes = (TokenClass.PROMPT, TokenClass.CACHED_PROMPT)
 
@@ -101,10 +107,19 @@ def _mismatch(counted: Usage, reported: Usage | None, tolerance_tokens: int, fin
 
     prompt_difference = prompt(reported) - prompt(counted)
     answer_difference = answer(reported) - answer(counted)
-    if finish_reason is FinishReason.LENGTH:
-        # What was generated of the character that it was cut in is reported, but has no text.
-        answer_difference -= min(max(answer_difference, 0), TOKENS_WITHOUT_TEXT_MAX)
+    answer_difference -= min(max(answer_difference, 0), _tokens_without_text_max(outcome))
     return max(abs(prompt_difference), abs(answer_difference)) > tolerance_tokens
+
+
+def _tokens_without_text_max(outcome: Outcome) -> int:
+    """How many tokens at the end of the answer may have no text that was delivered, besides an end-of-turn token."""
+    match outcome.end.finish_reason:
+        case FinishReason.LENGTH:
+            return TOKENS_WITHOUT_TEXT_MAX
+        case FinishReason.STOP:
+            return TOKENS_WITHOUT_TEXT_MAX + max((len(stop.encode()) for stop in outcome.stop), default=0)
+        case _:
+            return 0
 
 
 def receipt_of_charge(charge: Charge, spendable_microcredits: int, *, replayed: bool) -> Receipt:

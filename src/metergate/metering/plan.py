@@ -11,6 +11,7 @@ from metergate.core.embedding import EmbeddingBackendRequest, EmbeddingRequest
 from metergate.core.errors import PromptTooLong
 from metergate.core.inference import BackendRequest, InferenceRequest
 from metergate.core.rating import RateCard, rate_ceil, round_up
+from metergate.core.receipts import Quote
 from metergate.core.reservation import Estimate
 from metergate.core.rows import Authorization
 from metergate.core.usage import TokenClass, Usage
@@ -95,6 +96,18 @@ class PricedPrompt:
     def cost_max(self, answer_tokens: int) -> int:
         """Microcredits of the prompt and an answer of so many tokens of the dearer class."""
         return round_up(self._prompt_exact + answer_tokens * max(self._completion_price, self._reasoning_price))
+
+    def quote(self) -> Quote:
+        """Return what it counts and may cost, for who asks before it sends."""
+        return Quote(
+            model_id=self.model.model_id,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens_max=self.completion_tokens_max,
+            prompt_microcredits=self.cost(),
+            cost_microcredits_max=self.cost_max(self.completion_tokens_max),
+            rate_card=self.rate_card,
+            counting_source=self.model.counting_source,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -185,16 +185,22 @@ class Metering:
             verb="CountTokens", caller=caller, model_id=model_id, request_id="", trace_context=trace_context
         )
         async with self._call(start, None) as call:
-            priced = await self._price(call.offering, caller, model_id, prompt, max_completion_tokens)
-            return Quote(
-                model_id=model_id,
-                prompt_tokens=priced.prompt_tokens,
-                completion_tokens_max=priced.completion_tokens_max,
-                prompt_microcredits=priced.cost(),
-                cost_microcredits_max=priced.cost_max(priced.completion_tokens_max),
-                rate_card=priced.rate_card,
-                counting_source=priced.model.counting_source,
-            )
+            return (await self._price(call.offering, caller, model_id, prompt, max_completion_tokens)).quote()
+
+    async def count_inputs(
+        self,
+        caller: Authorization,
+        model_id: str,
+        inputs: tuple[str, ...],
+        *,
+        trace_context: Mapping[str, str] = NO_TRACE,
+    ) -> Quote:
+        """Count texts as ``embed`` would and say what that costs; nothing is charged."""
+        start = CallStart(
+            verb="CountTokens", caller=caller, model_id=model_id, request_id="", trace_context=trace_context
+        )
+        async with self._call(start, None) as call:
+            return (await self._price_inputs(call.offering, caller, model_id, inputs)).quote()
 
     async def drain(self, seconds_max: float) -> None:
         """Admit nothing more; let what runs end within ``seconds_max``, then end it; return when all is settled."""
@@ -366,18 +372,25 @@ class Metering:
 
     async def _plan_embedding(self, offering: Offering, caller: Authorization, request: EmbeddingRequest) -> Plan:
         model = self._model(offering, caller, request.model_id, ModelTask.EMBEDDING)
-        rate_card = model.rate_card(self._services.clock.now_us())
-        asked = backend_request(model, request)
-        limits = self._services.limits
-        is_long = request.characters() > limits.counted_in_loop_characters_max
-        prompt_tokens = await count_inputs(model, offering.tokenizers[model.model_id], request, is_long=is_long)
         return Plan(
             caller=caller,
             request=request,
-            backend_request=asked,
-            content_hash=await self._content_hash(request, is_long=is_long),
-            priced=PricedPrompt(model=model, rate_card=rate_card, prompt_tokens=prompt_tokens, completion_tokens_max=0),
+            backend_request=backend_request(model, request),
+            priced=await self._price_inputs(offering, caller, request.model_id, request.inputs),
+            content_hash=await self._content_hash(request, is_long=self._are_long(request.inputs)),
         )
+
+    async def _price_inputs(
+        self, offering: Offering, caller: Authorization, model_id: str, inputs: tuple[str, ...]
+    ) -> PricedPrompt:
+        model = self._model(offering, caller, model_id, ModelTask.EMBEDDING)
+        rate_card = model.rate_card(self._services.clock.now_us())
+        tokenizer = offering.tokenizers[model_id]
+        prompt_tokens = await count_inputs(model, tokenizer, inputs, is_long=self._are_long(inputs))
+        return PricedPrompt(model=model, rate_card=rate_card, prompt_tokens=prompt_tokens, completion_tokens_max=0)
+
+    def _are_long(self, inputs: Sequence[str]) -> bool:
+        return sum(map(len, inputs)) > self._services.limits.counted_in_loop_characters_max
 
     async def _content_hash(self, request: InferenceRequest | EmbeddingRequest, *, is_long: bool) -> bytes:
         key = self._services.ledger.content_key
