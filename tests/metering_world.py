@@ -346,12 +346,18 @@ class World:
 
     def offering(self, pool: Pool) -> Offering:
         """The model, served by the backends of the pool."""
+        model_id = self._model.model_id
         return Offering(
-            catalog=Catalog({"model-1": self._model}),
-            tokenizers={} if self._model.prompt_bound else {"model-1": self._codec or WordTokenizer()},
-            codecs={} if self._codec is None else {"model-1": self._codec},
+            catalog=Catalog({model_id: self._model}),
+            tokenizers={} if self._model.prompt_bound else {model_id: self._codec or WordTokenizer()},
+            codecs={} if self._codec is None else {model_id: self._codec},
             pool=pool,
         )
+
+    def reload(self, **of_the_model: Any) -> None:
+        """Offer the model on other terms from now on."""
+        self._model = replace(self._model, **of_the_model)
+        self.metering.offering = self.offering(self.pool)
 
     def new_id(self) -> str:
         self._ids += 1

@@ -17,6 +17,7 @@ from metergate.core.errors import (
     DeadlineExceeded,
     InsufficientCredit,
     MetergateError,
+    ModelNotFound,
     ModelTaskWrong,
     PromptTooLong,
     RequestIdConflict,
@@ -100,6 +101,21 @@ async def test_the_same_question_gets_the_same_vectors_and_the_recorded_receipt(
     assert second.embeddings is VECTORS
     assert second.receipt == replace(first.receipt, replayed=True)
     assert len(world.backend.embedding_requests) == len(await world.charges()) == 1
+
+
+async def test_vectors_that_were_charged_are_replayed_after_their_model_is_gone() -> None:
+    world = await embedding_world(VECTORS).fund(10_000)
+    first = await embed(world)
+    world.reload(model_id="another")
+    again = await embed(world)
+    assert again == replace(first, receipt=replace(first.receipt, replayed=True))
+    assert again.receipt.charged_microcredits == COST
+    with pytest.raises(RequestIdConflict):
+        await embed(world, asked("something else"))
+    with pytest.raises(RequestIdConflict):
+        await world.stream(request(request_id="e-1"))
+    with pytest.raises(ModelNotFound):
+        await embed(world, asked(request_id="e-2"))
 
 
 async def test_a_replay_whose_vectors_are_no_longer_kept_has_its_receipt_only() -> None:

@@ -15,13 +15,15 @@ from typing import NoReturn
 import aiohttp
 
 from metergate.backends.kept_connections import KeepingConnector, ended_kept_connection
+from metergate.backends.openai_answer import AnswerReader
 from metergate.backends.openai_embeddings import (
     VectorEncoding,
     answer_bytes_max,
     decode_embeddings,
     encode_embedding_request,
 )
-from metergate.backends.openai_wire import AnswerReader, MaxTokensField, encode_request, error_answer_name
+from metergate.backends.openai_errors import error_answer_name
+from metergate.backends.openai_request import MaxTokensField, encode_request
 from metergate.backends.sse import EVENT_BYTES_MAX
 from metergate.backends.vector_checks import IN_LOOP_NUMBERS_MAX
 from metergate.core.embedding import EmbeddingBackendRequest, Embeddings

@@ -180,6 +180,14 @@ class AddAuthorization:
 
 
 @row
+class RevokeAuthorization:
+    """End a subscriber's consent, for ever. Asked again it answers with the first revocation."""
+
+    authorization_id: str
+    now_us: int
+
+
+@row
 class Refund:
     """Give back part of a charge. The same id with other content is IdConflict."""
 

@@ -1,17 +1,19 @@
 """Settling: the one way out of every request (L6)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from metergate.core.operations import Settle, Settled, Settlement
+from metergate.core.inference import Delta
+from metergate.core.operations import Replayed, Settle, Settled, Settlement
 from metergate.core.rating import rate_ceil
-from metergate.core.receipts import Receipt
+from metergate.core.receipts import Admission, Receipt
 from metergate.core.reservation import CloseCause, Reservation
 from metergate.core.rows import Attempt, Charge, FinishReason
 from metergate.core.usage import TOKENS_WITHOUT_TEXT_MAX, TokenClass, Usage
 from metergate.metering.buffer import End
 from metergate.metering.plan import PricedPrompt
 from metergate.metering.services import Services
+from metergate.ports import Sink
 
 # A request that ended in one of these ways before anything was delivered is charged its prompt all the same, if a
 # backend was called: it did the work (an empty answer is an answer too). Other ends before the first delivery charge
@@ -158,3 +160,21 @@ def receipt_of_release(
         close_cause=cause,
         replayed=False,
     )
+
+
+async def write_replay(sink: Sink, replayed: Replayed, deltas: Iterable[Delta]) -> None:
+    """Write the record of a charged request to the app, as a stream would be written."""
+    charge = replayed.charge
+    usage = charge.usage_counted
+    await sink.admit(
+        Admission(
+            subscriber_id=charge.subscriber_id,
+            reservation_id=charge.reservation_id,
+            prompt_tokens=usage.get(TokenClass.PROMPT) + usage.get(TokenClass.CACHED_PROMPT),
+            model_id=charge.model_id,
+            rate_card_id=charge.rate_card_id,
+        )
+    )
+    for delta in deltas:
+        await sink.deliver(delta)
+    await sink.receipt(receipt_of_charge(charge, replayed.spendable_microcredits, replayed=True))

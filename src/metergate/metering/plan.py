@@ -1,10 +1,7 @@
 """What is known of a request before it runs: who pays, how its prompt counts, what it may cost at most."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import msgspec
 
 from metergate.core.catalog import Model
 from metergate.core.embedding import EmbeddingBackendRequest, EmbeddingRequest
@@ -147,8 +144,3 @@ def completion_room(model: Model, prompt_tokens: int, max_completion_tokens: int
             model_id=model.model_id, prompt_tokens=prompt_tokens, prompt_tokens_max=model.context_tokens - 1
         )
     return room if max_completion_tokens is None else min(room, max_completion_tokens)
-
-
-def content_hash(key: bytes, request: InferenceRequest | EmbeddingRequest) -> bytes:
-    """Hash what was asked, keyed: the same request has the same hash, and none can be guessed from it (L11)."""
-    return hashlib.blake2b(msgspec.json.encode(request), key=key, digest_size=32).digest()

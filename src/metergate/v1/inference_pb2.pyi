@@ -35,7 +35,7 @@ class _CloseCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CloseCause
     CLOSE_CAUSE_CREDIT_EXHAUSTED: _CloseCause.ValueType  # 2
     """The wallet was empty."""
     CLOSE_CAUSE_CAP_REACHED: _CloseCause.ValueType  # 3
-    """The authorization's cap was used up."""
+    """The authorization's cap was used up, or the authorization was revoked meanwhile."""
     CLOSE_CAUSE_CREDIT_LIMIT_REACHED: _CloseCause.ValueType  # 4
     """The request's own credit_limit_microcredits was used up."""
     CLOSE_CAUSE_CLIENT_CANCELLED: _CloseCause.ValueType  # 5
@@ -71,7 +71,7 @@ CLOSE_CAUSE_FINISHED: CloseCause.ValueType  # 1
 CLOSE_CAUSE_CREDIT_EXHAUSTED: CloseCause.ValueType  # 2
 """The wallet was empty."""
 CLOSE_CAUSE_CAP_REACHED: CloseCause.ValueType  # 3
-"""The authorization's cap was used up."""
+"""The authorization's cap was used up, or the authorization was revoked meanwhile."""
 CLOSE_CAUSE_CREDIT_LIMIT_REACHED: CloseCause.ValueType  # 4
 """The request's own credit_limit_microcredits was used up."""
 CLOSE_CAUSE_CLIENT_CANCELLED: CloseCause.ValueType  # 5
@@ -115,9 +115,10 @@ class Inference(_message.Message):
     TOOL_CHOICE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the request repeatable without being charged twice: 1 to 128 printable characters, chosen by the app, unique within its
-    authorization. Required. The same id with the same content returns the recorded receipt (the text too for some minutes);
-    while it still runs, ABORTED (REQUEST_IN_PROGRESS); with other content, ALREADY_EXISTS (REQUEST_ID_CONFLICT). An id whose
-    request ended uncharged may be used again.
+    authorization. Required. The same id with the same content returns the recorded receipt (the text too for some minutes),
+    also if the request would be refused by now, because its model is gone, say; while it still runs, ABORTED
+    (REQUEST_IN_PROGRESS); with other content, ALREADY_EXISTS (REQUEST_ID_CONFLICT). An id whose request ended uncharged may be
+    used again.
     """
     model: _builtins.str
     """The model: `models/{model}`. Required. NOT_FOUND (MODEL_NOT_FOUND) if there is none."""

@@ -18,11 +18,11 @@ from metergate.core.operations import (
     Refund,
     Reserve,
     Reverse,
+    RevokeAuthorization,
     Settle,
     SetWalletState,
 )
 from metergate.core.reservation import Reservation
-from metergate.core.rows import Wallet
 from metergate.stores.sqlite import codec
 from metergate.stores.sqlite.open_rows import OpenRows
 
@@ -153,13 +153,22 @@ class Loader:
                 self._subscribers.add(grant.subscriber_id)
                 self._grants.add((grant.subscriber_id, grant.grant_id))
                 self._granted.add(grant.subscriber_id)
-            case AddSubscriber(wallet=Wallet(subscriber_id=subscriber_id)) | Expire(subscriber_id=subscriber_id):
+            case Expire(subscriber_id=subscriber_id):
                 self._subscribers.add(subscriber_id)
+            case AddSubscriber() | AddAuthorization() | RevokeAuthorization():
+                self._note_set_up(operation)
+            case Refund() | Adjust() | Reverse() | SetWalletState():
+                self._note_correction(operation)
+
+    def _note_set_up(self, operation: AddSubscriber | AddAuthorization | RevokeAuthorization) -> None:
+        match operation:
+            case AddSubscriber(wallet=wallet):
+                self._subscribers.add(wallet.subscriber_id)
             case AddAuthorization(authorization=authorization):
                 self._subscribers.add(authorization.subscriber_id)
                 self._authorizations.add(authorization.authorization_id)
-            case Refund() | Adjust() | Reverse() | SetWalletState():
-                self._note_correction(operation)
+            case RevokeAuthorization():
+                self._authorizations.add(operation.authorization_id)
 
     def _note_correction(self, operation: Refund | Adjust | Reverse | SetWalletState) -> None:
         subscriber_id = operation.subscriber_id
