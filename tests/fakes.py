@@ -14,6 +14,7 @@ from metergate.core.errors import (
     ChargesTooMany,
     IdConflict,
     LedgerInvariantBroken,
+    RateCardServed,
     RequestInvalid,
     ReservationsOpen,
     ResourceNotFound,
@@ -375,7 +376,7 @@ class MemoryLedgerStore:
     async def add_rate_cards(self, cards: Sequence[RateCard]) -> None:
         for card in cards:
             if self._cards.get(card.rate_card_id, card) != card:
-                raise IdConflict(resource="rate card", id=card.rate_card_id)
+                raise RateCardServed(id=card.rate_card_id)
         self._cards.update({card.rate_card_id: card for card in cards})
 
     # --- LedgerStore: reading ---------------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ def no_backend(folder: Path) -> None:
 BAD: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
     (unknown_key, ("limits.slice_token: is not a known key",)),
     (no_toml, ("it is not TOML",)),
-    (other_prices, ("The id card-1 was used for another rate card",)),
+    (other_prices, ("The rate card card-1 was served with other prices or times: change it back, and add",)),
     (other_listener, ("listener.address: is only read at start", "store.path: is only read at start")),
     (other_limit, ("limits.slice_tokens: is only read at start",)),
     (broken_tokenizer, ("broken.gguf cannot be used",)),

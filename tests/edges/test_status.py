@@ -25,6 +25,7 @@ INTERNAL_ON_PURPOSE = {
     "LedgerInvariantBroken",
     "ListenerRefused",
     "RateCardInvalid",
+    "RateCardServed",
     "StoreRefused",
     "TokenizerInvalid",
     "TransitionInvalid",

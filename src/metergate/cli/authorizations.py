@@ -1,16 +1,18 @@
 """``metergate authorization``: a subscriber's consents that apps may spend, each with its keys."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.text import Text
 
 from metergate.cli.keys import KEYS_SHOWN_MAX, keys_of
 from metergate.cli.parameters import DEFAULT_CONFIG, ConfigFile, StorePath, SubscriberId, parse_id, store_of
 from metergate.cli.store import clock, writing
+from metergate.cli.tables import Cell, Column, Listing, show
 from metergate.cli.terminal import explain, output, time_of
 from metergate.core.credits import format_credits
 from metergate.core.rows import Authorization
@@ -44,30 +46,38 @@ async def _revoke(path: Path, authorization_id: str) -> int:
 def list_authorizations(subscriber: SubscriberId, config: ConfigFile = DEFAULT_CONFIG, store: StorePath = None) -> None:
     """List a subscriber's consents that have keys, oldest first, also while a gateway serves."""
     grantees, are_all = asyncio.run(keys_of(store_of(config, store), subscriber))
-    output().print(_table(grantees))
+    show(_listing(grantees), output())
     if not are_all:
         explain(f"only those of {KEYS_SHOWN_MAX} keys are shown")
 
 
-def _table(grantees: Sequence[Grantee]) -> Table:
+def _listing(grantees: Sequence[Grantee]) -> Listing:
     authorizations = {grantee.authorization.authorization_id: grantee.authorization for grantee in grantees}
-    table = Table(title="Authorizations", title_justify="left")
-    table.add_column("authorization", no_wrap=True)  # it is copied from here
-    for heading in ("app", "keys", "charged", "of at most", "revoked"):
-        table.add_column(heading, overflow="fold")
-    for authorization in sorted(authorizations.values(), key=lambda row: row.create_time_us):
-        keys = sum(grantee.key.authorization_id == authorization.authorization_id for grantee in grantees)
-        table.add_row(*_row(authorization, keys))
-    return table
+    keys = Counter(grantee.key.authorization_id for grantee in grantees)
+    return Listing(
+        title="Authorizations, in credits, oldest first",
+        columns=(
+            Column("authorization"),
+            Column("app"),
+            Column("keys", is_number=True),
+            Column("charged", is_number=True),
+            Column("of at most", is_number=True),
+            Column("revoked"),
+        ),
+        rows=tuple(
+            _row(authorization, keys[authorization.authorization_id])
+            for authorization in sorted(authorizations.values(), key=lambda row: row.create_time_us)
+        ),
+    )
 
 
-def _row(authorization: Authorization, keys: int) -> tuple[str, ...]:
+def _row(authorization: Authorization, keys: int) -> tuple[Cell, ...]:
     cap, revoke_time_us = authorization.cap_microcredits, authorization.revoke_time_us
     return (
         authorization.authorization_id,
         authorization.app_id or "(own)",
-        str(keys),
+        f"{keys:,}",
         format_credits(authorization.charged_microcredits),
         "" if cap is None else format_credits(cap),
-        "" if revoke_time_us is None else time_of(revoke_time_us),
+        "" if revoke_time_us is None else Text(time_of(revoke_time_us), "red"),
     )

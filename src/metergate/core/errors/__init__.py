@@ -48,6 +48,7 @@ from metergate.core.errors.setting_up import (
     IdConflict,
     ListenerRefused,
     RateCardInvalid,
+    RateCardServed,
     StoreRefused,
     TokenizerInvalid,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "PriceUnavailable",
     "PromptTooLong",
     "RateCardInvalid",
+    "RateCardServed",
     "RefundExceedsCharge",
     "RequestIdConflict",
     "RequestInProgress",

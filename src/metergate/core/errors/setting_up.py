@@ -25,6 +25,13 @@ class IdConflict(MetergateError):
 
 
 @dataclass(kw_only=True, eq=False)
+class RateCardServed(IdConflict):
+    """The rate card {id} was served with other prices or times: change it back, and add a card that begins later."""
+
+    resource: str = "rate card"
+
+
+@dataclass(kw_only=True, eq=False)
 class TokenizerInvalid(MetergateError):
     """The tokenizer {path} cannot be used: {problem}."""
 

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from metergate.core.errors import AuthorizationRevoked, IdConflict, ResourceNotFound
+from metergate.core.errors import AuthorizationRevoked, IdConflict, RateCardServed, ResourceNotFound
 from metergate.core.ids import check_ids
 from metergate.core.rating import RateCard
 from metergate.core.rows import ApiKey
@@ -51,13 +51,13 @@ def record_key_uses(connection: sqlite3.Connection, use_times_us: Mapping[str, i
 
 
 def add_rate_cards(connection: sqlite3.Connection, cards: Sequence[RateCard]) -> None:
-    """Record the cards that are new; IdConflict, having recorded none, if one is known with other content."""
+    """Record the cards that are new; RateCardServed, having recorded none, if one is known with other content."""
     insert = f"INSERT INTO rate_cards ({codec.RATE_CARD}) VALUES (?, ?, ?, ?, ?)"
     connection.executemany(insert, [codec.rate_card_columns(card) for card in new_rate_cards(connection, cards)])
 
 
 def new_rate_cards(connection: sqlite3.Connection, cards: Sequence[RateCard]) -> list[RateCard]:
-    """The cards that are not recorded yet; IdConflict if one is, with other content."""
+    """The cards that are not recorded yet; RateCardServed if one is, with other content."""
     select = f"SELECT {codec.RATE_CARD} FROM rate_cards WHERE rate_card_id = ?"
     new: dict[str, RateCard] = {}
     for card in cards:
@@ -66,7 +66,7 @@ def new_rate_cards(connection: sqlite3.Connection, cards: Sequence[RateCard]) ->
         if first is None:
             new[card.rate_card_id] = card
         elif first != card:
-            raise IdConflict(resource="rate card", id=card.rate_card_id)
+            raise RateCardServed(id=card.rate_card_id)
     return list(new.values())
 
 
