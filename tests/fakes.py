@@ -7,11 +7,14 @@ from typing import TypeVar
 
 from metergate.core.accounts import DAY_US, AccountBalance, RollUp
 from metergate.core.audit import SubscriberLedger
-from metergate.core.books import Books, request_key
+from metergate.core.books import LOST_TO, Books, request_key
 from metergate.core.erasing import ERASED_REASON, check_erasure, grant_pseudonyms, pseudonym
 from metergate.core.errors import (
+    AuthorizationRevoked,
+    ChargesTooMany,
     IdConflict,
     LedgerInvariantBroken,
+    RateCardServed,
     RequestInvalid,
     ReservationsOpen,
     ResourceNotFound,
@@ -35,6 +38,7 @@ from metergate.core.operations import (
     Reserve,
     Reserved,
     Reverse,
+    RevokeAuthorization,
     Settle,
     Settled,
     SetWalletState,
@@ -249,6 +253,9 @@ class MemoryLedgerStore:
         running = sum(row.subscriber_id == old for row in self.open_reservations())
         if running:
             raise ReservationsOpen(subscriber_id=old, reservations=running)
+        charges = sum(row.subscriber_id == old for row in self.books.charges.rows.values())
+        if operation.charges_max is not None and charges > operation.charges_max:
+            raise ChargesTooMany(subscriber_id=old, charges_max=operation.charges_max)
         self._forget(old, new)
         erasure = Erasure(
             subscriber_id=new,
@@ -323,6 +330,8 @@ class MemoryLedgerStore:
             else row
             for row in self._transfers
         ]
+        for row in (row for row in self._transfers if row.credit_account in LOST_TO):
+            self.books.load_lost((row.subscriber_id, row.grant_id), row.amount_microcredits)
 
     async def add_authorization(self, operation: AddAuthorization) -> Authorization:
         outcome = await self._run(operation)
@@ -330,12 +339,15 @@ class MemoryLedgerStore:
         return outcome
 
     async def add_key(self, key: ApiKey) -> ApiKey:
-        if key.authorization_id not in self.books.authorizations.rows:
+        authorization = self.books.authorizations.get(key.authorization_id)
+        if authorization is None:
             raise ResourceNotFound(resource_name=f"authorizations/{key.authorization_id}")
         if any(other.secret_hash == key.secret_hash and other.key_id != key.key_id for other in self._keys.values()):
             raise IdConflict(resource="key", id=key.key_id)
         if key.key_id not in self._keys:
             check_key(key)
+            if authorization.revoke_time_us is not None:
+                raise AuthorizationRevoked
         first = self._keys.setdefault(key.key_id, key)
         if (first.secret_hash, first.authorization_id) != (key.secret_hash, key.authorization_id):
             raise IdConflict(resource="key", id=key.key_id)
@@ -349,6 +361,12 @@ class MemoryLedgerStore:
             key = self._keys[key_id] = replace(key, revoke_time_us=now_us)
         return key
 
+    async def revoke_authorization(self, authorization_id: str, now_us: int) -> int:
+        outcome = await self._run(RevokeAuthorization(authorization_id=authorization_id, now_us=now_us))
+        assert isinstance(outcome, Authorization)
+        assert outcome.revoke_time_us is not None
+        return outcome.revoke_time_us
+
     async def record_key_uses(self, use_times_us: Mapping[str, int]) -> None:
         for key_id, use_time_us in use_times_us.items():
             key = self._keys.get(key_id)
@@ -358,7 +376,7 @@ class MemoryLedgerStore:
     async def add_rate_cards(self, cards: Sequence[RateCard]) -> None:
         for card in cards:
             if self._cards.get(card.rate_card_id, card) != card:
-                raise IdConflict(resource="rate card", id=card.rate_card_id)
+                raise RateCardServed(id=card.rate_card_id)
         self._cards.update({card.rate_card_id: card for card in cards})
 
     # --- LedgerStore: reading ---------------------------------------------------------------------------------------
@@ -368,6 +386,16 @@ class MemoryLedgerStore:
         if key is None:
             return None
         return Grantee(key=key, authorization=self.books.authorizations.rows[key.authorization_id])
+
+    async def find_request(
+        self, subscriber_id: str, authorization_id: str, request_id: str, now_us: int
+    ) -> Replayed | Reservation | None:
+        key = (subscriber_id, authorization_id, request_id)
+        charge = self.books.charge_of_request(key)
+        if charge is None:
+            return self.books.active_reservation(key)
+        balance = await self.balance(subscriber_id, authorization_id, now_us)
+        return Replayed(charge=charge, spendable_microcredits=balance.spendable_microcredits)
 
     async def list_keys(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grantee]:
         authorizations = self.books.authorizations.rows

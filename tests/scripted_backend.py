@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import cycle
+from ssl import SSLContext
 
 # Steps of a script: bytes are sent; WAIT waits for ``go_on``; CLOSE ends the connection, RESET breaks it; HANG sends
 # nothing more until the peer is gone; a function makes bytes without end until the peer is gone; a Drip is slow.
@@ -50,6 +51,7 @@ class ScriptedServer:
     """Plays its script to every request, except to a gateway's look whether it is up."""
 
     script: Sequence[Step]
+    kept_script: Sequence[Step]  # to all but the first request of a connection
     received: list[Received] = field(default_factory=list)
     connections: int = 0
     sent_bytes: int = 0
@@ -57,26 +59,29 @@ class ScriptedServer:
     go_on: asyncio.Event = field(default_factory=asyncio.Event)  # set by the test
     is_left: asyncio.Event = field(default_factory=asyncio.Event)  # the peer has closed a connection
     port: int = 0
+    scheme: str = "http"
     _is_looked_at: bool = False
 
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{self.scheme}://127.0.0.1:{self.port}/v1"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Play to one connection."""
         self.connections += 1
+        script = self.script
         try:
             while await self._receive(reader):
                 if self._is_looked_at:
                     self.connections -= 1
                     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                     return
-                for step in self.script:
+                for step in script:
                     await self._play(step, reader, writer)
-                if self._ends_connection():
+                if _ends_connection(script):
                     return
+                script = self.kept_script
             self.is_left.set()
         except OSError:
             self.is_left.set()
@@ -84,9 +89,6 @@ class ScriptedServer:
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()
-
-    def _ends_connection(self) -> bool:
-        return any(step == CLOSE or (isinstance(step, bytes) and b"Connection: close" in step) for step in self.script)
 
     async def _receive(self, reader: asyncio.StreamReader) -> bool:
         try:
@@ -126,10 +128,19 @@ class ScriptedServer:
                 await writer.drain()
 
 
+def _ends_connection(script: Sequence[Step]) -> bool:
+    return any(step == CLOSE or (isinstance(step, bytes) and b"Connection: close" in step) for step in script)
+
+
 @asynccontextmanager
-async def scripted_server(*script: Step) -> AsyncIterator[ScriptedServer]:
-    """A server that plays the script; it and its connections end with the context."""
-    scripted = ScriptedServer(script)
+async def scripted_server(
+    *script: Step, kept: Sequence[Step] | None = None, tls: SSLContext | None = None
+) -> AsyncIterator[ScriptedServer]:
+    """A server that plays the script; it and its connections end with the context.
+
+    ``kept`` is played to the requests that come on a connection that was used before; None: the script.
+    """
+    scripted = ScriptedServer(script, script if kept is None else kept, scheme="http" if tls is None else "https")
     connections: set[asyncio.Task[None]] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -138,7 +149,7 @@ async def scripted_server(*script: Step) -> AsyncIterator[ScriptedServer]:
         connections.add(task)
         await scripted.serve(reader, writer)
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
     scripted.port = server.sockets[0].getsockname()[1]
     try:
         yield scripted

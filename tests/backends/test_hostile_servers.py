@@ -1,7 +1,6 @@
 """What is there may speak another HTTP, prove nothing, or send without end: a typed error, and little memory."""
 
 import asyncio
-import json
 import ssl
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -14,9 +13,10 @@ import grpc
 import pytest
 from certificates import Authority, Issued
 from grpc import aio
-from scripted_backend import Step, head, scripted_server
+from scripted_backend import CLOSE, Step, head, scripted_server
 
 from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
+from metergate.core.changes import changed
 from metergate.core.errors import BackendUnavailable
 from metergate.core.inference import (
     BackendEvent,
@@ -97,23 +97,88 @@ async def test_over_tls_a_server_that_speaks_http2_only_is_an_unavailable_backen
     assert raised.value.problem.startswith(("TLS failed", "it sent something else", "it closed the connection"))
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + ANSWER,
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n%s" % (len(ANSWER), ANSWER),
+        CHUNKED + b"\r\n" + b"".join(b"1\r\n%c\r\n" % byte for byte in ANSWER) + b"0\r\n\r\n",
+        CHUNKED + b"\r\n%x;name=value\r\n%s\r\n0\r\n\r\n" % (len(ANSWER), ANSWER),
+        CHUNKED + b"Trailer: X-Took\r\n\r\n%x\r\n%s\r\n0\r\nX-Took: 3\r\n\r\n" % (len(ANSWER), ANSWER),
+        b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n" + head() + ANSWER,
+        b"HTTP/1.1 100 Continue\r\n\r\n" + head() + ANSWER,
+        b"HTTP/1.1 200\r\nCONTENT-TYPE:text/event-stream;charset=utf-8\r\nConnection: close\r\n\r\n" + ANSWER,
+    ],
+    ids=[
+        "HTTP/1.0",
+        "a length",
+        "chunks of a byte",
+        "chunk extensions",
+        "trailers",
+        "early hints",
+        "continue",
+        "no reason, odd headers",
+    ],
+)
+async def test_every_form_of_an_http1_answer_is_read(answer: bytes) -> None:
+    async with scripted_server(answer, CLOSE) as server:
+        assert await ask(server.url) == ANSWER_EVENTS
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # the buffers on the way hold megabytes
+async def test_a_server_that_reads_nothing_is_left_with_the_request_half_sent() -> None:
+    """Slow-loris the other way round: a prompt that does not fit into the buffers on the way is never taken."""
+    connected, left = asyncio.Event(), asyncio.Event()
+
+    async def never_read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()  # type: ignore[attr-defined] # a stream's transport reads
+        connected.set()
+        await left.wait()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(never_read, "127.0.0.1", 0, limit=1024)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    options = OpenAIBackendOptions(backend_id="b1", url=url, model_names={"smol": "smol"}, connect_timeout_seconds=2.0)
+    large = changed(request(), prompt=Prompt(messages=(Message(role=Role.USER, parts=("x" * 50_000_000,)),)))
+    backend = OpenAIBackend(options)
+    async with server:
+        try:
+            asking = asyncio.ensure_future(anext(backend.generate(large)))
+            await asyncio.wait_for(connected.wait(), SOON_SECONDS)
+            asking.cancel()  # as its reader does when nothing came for too long
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(asking, SOON_SECONDS)
+        finally:
+            await asyncio.wait_for(backend.close(), SOON_SECONDS)
+            left.set()
+
+
 # --- TLS ------------------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def https(
-    issued: Issued, folder: Path, *, host: str = "127.0.0.1", only: ssl.TLSVersion | None = None
+    issued: Issued,
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    only: ssl.TLSVersion | None = None,
+    protocols: tuple[str, ...] = (),
 ) -> AsyncIterator[int]:
-    """A server that answers over TLS, of one version or any, with this certificate."""
-    issued.write(folder)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+    """A server that answers over TLS, of one version or any, with this certificate; it offers the protocols."""
+    context = issued.server_context(folder)
     if only is not None:
         context.minimum_version = context.maximum_version = only
         context.set_ciphers("ALL:@SECLEVEL=0")
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
+        assert writer.get_extra_info("ssl_object").selected_alpn_protocol() != "h2"
         writer.write(head() + ANSWER)
         writer.close()
 
@@ -125,6 +190,12 @@ async def https(
 async def test_a_server_that_its_authority_vouches_for_is_called_over_tls(tmp_path: Path) -> None:
     authority = Authority()
     async with https(authority.issue(), tmp_path) as port:
+        assert await ask(f"https://127.0.0.1:{port}/v1", ca_pem=authority.pem.decode()) == ANSWER_EVENTS
+
+
+async def test_a_server_that_would_rather_speak_http2_is_called_with_http1(tmp_path: Path) -> None:
+    authority = Authority()
+    async with https(authority.issue(), tmp_path, protocols=("h2", "http/1.1")) as port:
         assert await ask(f"https://127.0.0.1:{port}/v1", ca_pem=authority.pem.decode()) == ANSWER_EVENTS
 
 
@@ -196,31 +267,34 @@ async def test_a_hundred_megabytes_without_a_line_end_take_a_few_megabytes(
 
 # --- llama-cpp-python's server --------------------------------------------------------------------------------------
 
-
-def llama_cpp_python(*deltas: dict[str, str], finish_reason: str | None = "stop") -> bytes:
-    """A stream as its ``/v1/chat/completions`` writes it: no usage, whatever ``stream_options`` asks; pings."""
-    shared = {"id": "chatcmpl-6f0f2c5e", "model": "smol", "created": 1764000000, "object": "chat.completion.chunk"}
-    pieces = [*((delta, None) for delta in ({"role": "assistant"}, *deltas)), ({}, finish_reason)]
-    events = [
-        json.dumps({**shared, "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]})
-        for delta, reason in pieces
-    ]
-    return "".join(
-        f"data: {event}\n\n: ping - 2026-11-24 09:00:00.000000+00:00\n\n" for event in (*events, "[DONE]")
-    ).encode()
+# Recorded from llama-cpp-python 0.3.36 (uvicorn 0.54.0, sse-starlette 3.7.0) with SmolLM2-135M-Instruct.Q4_1.gguf:
+# everything that came on the connection. Each request asked for ``stream_options.include_usage``.
+RECORDED = Path(__file__).parent / "recorded"
 
 
-async def test_a_stream_without_usage_is_whole_though_it_was_asked_for() -> None:
-    stream = llama_cpp_python({"content": "你"}, {"content": " there"})
-    async with scripted_server(head("text/event-stream; charset=utf-8"), stream) as server:
+@pytest.mark.parametrize(
+    ("name", "pieces", "reason"),
+    [
+        ("stop", ["S", "m", "all", "ass", "y"], FinishReason.STOP),
+        ("four_byte_characters", ["\U0001f31f", "\U0001f30d", "\U0001f30e", "\U0001f30f"], FinishReason.LENGTH),
+        # It waited for another client's answer: 30 seconds of nothing but pings.
+        ("pings", ["Hello", " there", "!"], FinishReason.LENGTH),
+    ],
+)
+async def test_a_stream_without_usage_is_whole_though_it_was_asked_for(
+    name: str, pieces: list[str], reason: FinishReason
+) -> None:
+    recorded = (RECORDED / f"{name}.http").read_bytes()
+    async with scripted_server(recorded) as server:
         events = await ask(server.url)
         assert b'"include_usage":true' in server.received[0].body
-    assert events == [Delta(content="你"), Delta(content=" there"), Finish(reason=FinishReason.STOP)]
+    assert events == [*(Delta(content=piece) for piece in pieces), Finish(reason=reason)]
 
 
 async def test_a_stream_that_it_interrupts_for_another_client_is_no_whole_answer() -> None:
-    """With ``interrupt_requests`` it ends a stream with [DONE] and no finish reason, for whoever comes next."""
-    stream = llama_cpp_python({"content": "half"}, finish_reason=None)
-    async with scripted_server(head("text/event-stream; charset=utf-8"), stream) as server:
+    """With ``interrupt_requests``, its default, it ends a stream with [DONE], for whoever comes next."""
+    recorded = (RECORDED / "interrupted.http").read_bytes()
+    assert b"[DONE]" in recorded
+    async with scripted_server(recorded, CLOSE) as server:
         with pytest.raises(BackendUnavailable, match="broke off before a finish reason"):
             await ask(server.url)

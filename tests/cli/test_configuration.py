@@ -44,7 +44,7 @@ def test_tokenizers_certificates_store_and_prices_are_checked_and_all_problems_n
     tokenizer, certificate, card = refused.stderr.splitlines()
     assert "broken.gguf cannot be used" in tokenizer
     assert "listener.crt" in certificate
-    assert "The id card-1 was used for another rate card" in card
+    assert "The rate card card-1 was served with other prices or times: change it back, and add" in card
 
 
 @pytest.mark.parametrize(("path", "line"), [("missing/x.db", "there is no directory"), (".", "it is not a file")])
@@ -85,5 +85,5 @@ def test_a_wrong_file_is_refused_with_every_problem(folder: Path, verb: str) -> 
     refused = metergate(folder, "config", verb)
     assert refused.returncode == 2
     assert "limits.slice_token: is not a known key" in refused.stderr
-    assert "limits.replay_seconds: should be greater than 0" in refused.stderr
+    assert "limits.replay_seconds: must be above 0" in refused.stderr
     assert "Traceback" not in refused.stderr

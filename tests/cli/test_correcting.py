@@ -131,7 +131,7 @@ def test_a_reversed_grant_suspends_the_wallet_until_it_is_resumed(run: Run) -> N
     assert "4.999960 credits of grant june taken back from alice; the wallet is suspended for the 0.000040" in err
     shown = run("wallet", "show", "alice")[1]
     assert "(SUSPENDED)" in shown
-    assert "(reversed)" in shown
+    assert re.search(r"june .*reversed", shown)
     code, out, err = run("grant", "reverse", "alice", "june", "--reason", "chargeback", "--id", "cb-2")
     assert (code, out) == (2, "")
     assert "The grant june was reversed before." in err

@@ -88,3 +88,12 @@ def test_an_erasure_whose_reason_names_whom_it_forgets_is_refused(alice: Run) ->
     code, _, err = alice("subscriber", "erase", "alice", "--reason", "alice asked", "--actor", "ops", *STORE)
     assert code == 2
     assert "reason: must not have the id" in err
+
+
+def test_compacting_tells_the_sizes_before_and_after(alice: Run, tmp_path: Path) -> None:
+    before = (tmp_path / "ledger.db").stat().st_size
+    code, out, err = alice("ledger", "compact", *STORE)
+    assert (code, out) == (0, "")
+    after = (tmp_path / "ledger.db").stat().st_size
+    assert f"written anew: {before / 1000:.1f} kB before, {after / 1000:.1f} kB now" in err
+    assert alice("ledger", "compact", "--store", "nothing.db")[0] == 2

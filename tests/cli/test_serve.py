@@ -139,7 +139,7 @@ def test_a_rate_card_that_was_served_with_other_prices_is_refused(folder: Path) 
     config.write_text(config.read_text().replace("2_000_000", "3_000_000"))
     refused = command(folder, "serve")
     assert refused.returncode == 2
-    assert "The id card-1 was used for another rate card" in refused.stderr
+    assert "The rate card card-1 was served with other prices or times: change it back, and add" in refused.stderr
 
 
 def test_a_tokenizer_that_cannot_be_read_is_refused_by_name(folder: Path) -> None:

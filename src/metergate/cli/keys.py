@@ -8,7 +8,7 @@ from typing import Annotated
 from uuid import uuid4
 
 import typer
-from rich.table import Table
+from rich.text import Text
 
 from metergate.cli.parameters import (
     DEFAULT_CONFIG,
@@ -21,6 +21,7 @@ from metergate.cli.parameters import (
     store_of,
 )
 from metergate.cli.store import clock, reading, writing
+from metergate.cli.tables import Cell, Column, Listing, show
 from metergate.cli.terminal import explain, output, time_of
 from metergate.core.keys import KEY_SECRET_BYTES, format_key, hash_key, prefix_of
 from metergate.core.operations import AddAuthorization
@@ -138,34 +139,35 @@ async def _revoke(path: Path, key_id: str) -> ApiKey:
 @app.command("list", epilog="Example: metergate key list alice")
 def list_keys(subscriber: SubscriberId, config: ConfigFile = DEFAULT_CONFIG, store: StorePath = None) -> None:
     """List a subscriber's keys, oldest first, also while a gateway serves. When they were used is a minute late."""
-    grantees, are_all = asyncio.run(_list(store_of(config, store), subscriber))
-    output().print(_table(grantees))
+    grantees, are_all = asyncio.run(keys_of(store_of(config, store), subscriber))
+    show(_listing(grantees), output())
     if not are_all:
         explain(f"only {KEYS_SHOWN_MAX} keys are shown")
 
 
-async def _list(path: Path, subscriber_id: str) -> tuple[list[Grantee], bool]:
-    """The keys, and whether they are all; ResourceNotFound without such a subscriber."""
+async def keys_of(path: Path, subscriber_id: str) -> tuple[list[Grantee], bool]:
+    """A subscriber's keys, oldest first, and whether they are all; ResourceNotFound without such a subscriber."""
     async with reading(path) as ledger:
         await ledger.balance(subscriber_id, None, clock.now_us())
         page = await ledger.list_keys(subscriber_id, cursor=None, size=KEYS_SHOWN_MAX)
     return sorted(page.rows, key=lambda grantee: grantee.key.create_time_us), page.next_cursor is None
 
 
-def _table(grantees: list[Grantee]) -> Table:
-    table = Table(title="Keys", title_justify="left")
-    for heading in ("key", "begins with", "app", "created", "expires", "last used", "revoked"):
-        table.add_column(heading, overflow="fold")
+def _listing(grantees: list[Grantee]) -> Listing:
+    rows: list[tuple[Cell, ...]] = []
     for grantee in grantees:
         key = grantee.key
         revoke_time_us = key.revoke_time_us or grantee.authorization.revoke_time_us
-        table.add_row(
-            key.key_id,
-            key.prefix,
-            grantee.authorization.app_id or "(own)",
-            time_of(key.create_time_us),
-            time_of(key.expire_time_us),
-            time_of(key.last_used_time_us),
-            "" if revoke_time_us is None else time_of(revoke_time_us),
+        rows.append(
+            (
+                key.key_id,
+                key.prefix,
+                grantee.authorization.app_id or "(own)",
+                time_of(key.create_time_us),
+                time_of(key.expire_time_us),
+                time_of(key.last_used_time_us),
+                "" if revoke_time_us is None else Text(time_of(revoke_time_us), "red"),
+            )
         )
-    return table
+    headings = ("key", "begins with", "app", "created", "expires", "last used", "revoked")
+    return Listing(title="Keys, oldest first", columns=tuple(map(Column, headings)), rows=tuple(rows))

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from metergate.cli.parameters import DEFAULT_CONFIG, ConfigFile, StorePath, parse_day, store_of
 from metergate.cli.store import reading
+from metergate.cli.tables import Column, Listing, show
 from metergate.cli.terminal import output
 from metergate.cli.verifying import audit_store, tell
 from metergate.core.accounts import AccountBalance
@@ -42,7 +42,7 @@ def accounts(
 ) -> None:
     """Show what moved in and out of every account, also while a gateway serves. `grants` is what subscribers hold."""
     days = Days(first=first_day or 0, last=ALL_DAYS.last if last_day is None else last_day)
-    output().print(_accounts(asyncio.run(_balances(store_of(config, store), days))))
+    show(_listing(asyncio.run(_balances(store_of(config, store), days))), output())
 
 
 async def _balances(path: Path, days: Days) -> Mapping[str, AccountBalance]:
@@ -50,16 +50,18 @@ async def _balances(path: Path, days: Days) -> Mapping[str, AccountBalance]:
         return await ledger.account_balances(days)
 
 
-def _accounts(balances: Mapping[str, AccountBalance]) -> Table:
-    table = Table(title="Accounts, in credits", title_justify="left", show_footer=True)
-    table.add_column("account", footer="all")
-    sums = {
-        "debited": [balance.debited_microcredits for balance in balances.values()],
-        "credited": [balance.credited_microcredits for balance in balances.values()],
-        "balance": [balance.balance_microcredits for balance in balances.values()],
+def _listing(balances: Mapping[str, AccountBalance]) -> Listing:
+    rows = {
+        account: (balance.debited_microcredits, balance.credited_microcredits, balance.balance_microcredits)
+        for account, balance in balances.items()
     }
-    for heading, amounts in sums.items():
-        table.add_column(heading, footer=format_credits(sum(amounts)), justify="right", no_wrap=True)
-    for index, account in enumerate(balances):
-        table.add_row(account, *(format_credits(amounts[index]) for amounts in sums.values()))
-    return table
+    sums = [sum(amounts) for amounts in zip(*rows.values(), strict=True)] or [0, 0, 0]
+    return Listing(
+        title="Accounts, in credits",
+        columns=(
+            Column("account"),
+            *(Column(heading, is_number=True) for heading in ("debited", "credited", "balance")),
+        ),
+        rows=tuple((account, *map(format_credits, amounts)) for account, amounts in rows.items()),
+        footer=("all", *map(format_credits, sums)),
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from metergate.cli.parameters import DEFAULT_CONFIG, ConfigFile, StorePath, parse_time_us, store_of
 from metergate.cli.store import reading
@@ -79,7 +80,10 @@ def compact(config: ConfigFile = DEFAULT_CONFIG, store: StorePath = None) -> Non
 
     It needs as much room on the disk again, and takes some seconds a gigabyte.
     """
-    compact_ledger(store_of(config, store))
+    path = store_of(config, store)
+    bytes_before = path.stat().st_size if path.is_file() else 0
+    compact_ledger(path)
+    explain(f"written anew: {decimal(bytes_before)} before, {decimal(path.stat().st_size)} now")
 
 
 def export(

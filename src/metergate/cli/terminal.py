@@ -7,15 +7,23 @@ from rich.progress import Progress
 from metergate.core.credits import format_credits
 from metergate.core.times import datetime_of
 
+# Wider than any row, and less than what would be wrong to allocate: a line that no terminal shows is never broken.
+WIDTH_MAX = 100_000
+
 
 def output() -> Console:
     """The console of results."""
-    return Console()
+    return _unbroken(Console())
 
 
 def errors() -> Console:
     """The console of all else."""
-    return Console(stderr=True)
+    return _unbroken(Console(stderr=True))
+
+
+def _unbroken(console: Console) -> Console:
+    """The console, as wide as needed where it is no terminal, so that a program finds a row on one line."""
+    return console if console.is_terminal else Console(stderr=console.stderr, width=WIDTH_MAX)
 
 
 def showing_progress() -> Progress:

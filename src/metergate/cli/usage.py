@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.text import Text
 
 from metergate.cli.parameters import DEFAULT_CONFIG, ConfigFile, StorePath, store_of
 from metergate.cli.store import clock, reading
+from metergate.cli.tables import Cell, Column, Listing, show
 from metergate.cli.terminal import output
 from metergate.core.times import MICROSECONDS_PER_DAY, datetime_of
 from metergate.ports import UsageComparison
@@ -40,7 +41,7 @@ def mismatch(
     elif not compared:
         output().print("No answers have ended in these days.")
     else:
-        output().print(_table(compared))
+        show(_listing(compared), output())
 
 
 async def _compare(path: Path, days: int) -> tuple[UsageComparison, ...]:
@@ -57,35 +58,32 @@ def _row(one: UsageComparison) -> dict[str, object]:
     }
 
 
-def _table(compared: Sequence[UsageComparison]) -> Table:
-    table = Table(title="Counted and reported, answers that ended by themselves", title_justify="left")
-    for heading in ("day (UTC)", "backend", "model", "counted by"):
-        table.add_column(heading, overflow="fold")
-    for heading in (
-        "charges",
-        "without report",
-        "flagged",
-        "counted, tokens",
-        "reported, tokens",
-        "difference, tokens",
-    ):
-        table.add_column(heading, justify="right")
-    for one in compared:
-        style = "bold red" if one.mismatched_charges else None
-        table.add_row(
-            _day(one),
-            one.backend_id,
-            one.model_id,
-            one.counting_source,
-            f"{one.charges:,}",
-            f"{one.unreported_charges:,}",
-            f"{one.mismatched_charges:,}",
-            f"{one.counted_tokens:,}",
-            f"{one.reported_tokens:,}",
-            f"{one.reported_tokens - one.counted_tokens:+,}",
-            style=style,
-        )
-    return table
+def _listing(compared: Sequence[UsageComparison]) -> Listing:
+    numbers = ("charges", "no report", "flagged", "counted", "reported", "difference")
+    return Listing(
+        title="Tokens counted and reported, of answers that ended by themselves",
+        columns=(
+            *map(Column, ("day (UTC)", "backend", "model", "counted by")),
+            *(Column(heading, is_number=True) for heading in numbers),
+        ),
+        rows=tuple(_cells(one) for one in compared),
+    )
+
+
+def _cells(one: UsageComparison) -> tuple[Cell, ...]:
+    cells = (
+        _day(one),
+        one.backend_id,
+        one.model_id,
+        one.counting_source,
+        f"{one.charges:,}",
+        f"{one.unreported_charges:,}",
+        f"{one.mismatched_charges:,}",
+        f"{one.counted_tokens:,}",
+        f"{one.reported_tokens:,}",
+        f"{one.reported_tokens - one.counted_tokens:+,}",
+    )
+    return tuple(Text(cell, "bold red") for cell in cells) if one.mismatched_charges else cells
 
 
 def _day(one: UsageComparison) -> str:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from metergate.cli.store import reading
+from metergate.cli.tables import Column, Listing, show
 from metergate.cli.terminal import output, showing_progress
 from metergate.core.audit import Audit, Difference
 from metergate.core.credits import format_credits
@@ -43,9 +44,9 @@ async def audit_store(path: Path) -> Verdict:
 def tell(verdict: Verdict, console: Console | None = None) -> bool:
     """Print what was found; whether nothing differs."""
     console = console or output()
-    console.print(_summary(verdict.audit))
+    show(_summary(verdict.audit), console)
     if verdict.different:
-        console.print(_differences(verdict.differences))
+        show(_differences(verdict.differences), console)
         shown = len(verdict.differences)
         console.print(f"[bold red]{verdict.different} differences[/], the first {shown} are shown.")
         return False
@@ -53,27 +54,25 @@ def tell(verdict: Verdict, console: Console | None = None) -> bool:
     return True
 
 
-def _summary(audit: Audit) -> Table:
-    table = Table(title="Recomputed from its transfers", title_justify="left", show_header=False)
-    table.add_column("")
-    table.add_column("", justify="right")
-    for name, number in (
-        ("subscribers", audit.subscribers),
-        ("charges", audit.charges),
-        ("transfers", audit.transfers),
-    ):
-        table.add_row(name, f"{number:,}")
-    table.add_section()
-    for account, balance in sorted(audit.business_microcredits.items()):
-        table.add_row(f"{account}, credits", format_credits(balance))
-    table.add_row("held by subscribers, credits", format_credits(audit.owed_microcredits))
-    return table
+def _summary(audit: Audit) -> Listing:
+    counts = {"subscribers": audit.subscribers, "charges": audit.charges, "transfers": audit.transfers}
+    balances = {**dict(sorted(audit.business_microcredits.items())), "held by subscribers": audit.owed_microcredits}
+    return Listing(
+        title="Recomputed from its transfers",
+        columns=(Column(""), Column("sum", is_number=True), Column("unit")),
+        rows=(
+            *((name, f"{number:,}", "") for name, number in counts.items()),
+            *((account, format_credits(balance), "credits") for account, balance in balances.items()),
+        ),
+    )
 
 
-def _differences(differences: Sequence[Difference]) -> Table:
-    table = Table(title="Differences", title_justify="left")
-    for heading in ("kind", "subscriber", "resource", "what differs"):
-        table.add_column(heading, overflow="fold")
-    for difference in differences:
-        table.add_row(difference.kind, difference.subscriber_id, difference.resource_id, difference.sentence)
-    return table
+def _differences(differences: Sequence[Difference]) -> Listing:
+    return Listing(
+        title="Differences",
+        columns=tuple(map(Column, ("kind", "subscriber", "resource", "what differs"))),
+        rows=tuple(
+            (difference.kind, difference.subscriber_id, difference.resource_id, Text(difference.sentence, "red"))
+            for difference in differences
+        ),
+    )

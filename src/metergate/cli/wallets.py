@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from metergate.cli.corrections import Actor, CorrectionId, Reason, actor_of, id_of, tell
 from metergate.cli.parameters import (
@@ -19,6 +18,8 @@ from metergate.cli.parameters import (
     store_of,
 )
 from metergate.cli.store import clock, reading, writing
+from metergate.cli.tables import Column, Listing
+from metergate.cli.tables import show as show_listing
 from metergate.cli.terminal import explain, output, time_of
 from metergate.core.credits import format_credits
 from metergate.core.operations import Adjust, SetWalletState
@@ -37,10 +38,10 @@ def show(subscriber: SubscriberId, config: ConfigFile = DEFAULT_CONFIG, store: S
     """Show a wallet, its newest grants and what was done to it by hand, also while a gateway serves."""
     balance, grants, corrections = asyncio.run(_read(store_of(config, store), subscriber))
     console = output()
-    console.print(_totals(balance))
-    console.print(_grants(grants.rows))
+    show_listing(_totals(balance), console)
+    show_listing(_grants(grants.rows), console)
     if corrections.rows:
-        console.print(_corrections(corrections.rows))
+        show_listing(_corrections(corrections.rows), console)
     if grants.next_cursor is not None:
         explain(f"only the newest {GRANTS_SHOWN_MAX} grants are shown")
     if corrections.next_cursor is not None:
@@ -55,54 +56,72 @@ async def _read(path: Path, subscriber_id: str) -> tuple[Balance, Page[Grant], P
         return balance, grants, corrections
 
 
-def _totals(balance: Balance) -> Table:
-    table = Table(title=f"Wallet of {balance.wallet.subscriber_id} ({balance.wallet.state})", title_justify="left")
-    table.add_column("")
-    table.add_column("credits", justify="right")
-    table.add_row("available", format_credits(balance.available_microcredits))
-    table.add_row("reserved", format_credits(balance.reserved_microcredits))
-    return table
+def _totals(balance: Balance) -> Listing:
+    state = balance.wallet.state
+    return Listing(
+        title=Text.assemble(
+            f"Wallet of {balance.wallet.subscriber_id} (",
+            (state, "green" if state is WalletState.ACTIVE else "bold red"),
+            ")",
+        ),
+        columns=(Column(""), Column("credits", is_number=True)),
+        rows=(
+            ("available", format_credits(balance.available_microcredits)),
+            ("reserved", format_credits(balance.reserved_microcredits)),
+        ),
+    )
 
 
-def _grants(grants: tuple[Grant, ...]) -> Table:
-    table = Table(title="Grants", title_justify="left")
-    for heading in ("grant", "source", "priority"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("credits", "remaining"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("expires", "then rolls over"):
-        table.add_column(heading)
-    for grant in grants:
-        table.add_row(
-            grant.grant_id,
-            grant.source,
-            str(grant.priority),
-            format_credits(grant.amount_microcredits),
-            format_credits(grant.remaining_microcredits),
-            "(reversed)" if grant.reverse_time_us is not None else time_of(grant.expire_time_us),
-            f"up to {format_credits(grant.rollover_microcredits_max)}" if grant.rollover_microcredits_max else "",
-        )
-    return table
+def _grants(grants: tuple[Grant, ...]) -> Listing:
+    return Listing(
+        title="Grants, in credits, newest first",
+        columns=(
+            Column("grant"),
+            Column("source"),
+            Column("priority", is_number=True),
+            Column("granted", is_number=True),
+            Column("remaining", is_number=True),
+            Column("expires"),
+            Column("rolls over up to", is_number=True),
+        ),
+        rows=tuple(
+            (
+                grant.grant_id,
+                grant.source,
+                str(grant.priority),
+                format_credits(grant.amount_microcredits),
+                Text(format_credits(grant.remaining_microcredits), "bold" if grant.remaining_microcredits else "dim"),
+                Text("reversed", "red") if grant.reverse_time_us is not None else time_of(grant.expire_time_us),
+                format_credits(grant.rollover_microcredits_max) if grant.rollover_microcredits_max else "",
+            )
+            for grant in grants
+        ),
+    )
 
 
-def _corrections(corrections: tuple[Correction, ...]) -> Table:
-    table = Table(title="Done by hand", title_justify="left")
-    for heading in ("id", "what"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("credits", justify="right", no_wrap=True)
-    for heading in ("why", "by", "when"):
-        table.add_column(heading, overflow="fold")
-    for correction in corrections:
-        amount = correction.amount_microcredits
-        table.add_row(
-            correction.correction_id,
-            correction.kind,
-            format_credits(amount) if amount else "",
-            escape(correction.reason),
-            escape(correction.actor),
-            time_of(correction.create_time_us),
-        )
-    return table
+def _corrections(corrections: tuple[Correction, ...]) -> Listing:
+    return Listing(
+        title="Done by hand, in credits, newest first",
+        columns=(
+            Column("when"),
+            Column("what"),
+            Column("credits", is_number=True),
+            Column("by"),
+            Column("why"),
+            Column("id"),
+        ),
+        rows=tuple(
+            (
+                time_of(correction.create_time_us),
+                correction.kind,
+                format_credits(correction.amount_microcredits) if correction.amount_microcredits else "",
+                correction.actor,
+                correction.reason,
+                correction.correction_id,
+            )
+            for correction in corrections
+        ),
+    )
 
 
 @app.command(epilog="Example: metergate wallet adjust alice --credits 2 --expires-in 31d --reason 'the outage'")

@@ -1,14 +1,11 @@
-"""What is wrong with a configuration: every problem names its key, and what cures it."""
+"""What contradicts itself or the machine in a configuration: every problem names its key, and what cures it."""
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
-
-from pydantic_core import ErrorDetails
 
 from metergate.config.schema import (
     BackendTable,
@@ -25,44 +22,6 @@ from metergate.core.addresses import is_loopback
 from metergate.core.errors import ConfigProblem, RateCardInvalid
 from metergate.core.rating import check_schedule
 from metergate.environment import secret
-
-_SHAPE_PROBLEMS = {
-    "extra_forbidden": "is not a known key",
-    "missing": "is missing",
-    "union_tag_not_found": "needs a kind: {expected_kinds}",
-    "union_tag_invalid": "has an unknown kind {tag!r}: it must be {expected_tags}",
-    "timezone_aware": "needs a time zone, such as 2026-01-01T00:00:00+08:00",
-    "too_short": "needs at least {min_length}",
-}
-
-
-def problem_of(error: ErrorDetails, document: Mapping[str, Any]) -> ConfigProblem:
-    """What pydantic found, in the words of the file."""
-    key = _key_of(error["loc"], document)
-    context = {"expected_kinds": "'openai', 'grpc', 'vllm' or 'sglang'", **error.get("ctx", {})}
-    if error["type"] == "literal_error" and key.endswith(".counting"):
-        return ConfigProblem(key, "must be 'TOKENIZER', 'TOKEN_IDS' or 'BACKEND'")
-    template = _SHAPE_PROBLEMS.get(error["type"])
-    if template is not None:
-        return ConfigProblem(key, template.format_map(context))
-    if error["type"] == "string_pattern_mismatch":
-        return ConfigProblem(key, "must be 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit")
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return ConfigProblem(key, f"{message[:1].lower()}{message[1:]}")
-
-
-def _key_of(location: Sequence[int | str], document: Mapping[str, Any]) -> str:
-    """The key as the file has it; the name of a union's chosen branch, which pydantic inserts, is left out."""
-    key = ""
-    here: Any = document
-    for index, part in enumerate(location):
-        if isinstance(part, int):
-            key, here = f"{key}[{part}]", here[part]
-        elif isinstance(here, Mapping) and part in here:
-            key, here = f"{key}.{part}".lstrip("."), here[part]
-        elif index == len(location) - 1 and part != "[key]":
-            key = f"{key}.{part}".lstrip(".")
-    return key
 
 
 def environment_problems(
@@ -98,6 +57,9 @@ def semantic_problems(file: ConfigFile, folder: Path) -> Iterator[ConfigProblem]
     if file.limits.calls_max <= file.limits.requests_max:
         yield ConfigProblem("limits.calls_max", f"must be above requests_max, which is {file.limits.requests_max}")
     yield from _plaintext_problems(file)
+    if file.metrics.address is not None and _are_one_port(file.metrics.address, file.listener.address):
+        problem = f"{file.metrics.address} has the port of listener.address: give it another"
+        yield ConfigProblem("metrics.address", problem)
     for backend_id, backend in file.backends.items():
         request_seconds_max = file.limits.request_seconds_max
         if backend.queue_seconds_max > request_seconds_max and "queue_seconds_max" in backend.model_fields_set:
@@ -121,6 +83,13 @@ def semantic_problems(file: ConfigFile, folder: Path) -> Iterator[ConfigProblem]
         yield from _counting_problems(key, model, folder)
         yield from _task_problems(key, model)
     yield from _rate_card_problems(file)
+
+
+def _are_one_port(address: str, other: str) -> bool:
+    """Whether both cannot be listened on; port 0 is any that is free."""
+    (host, _, port), (other_host, _, other_port) = address.rpartition(":"), other.rpartition(":")
+    everywhere = {"0.0.0.0", "[::]"}  # noqa: S104 - what is recognised, not what is listened on
+    return int(port) == int(other_port) != 0 and (host == other_host or bool(everywhere & {host, other_host}))
 
 
 def limit_problems(limits: Limits, models: Mapping[str, ModelTable]) -> Iterator[ConfigProblem]:

@@ -14,10 +14,10 @@ from metergate.config.problems import (
     environment_problems,
     installation_problems,
     limit_problems,
-    problem_of,
     semantic_problems,
 )
 from metergate.config.schema import ConfigFile
+from metergate.config.shape_problems import problem_of
 from metergate.core.errors import ConfigInvalid, ConfigProblem
 from metergate.environment import EnvironmentSource, Key, secret
 
@@ -158,6 +158,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as stream:
             content = stream.read(FILE_BYTES_MAX + 1)
+    except FileNotFoundError as exc:
+        problem = "it cannot be read: there is no such file: go where it is, or name it with --config"
+        raise ConfigInvalid(path, ConfigProblem("", problem)) from exc
     except OSError as exc:
         raise ConfigInvalid(path, ConfigProblem("", f"it cannot be read: {exc.strerror}")) from exc
     if len(content) > FILE_BYTES_MAX:

@@ -163,6 +163,7 @@ class EraseSubscriber:
     reason: str  # kept, as the actor is: neither may have the subscriber's id
     actor: str
     now_us: int
+    charges_max: int | None = None  # with more it is refused, because captures wait meanwhile; None: none do
 
 
 @row
@@ -177,6 +178,14 @@ class AddAuthorization:
     """Record a subscriber's consent. The same id with other content is IdConflict."""
 
     authorization: Authorization  # charged and reserved are 0
+
+
+@row
+class RevokeAuthorization:
+    """End a subscriber's consent, for ever. Asked again it answers with the first revocation."""
+
+    authorization_id: str
+    now_us: int
 
 
 @row

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from metergate.core.operations import Settle, Settled
+from metergate.core.passage import Verdict
 from metergate.core.reservation import Reservation
 from metergate.ports import CallObserver, CallStart, Commit, Delivery, Observer
 
@@ -61,6 +62,10 @@ class FanOutCall:
         """A backend failed."""
         self._tell(lambda observer: observer.failed_over(backend_id, problem))
 
+    def crossed(self, backend_id: str) -> None:
+        """A backend is called once more."""
+        self._tell(lambda observer: observer.crossed(backend_id))
+
     def delivered(self, delivery: Delivery) -> None:
         """A delta is written now: once a token, so told without ``_tell``."""
         for observer in self._observers:
@@ -68,6 +73,10 @@ class FanOutCall:
                 observer.delivered(delivery)
             except Exception as exc:  # noqa: BLE001 - a defect of an observer must not touch the call
                 self._silence(observer, exc)
+
+    def vetted(self, verdict: Verdict, seconds: float) -> None:
+        """The content policy was asked."""
+        self._tell(lambda observer: observer.vetted(verdict, seconds))
 
     def settled(self, operation: Settle, settled: Settled) -> None:
         """The reservation is closed."""

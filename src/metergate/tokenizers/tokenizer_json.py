@@ -28,6 +28,8 @@ def load_tokenizer_json(path: Path) -> Vocabulary:
         rules = json.loads(text)
     except OSError as error:
         raise TokenizerInvalid(path=str(path), problem=error.strerror or str(error)) from error
+    except UnicodeDecodeError as error:
+        raise TokenizerInvalid(path=str(path), problem="it is no valid tokenizer.json: it is not UTF-8 text") from error
     except Exception as error:
         # tokenizers raises nothing narrower for a file it cannot read
         raise TokenizerInvalid(path=str(path), problem=f"it is no valid tokenizer.json: {error}") from error

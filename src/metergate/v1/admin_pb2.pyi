@@ -84,7 +84,9 @@ class Correction(_message.Message):
     amount_microcredits: _builtins.int
     """Given back, given (below 0: taken), or taken back at once, in microcredits. 0: nothing moved."""
     shortfall_microcredits: _builtins.int
-    """Of a reversal: what of the grant could not be taken back at once, in microcredits. Else 0."""
+    """Of a reversal: what of the grant was spent and not refunded, or was set aside, in microcredits: 0 or more. Else 0. Above
+    0 the wallet was suspended for it.
+    """
     grant_seconds: _builtins.int
     """How long a grant that it made lives, in seconds. Not set: for ever, or it made none."""
     reason: _builtins.str
@@ -381,7 +383,9 @@ class CreateKeyRequest(_message.Message):
     PREFIX_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     authorization: _builtins.str
-    """What it stands for: `authorizations/{authorization}`. Required. NOT_FOUND without such an authorization."""
+    """What it stands for: `authorizations/{authorization}`. Required. NOT_FOUND without such an authorization,
+    PERMISSION_DENIED (AUTHORIZATION_REVOKED) if it was revoked.
+    """
     key_id: _builtins.str
     """The key's id. Required."""
     secret_hash: _builtins.bytes
@@ -478,6 +482,56 @@ class RevokeKeyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevokeKeyResponse: _TypeAlias = RevokeKeyResponse  # noqa: Y015
+
+@_typing.final
+class RevokeAuthorizationRequest(_message.Message):
+    """Request of AdminService.RevokeAuthorization."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`authorizations/{authorization}`. Required. NOT_FOUND if there is none."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeAuthorizationRequest: _TypeAlias = RevokeAuthorizationRequest  # noqa: Y015
+
+@_typing.final
+class RevokeAuthorizationResponse(_message.Message):
+    """Response of AdminService.RevokeAuthorization."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REVOKE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`authorizations/{authorization}`."""
+    @_builtins.property
+    def revoke_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was first revoked."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        revoke_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revoke_time", b"revoke_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "revoke_time", b"revoke_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeAuthorizationResponse: _TypeAlias = RevokeAuthorizationResponse  # noqa: Y015
 
 @_typing.final
 class RefundChargeRequest(_message.Message):

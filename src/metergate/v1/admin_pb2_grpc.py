@@ -28,7 +28,7 @@ if _version_not_supported:
 class AdminServiceStub:
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
     `.admin` added, mode 0600), never on the listener that apps call: who may open the socket may do everything here, without
-    a key. `metergate subscriber`, `grant`, `key`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
+    a key. `metergate subscriber`, `grant`, `key`, `authorization`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
     same content and answers as it first did; the same id with other content is ALREADY_EXISTS (ID_CONFLICT). Fields this
     version does not know are refused with INVALID_ARGUMENT. Ids are 1 to 128 of a-z, A-Z, 0-9, dot, underscore and dash,
     beginning with a letter or a digit.
@@ -65,6 +65,11 @@ class AdminServiceStub:
                 request_serializer=metergate_dot_v1_dot_admin__pb2.RevokeKeyRequest.SerializeToString,
                 response_deserializer=metergate_dot_v1_dot_admin__pb2.RevokeKeyResponse.FromString,
                 _registered_method=True)
+        self.RevokeAuthorization = channel.unary_unary(
+                '/metergate.v1.AdminService/RevokeAuthorization',
+                request_serializer=metergate_dot_v1_dot_admin__pb2.RevokeAuthorizationRequest.SerializeToString,
+                response_deserializer=metergate_dot_v1_dot_admin__pb2.RevokeAuthorizationResponse.FromString,
+                _registered_method=True)
         self.RefundCharge = channel.unary_unary(
                 '/metergate.v1.AdminService/RefundCharge',
                 request_serializer=metergate_dot_v1_dot_admin__pb2.RefundChargeRequest.SerializeToString,
@@ -100,7 +105,7 @@ class AdminServiceStub:
 class AdminServiceServicer:
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
     `.admin` added, mode 0600), never on the listener that apps call: who may open the socket may do everything here, without
-    a key. `metergate subscriber`, `grant`, `key`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
+    a key. `metergate subscriber`, `grant`, `key`, `authorization`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
     same content and answers as it first did; the same id with other content is ALREADY_EXISTS (ID_CONFLICT). Fields this
     version does not know are refused with INVALID_ARGUMENT. Ids are 1 to 128 of a-z, A-Z, 0-9, dot, underscore and dash,
     beginning with a letter or a digit.
@@ -142,6 +147,15 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RevokeAuthorization(self, request, context):
+        """Revokes an authorization, for ever, and with it all its keys. No new call of this gateway is let in with them from the
+        moment of the response. Running requests set no more credit aside: they end where what they have set aside ends
+        (CLOSE_CAUSE_CAP_REACHED), and are charged for what they delivered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RefundCharge(self, request, context):
         """Gives back part of a charge, to the grants that paid it, the last drawn first; what an expired grant paid goes to a new
         grant. FAILED_PRECONDITION (REFUND_EXCEEDS_CHARGE) above what was charged and not refunded yet.
@@ -158,8 +172,9 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReverseGrant(self, request, context):
-        """Takes back what is left of a grant whose payment was taken back, and suspends the wallet if that is not all of it. What
-        of the rest comes back later is taken then. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
+        """Takes back what is left of a grant whose payment was taken back, and of what rolled over or was refunded from it, and
+        suspends the wallet if some of it was spent or is set aside. What of that comes back later is taken then. What expired,
+        or was taken by an adjustment, is no debt. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,7 +197,8 @@ class AdminServiceServicer:
     def EraseSubscriber(self, request, context):
         """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
         its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
-        (RESERVATIONS_OPEN) while a request of it runs. Called again it is NOT_FOUND: that it was there is forgotten, too.
+        (RESERVATIONS_OPEN) while a request of it runs, or (CHARGES_TOO_MANY) if it has more than 10,000 charges: forget it while
+        no gateway serves. Called again it is NOT_FOUND: that it was there is forgotten, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -215,6 +231,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RevokeKey,
                     request_deserializer=metergate_dot_v1_dot_admin__pb2.RevokeKeyRequest.FromString,
                     response_serializer=metergate_dot_v1_dot_admin__pb2.RevokeKeyResponse.SerializeToString,
+            ),
+            'RevokeAuthorization': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeAuthorization,
+                    request_deserializer=metergate_dot_v1_dot_admin__pb2.RevokeAuthorizationRequest.FromString,
+                    response_serializer=metergate_dot_v1_dot_admin__pb2.RevokeAuthorizationResponse.SerializeToString,
             ),
             'RefundCharge': grpc.unary_unary_rpc_method_handler(
                     servicer.RefundCharge,
@@ -257,7 +278,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 class AdminService:
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
     `.admin` added, mode 0600), never on the listener that apps call: who may open the socket may do everything here, without
-    a key. `metergate subscriber`, `grant`, `key`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
+    a key. `metergate subscriber`, `grant`, `key`, `authorization`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
     same content and answers as it first did; the same id with other content is ALREADY_EXISTS (ID_CONFLICT). Fields this
     version does not know are refused with INVALID_ARGUMENT. Ids are 1 to 128 of a-z, A-Z, 0-9, dot, underscore and dash,
     beginning with a letter or a digit.
@@ -388,6 +409,33 @@ class AdminService:
             '/metergate.v1.AdminService/RevokeKey',
             metergate_dot_v1_dot_admin__pb2.RevokeKeyRequest.SerializeToString,
             metergate_dot_v1_dot_admin__pb2.RevokeKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeAuthorization(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metergate.v1.AdminService/RevokeAuthorization',
+            metergate_dot_v1_dot_admin__pb2.RevokeAuthorizationRequest.SerializeToString,
+            metergate_dot_v1_dot_admin__pb2.RevokeAuthorizationResponse.FromString,
             options,
             channel_credentials,
             insecure,

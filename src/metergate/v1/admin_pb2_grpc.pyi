@@ -29,7 +29,7 @@ GRPC_VERSION: str
 class AdminServiceStub:
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
     `.admin` added, mode 0600), never on the listener that apps call: who may open the socket may do everything here, without
-    a key. `metergate subscriber`, `grant`, `key`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
+    a key. `metergate subscriber`, `grant`, `key`, `authorization`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
     same content and answers as it first did; the same id with other content is ALREADY_EXISTS (ID_CONFLICT). Fields this
     version does not know are refused with INVALID_ARGUMENT. Ids are 1 to 128 of a-z, A-Z, 0-9, dot, underscore and dash,
     beginning with a letter or a digit.
@@ -51,6 +51,11 @@ class AdminServiceStub:
     """Revokes a key, for ever. No new call of this gateway is let in with it from the moment of the response; running ones end
     by themselves.
     """
+    RevokeAuthorization: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeAuthorizationRequest, _admin_pb2.RevokeAuthorizationResponse]
+    """Revokes an authorization, for ever, and with it all its keys. No new call of this gateway is let in with them from the
+    moment of the response. Running requests set no more credit aside: they end where what they have set aside ends
+    (CLOSE_CAUSE_CAP_REACHED), and are charged for what they delivered.
+    """
     RefundCharge: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RefundChargeRequest, _admin_pb2.RefundChargeResponse]
     """Gives back part of a charge, to the grants that paid it, the last drawn first; what an expired grant paid goes to a new
     grant. FAILED_PRECONDITION (REFUND_EXCEEDS_CHARGE) above what was charged and not refunded yet.
@@ -58,8 +63,9 @@ class AdminServiceStub:
     AdjustWallet: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AdjustWalletRequest, _admin_pb2.AdjustWalletResponse]
     """Gives credit, in a new grant, or takes what is available: never more (FAILED_PRECONDITION, INSUFFICIENT_CREDIT)."""
     ReverseGrant: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReverseGrantRequest, _admin_pb2.ReverseGrantResponse]
-    """Takes back what is left of a grant whose payment was taken back, and suspends the wallet if that is not all of it. What
-    of the rest comes back later is taken then. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
+    """Takes back what is left of a grant whose payment was taken back, and of what rolled over or was refunded from it, and
+    suspends the wallet if some of it was spent or is set aside. What of that comes back later is taken then. What expired,
+    or was taken by an adjustment, is no debt. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
     """
     SuspendWallet: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SuspendWalletRequest, _admin_pb2.SuspendWalletResponse]
     """Stops a wallet: nothing new is admitted, and running requests set no more credit aside."""
@@ -68,14 +74,15 @@ class AdminServiceStub:
     EraseSubscriber: _grpc.UnaryUnaryMultiCallable[_admin_pb2.EraseSubscriberRequest, _admin_pb2.EraseSubscriberResponse]
     """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
     its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
-    (RESERVATIONS_OPEN) while a request of it runs. Called again it is NOT_FOUND: that it was there is forgotten, too.
+    (RESERVATIONS_OPEN) while a request of it runs, or (CHARGES_TOO_MANY) if it has more than 10,000 charges: forget it while
+    no gateway serves. Called again it is NOT_FOUND: that it was there is forgotten, too.
     """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
     `.admin` added, mode 0600), never on the listener that apps call: who may open the socket may do everything here, without
-    a key. `metergate subscriber`, `grant`, `key`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
+    a key. `metergate subscriber`, `grant`, `key`, `authorization`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
     same content and answers as it first did; the same id with other content is ALREADY_EXISTS (ID_CONFLICT). Fields this
     version does not know are refused with INVALID_ARGUMENT. Ids are 1 to 128 of a-z, A-Z, 0-9, dot, underscore and dash,
     beginning with a letter or a digit.
@@ -94,6 +101,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Revokes a key, for ever. No new call of this gateway is let in with it from the moment of the response; running ones end
     by themselves.
     """
+    RevokeAuthorization: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeAuthorizationRequest, _admin_pb2.RevokeAuthorizationResponse]  # type: ignore[assignment]
+    """Revokes an authorization, for ever, and with it all its keys. No new call of this gateway is let in with them from the
+    moment of the response. Running requests set no more credit aside: they end where what they have set aside ends
+    (CLOSE_CAUSE_CAP_REACHED), and are charged for what they delivered.
+    """
     RefundCharge: _aio.UnaryUnaryMultiCallable[_admin_pb2.RefundChargeRequest, _admin_pb2.RefundChargeResponse]  # type: ignore[assignment]
     """Gives back part of a charge, to the grants that paid it, the last drawn first; what an expired grant paid goes to a new
     grant. FAILED_PRECONDITION (REFUND_EXCEEDS_CHARGE) above what was charged and not refunded yet.
@@ -101,8 +113,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
     AdjustWallet: _aio.UnaryUnaryMultiCallable[_admin_pb2.AdjustWalletRequest, _admin_pb2.AdjustWalletResponse]  # type: ignore[assignment]
     """Gives credit, in a new grant, or takes what is available: never more (FAILED_PRECONDITION, INSUFFICIENT_CREDIT)."""
     ReverseGrant: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReverseGrantRequest, _admin_pb2.ReverseGrantResponse]  # type: ignore[assignment]
-    """Takes back what is left of a grant whose payment was taken back, and suspends the wallet if that is not all of it. What
-    of the rest comes back later is taken then. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
+    """Takes back what is left of a grant whose payment was taken back, and of what rolled over or was refunded from it, and
+    suspends the wallet if some of it was spent or is set aside. What of that comes back later is taken then. What expired,
+    or was taken by an adjustment, is no debt. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
     """
     SuspendWallet: _aio.UnaryUnaryMultiCallable[_admin_pb2.SuspendWalletRequest, _admin_pb2.SuspendWalletResponse]  # type: ignore[assignment]
     """Stops a wallet: nothing new is admitted, and running requests set no more credit aside."""
@@ -111,13 +124,14 @@ class AdminServiceAsyncStub(AdminServiceStub):
     EraseSubscriber: _aio.UnaryUnaryMultiCallable[_admin_pb2.EraseSubscriberRequest, _admin_pb2.EraseSubscriberResponse]  # type: ignore[assignment]
     """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
     its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
-    (RESERVATIONS_OPEN) while a request of it runs. Called again it is NOT_FOUND: that it was there is forgotten, too.
+    (RESERVATIONS_OPEN) while a request of it runs, or (CHARGES_TOO_MANY) if it has more than 10,000 charges: forget it while
+    no gateway serves. Called again it is NOT_FOUND: that it was there is forgotten, too.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
     `.admin` added, mode 0600), never on the listener that apps call: who may open the socket may do everything here, without
-    a key. `metergate subscriber`, `grant`, `key`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
+    a key. `metergate subscriber`, `grant`, `key`, `authorization`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
     same content and answers as it first did; the same id with other content is ALREADY_EXISTS (ID_CONFLICT). Fields this
     version does not know are refused with INVALID_ARGUMENT. Ids are 1 to 128 of a-z, A-Z, 0-9, dot, underscore and dash,
     beginning with a letter or a digit.
@@ -166,6 +180,17 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def RevokeAuthorization(
+        self,
+        request: _admin_pb2.RevokeAuthorizationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RevokeAuthorizationResponse, _abc.Awaitable[_admin_pb2.RevokeAuthorizationResponse]]:
+        """Revokes an authorization, for ever, and with it all its keys. No new call of this gateway is let in with them from the
+        moment of the response. Running requests set no more credit aside: they end where what they have set aside ends
+        (CLOSE_CAUSE_CAP_REACHED), and are charged for what they delivered.
+        """
+
+    @_abc_1.abstractmethod
     def RefundCharge(
         self,
         request: _admin_pb2.RefundChargeRequest,
@@ -189,8 +214,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.ReverseGrantRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ReverseGrantResponse, _abc.Awaitable[_admin_pb2.ReverseGrantResponse]]:
-        """Takes back what is left of a grant whose payment was taken back, and suspends the wallet if that is not all of it. What
-        of the rest comes back later is taken then. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
+        """Takes back what is left of a grant whose payment was taken back, and of what rolled over or was refunded from it, and
+        suspends the wallet if some of it was spent or is set aside. What of that comes back later is taken then. What expired,
+        or was taken by an adjustment, is no debt. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
         """
 
     @_abc_1.abstractmethod
@@ -217,7 +243,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.EraseSubscriberResponse, _abc.Awaitable[_admin_pb2.EraseSubscriberResponse]]:
         """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
         its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
-        (RESERVATIONS_OPEN) while a request of it runs. Called again it is NOT_FOUND: that it was there is forgotten, too.
+        (RESERVATIONS_OPEN) while a request of it runs, or (CHARGES_TOO_MANY) if it has more than 10,000 charges: forget it while
+        no gateway serves. Called again it is NOT_FOUND: that it was there is forgotten, too.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

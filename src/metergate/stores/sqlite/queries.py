@@ -1,7 +1,8 @@
 """What is read of a ledger outside its transactions of writing. Plain blocking code over one read-only connection."""
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -9,7 +10,9 @@ from metergate.core.accounts import AccountBalance
 from metergate.core.credits import MICROCREDITS_PER_CREDIT
 from metergate.core.errors import RequestInvalid, ResourceNotFound, Violation
 from metergate.core.grants import rollable, rollover_grant_id
+from metergate.core.operations import Replayed
 from metergate.core.postings import spendable
+from metergate.core.reservation import Reservation
 from metergate.core.rows import Authorization, Charge, Correction, Grant, Transfer
 from metergate.core.usage import CountingSource
 from metergate.ports import Balance, ChargeFilter, Days, Grantee, Page, TransferFilter, UsageComparison
@@ -19,33 +22,51 @@ Row = TypeVar("Row")
 
 # ruff: noqa: S608 - every SQL text is put together from constants; values are bound
 
-AVAILABLE = """
-    SELECT coalesce(sum(remaining_microcredits), 0) FROM grants INDEXED BY grants_with_credit
-    WHERE subscriber_id = ?1 AND remaining_microcredits > 0 AND effective_time_us <= ?2
-        AND (expire_time_us IS NULL OR expire_time_us > ?2)
+# What a subscriber's open reservations set aside of each grant: one reading of them, however many grants are read.
+_ASIDE = f"""
+    WITH aside AS MATERIALIZED (
+        SELECT {codec.PART_GRANT_ID} AS grant_id, sum({codec.PART_MICROCREDITS}) AS microcredits
+        FROM {codec.OPEN_PARTS} WHERE open.subscriber_id = ?1 AND open.state = 'ACTIVE' GROUP BY 1
+    )
+"""
+_REMAINING = "grants.unspent_microcredits - coalesce(aside.microcredits, 0)"
+_GRANT = codec.qualified("grants", codec.GRANT).replace("grants.unspent_microcredits", _REMAINING)
+_WITH_CREDIT = """
+    FROM grants INDEXED BY grants_with_credit LEFT JOIN aside USING (grant_id)
+    WHERE grants.subscriber_id = ?1 AND grants.unspent_microcredits > 0
+"""
+AVAILABLE = f"""
+    {_ASIDE} SELECT coalesce(sum({_REMAINING}), 0) {_WITH_CREDIT}
+        AND effective_time_us <= ?2 AND (expire_time_us IS NULL OR expire_time_us > ?2)
 """
 # What the next change of the wallet, or the sweep, will move on rather than let expire.
 ROLLING_OVER = f"""
-    SELECT {codec.GRANT} FROM grants INDEXED BY grants_with_credit
-    WHERE subscriber_id = ?1 AND remaining_microcredits > 0 AND expire_time_us <= ?2 AND rollover_microcredits_max > 0
+    {_ASIDE} SELECT {_GRANT} {_WITH_CREDIT} AND expire_time_us <= ?2 AND rollover_microcredits_max > 0
 """
-GRANT = f"SELECT {codec.GRANT} FROM grants WHERE subscriber_id = ? AND grant_id = ?"
+GRANT = f"SELECT {codec.GRANT_READ} FROM grants WHERE subscriber_id = ? AND grant_id = ?"
 RESERVED = """
     SELECT coalesce(sum(reserved_microcredits), 0) FROM reservations INDEXED BY reservations_active
     WHERE subscriber_id = ? AND state = 'ACTIVE'
 """
 GRANTEE = f"""
-    SELECT {codec.qualified("keys", codec.KEY)}, {codec.qualified("authorizations", codec.AUTHORIZATION)}
+    SELECT {codec.qualified("keys", codec.KEY)}, {codec.AUTHORIZATION_READ}
     FROM keys JOIN authorizations USING (authorization_id) WHERE keys.secret_hash = ?
 """
+CHARGE_OF_REQUEST = f"""
+    SELECT {codec.CHARGE} FROM charges WHERE subscriber_id = ? AND authorization_id = ? AND request_id = ?
+"""
+RESERVATION_OF_REQUEST = f"""
+    SELECT {codec.RESERVATION} FROM reservations INDEXED BY reservations_active
+    WHERE subscriber_id = ? AND authorization_id = ? AND request_id = ? AND state = 'ACTIVE'
+"""
 KEYS_PAGE = f"""
-    SELECT {codec.qualified("keys", codec.KEY)}, {codec.qualified("authorizations", codec.AUTHORIZATION)}
+    SELECT {codec.qualified("keys", codec.KEY)}, {codec.AUTHORIZATION_READ}
     FROM authorizations JOIN keys USING (authorization_id)
     WHERE authorizations.subscriber_id = ? AND keys.key_id > ? ORDER BY keys.key_id LIMIT ?
 """
 GRANTS_PAGE = f"""
-    SELECT grant_number, {codec.GRANT} FROM grants
-    WHERE subscriber_id = ? AND grant_number < ? ORDER BY grant_number DESC LIMIT ?
+    {_ASIDE} SELECT grant_number, {_GRANT} FROM grants LEFT JOIN aside USING (grant_id)
+    WHERE grants.subscriber_id = ?1 AND grant_number < ?2 ORDER BY grant_number DESC LIMIT ?3
 """
 ACCOUNT_DAYS = """
     SELECT account, debited_credits, debited_rest, credited_credits, credited_rest FROM account_days
@@ -99,6 +120,18 @@ class Query:
         columns = self._one(GRANTEE, secret_hash)
         return None if columns is None else _grantee(columns)
 
+    def request(
+        self, subscriber_id: str, authorization_id: str, request_id: str, now_us: int
+    ) -> Replayed | Reservation | None:
+        """What became of a request."""
+        with self._one_view():
+            charge = self._one(CHARGE_OF_REQUEST, subscriber_id, authorization_id, request_id)
+            if charge is not None:
+                balance = self._balance(subscriber_id, authorization_id, now_us)
+                return Replayed(charge=codec.charge(charge), spendable_microcredits=balance.spendable_microcredits)
+            running = self._one(RESERVATION_OF_REQUEST, subscriber_id, authorization_id, request_id)
+            return None if running is None else codec.reservation(running)
+
     def keys(self, subscriber_id: str, cursor: str | None, size: int) -> Page[Grantee]:
         """By key id; the cursor is the last one of the page before."""
         # One more row than asked for tells whether there is a next page.
@@ -110,20 +143,20 @@ class Query:
 
     def balance(self, subscriber_id: str, authorization_id: str | None, now_us: int) -> Balance:
         """The wallet now."""
-        self.connection.execute("BEGIN")
-        try:
-            columns = self._one(f"SELECT {codec.WALLET} FROM wallets WHERE subscriber_id = ?", subscriber_id)
-            if columns is None:
-                raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}")
-            wallet = codec.wallet(columns)
-            (credit,) = self.connection.execute(AVAILABLE, (subscriber_id, now_us)).fetchone()
-            credit += self._rolling_over(subscriber_id, now_us)
-            (reserved,) = self.connection.execute(RESERVED, (subscriber_id,)).fetchone()
-            may_spend = credit
-            if authorization_id is not None:
-                may_spend = spendable(wallet, self._authorization(subscriber_id, authorization_id), credit)
-        finally:
-            self.connection.execute("COMMIT")
+        with self._one_view():
+            return self._balance(subscriber_id, authorization_id, now_us)
+
+    def _balance(self, subscriber_id: str, authorization_id: str | None, now_us: int) -> Balance:
+        columns = self._one(f"SELECT {codec.WALLET} FROM wallets WHERE subscriber_id = ?", subscriber_id)
+        if columns is None:
+            raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}")
+        wallet = codec.wallet(columns)
+        (credit,) = self.connection.execute(AVAILABLE, (subscriber_id, now_us)).fetchone()
+        credit += self._rolling_over(subscriber_id, now_us)
+        (reserved,) = self.connection.execute(RESERVED, (subscriber_id,)).fetchone()
+        may_spend = credit
+        if authorization_id is not None:
+            may_spend = spendable(wallet, self._authorization(subscriber_id, authorization_id), credit)
         return Balance(
             wallet=wallet,
             available_microcredits=credit,
@@ -141,7 +174,7 @@ class Query:
 
     def _authorization(self, subscriber_id: str, authorization_id: str) -> Authorization:
         columns = self._one(
-            f"SELECT {codec.AUTHORIZATION} FROM authorizations WHERE authorization_id = ? AND subscriber_id = ?",
+            f"SELECT {codec.AUTHORIZATION_READ} FROM authorizations WHERE authorization_id = ? AND subscriber_id = ?",
             authorization_id,
             subscriber_id,
         )
@@ -210,6 +243,15 @@ class Query:
     def usage_by_day(self, settle_time_us_min: int) -> tuple[UsageComparison, ...]:
         """Counted beside reported."""
         return tuple(map(_usage_comparison, self.connection.execute(USAGE_BY_DAY, (settle_time_us_min,))))
+
+    @contextmanager
+    def _one_view(self) -> Iterator[None]:
+        """All that is read within it is of one instant."""
+        self.connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.connection.execute("COMMIT")
 
     def _one(self, sql: str, *values: object) -> codec.Columns | None:
         columns: codec.Columns | None = self.connection.execute(sql, values).fetchone()

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from metergate.core.errors import IdConflict, ResourceNotFound
+from metergate.core.errors import AuthorizationRevoked, IdConflict, RateCardServed, ResourceNotFound
 from metergate.core.ids import check_ids
 from metergate.core.rating import RateCard
 from metergate.core.rows import ApiKey
@@ -23,9 +23,8 @@ def add_key(connection: sqlite3.Connection, key: ApiKey) -> ApiKey:
             raise IdConflict(resource="key", id=key.key_id)
         return first
     check_key(key)
-    of_authorization = "SELECT 1 FROM authorizations WHERE authorization_id = ?"
-    if connection.execute(of_authorization, (key.authorization_id,)).fetchone() is None:
-        raise ResourceNotFound(resource_name=f"authorizations/{key.authorization_id}")
+    if _revoke_time_us(connection, key.authorization_id) is not None:
+        raise AuthorizationRevoked
     if connection.execute("SELECT 1 FROM keys WHERE secret_hash = ?", (key.secret_hash,)).fetchone() is not None:
         raise IdConflict(resource="key", id=key.key_id)
     connection.execute(f"INSERT INTO keys ({codec.KEY}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", codec.key_columns(key))
@@ -52,13 +51,13 @@ def record_key_uses(connection: sqlite3.Connection, use_times_us: Mapping[str, i
 
 
 def add_rate_cards(connection: sqlite3.Connection, cards: Sequence[RateCard]) -> None:
-    """Record the cards that are new; IdConflict, having recorded none, if one is known with other content."""
+    """Record the cards that are new; RateCardServed, having recorded none, if one is known with other content."""
     insert = f"INSERT INTO rate_cards ({codec.RATE_CARD}) VALUES (?, ?, ?, ?, ?)"
     connection.executemany(insert, [codec.rate_card_columns(card) for card in new_rate_cards(connection, cards)])
 
 
 def new_rate_cards(connection: sqlite3.Connection, cards: Sequence[RateCard]) -> list[RateCard]:
-    """The cards that are not recorded yet; IdConflict if one is, with other content."""
+    """The cards that are not recorded yet; RateCardServed if one is, with other content."""
     select = f"SELECT {codec.RATE_CARD} FROM rate_cards WHERE rate_card_id = ?"
     new: dict[str, RateCard] = {}
     for card in cards:
@@ -67,8 +66,17 @@ def new_rate_cards(connection: sqlite3.Connection, cards: Sequence[RateCard]) ->
         if first is None:
             new[card.rate_card_id] = card
         elif first != card:
-            raise IdConflict(resource="rate card", id=card.rate_card_id)
+            raise RateCardServed(id=card.rate_card_id)
     return list(new.values())
+
+
+def _revoke_time_us(connection: sqlite3.Connection, authorization_id: str) -> int | None:
+    """When an authorization was revoked; ResourceNotFound if there is none."""
+    select = "SELECT revoke_time_us FROM authorizations WHERE authorization_id = ?"
+    columns: tuple[int | None] | None = connection.execute(select, (authorization_id,)).fetchone()
+    if columns is None:
+        raise ResourceNotFound(resource_name=f"authorizations/{authorization_id}")
+    return columns[0]
 
 
 def _find_key(connection: sqlite3.Connection, key_id: str) -> ApiKey | None:

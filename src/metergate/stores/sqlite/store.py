@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self, cast
 from uuid import uuid4
 
-from metergate.core.errors import MetergateError, Overloaded, StoreUnavailable
+from metergate.core.errors import MetergateError, Overloaded, ResourceNotFound, StoreUnavailable
 from metergate.core.leases import Leases
 from metergate.core.operations import (
     AddAuthorization,
@@ -25,6 +25,7 @@ from metergate.core.operations import (
     Reserve,
     Reserved,
     Reverse,
+    RevokeAuthorization,
     Settle,
     Settled,
     SetWalletState,
@@ -165,6 +166,9 @@ class SqliteLedgerStore(SqliteLedgerReader):
         abandoned = [
             row for row in rows if (row.owner == self.owner and not is_running(row.reservation_id)) or row.owner in dead
         ]
+        if abandoned:  # a request that ended since then is not known any more, but its reservation is closed
+            still_open = set(await self._read(lambda query: tuple(open_reservations(query.connection))))
+            abandoned = [row for row in abandoned if row in still_open]
         results = await asyncio.gather(*(self._recover(row) for row in abandoned), return_exceptions=True)
         settled = sum(isinstance(result, Settled) for result in results)
         return Recovery(settled=settled, stuck=len(results) - settled)
@@ -201,12 +205,16 @@ class SqliteLedgerStore(SqliteLedgerReader):
         outcomes = await asyncio.gather(
             *(self._commits.submit(operation, is_new_work=True) for operation in operations), return_exceptions=True
         )
+        erased = set()
         for operation, outcome in zip(operations, outcomes, strict=True):
             if isinstance(outcome, StoreUnavailable | Overloaded):
                 raise outcome
-            if isinstance(outcome, BaseException):  # books that cannot be read: they must not keep all others from it
+            if isinstance(outcome, ResourceNotFound):  # meanwhile: the next sweep finds its grants by its pseudonym
+                erased.add(operation.subscriber_id)
+            elif isinstance(outcome, BaseException):  # books that cannot be read: they must not keep all others from it
                 logger.error("grants of %r cannot expire: %s", operation.subscriber_id, outcome)
-        await self._set_up(SetUp(lambda connection: expiring.mark_swept(connection, grants)))
+        swept = [grant for grant in grants if grant.subscriber_id not in erased]
+        await self._set_up(SetUp(lambda connection: expiring.mark_swept(connection, swept)))
         return len(grants)
 
     # --- corrections ------------------------------------------------------------------------------------------------
@@ -250,7 +258,8 @@ class SqliteLedgerStore(SqliteLedgerReader):
     async def add_key(self, key: ApiKey) -> ApiKey:
         """Record a key's hash, or answer with the first, revoked or not.
 
-        ResourceNotFound without its authorization, IdConflict if the id or the secret is another key's.
+        ResourceNotFound without its authorization, AuthorizationRevoked if that was revoked, IdConflict if the id or
+        the secret is another key's.
         """
         return cast(ApiKey, await self._set_up(SetUp(lambda connection: setting_up.add_key(connection, key))))
 
@@ -259,6 +268,13 @@ class SqliteLedgerStore(SqliteLedgerReader):
         return cast(
             ApiKey, await self._set_up(SetUp(lambda connection: setting_up.revoke_key(connection, key_id, now_us)))
         )
+
+    async def revoke_authorization(self, authorization_id: str, now_us: int) -> int:
+        """Revoke an authorization with all its keys; ResourceNotFound if there is none. Returns when it first was."""
+        operation = RevokeAuthorization(authorization_id=authorization_id, now_us=now_us)
+        authorization = cast(Authorization, await self._commits.submit(operation, is_new_work=True))
+        assert authorization.revoke_time_us is not None
+        return authorization.revoke_time_us
 
     async def record_key_uses(self, use_times_us: Mapping[str, int]) -> None:
         """Record when keys, by id, were last used; never earlier than was recorded. Unknown keys are left out."""
