@@ -1,6 +1,7 @@
 """The store on a ledger of ten million charges beside a new one, and the memory of `verify` on it."""
 
 import asyncio
+import gc
 import random
 import re
 import subprocess
@@ -73,6 +74,7 @@ async def _measure(folder: Path, wallets: int) -> tuple[list[Timed], list[Timed]
     small = await SqliteLedgerStore.open(folder / "empty.db", clock=clock, owner_id="soak", create=True)
     names = [f"s{number:07d}" for number in range(STREAMS)]
     await asyncio.gather(*(open_wallet(small, name, clock.now_us(), GRANT_MICROCREDITS) for name in names))
+    gc.freeze()  # as a gateway does once it serves
     of_large, of_small = [], []
     try:
         for _ in range(ROUNDS):
