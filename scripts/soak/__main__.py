@@ -1,6 +1,7 @@
 """Run the soak: ``PYTHONPATH=scripts:tests python -m soak --help``."""
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -28,8 +29,14 @@ PARTS: Mapping[str, tuple[Callable[[int, Step], Figures], int]] = {
 }
 
 
+# As a shell says it of what Ctrl-C ended.
+INTERRUPTED = 128 + signal.SIGINT
+
+
 def main() -> int:
     """The command line; 1 if a law did not hold."""
+    # Told to end, by whichever signal, it must not leave a gateway behind: both leave through the same clean-up.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     parser = argparse.ArgumentParser(prog="soak", description="Prove the laws for longer than the tests do.")
     parser.add_argument("--only", choices=tuple(PARTS), action="append", help="default: all, one after the other")
     parser.add_argument(
@@ -65,4 +72,8 @@ def _run(name: str, part: Callable[[int, Step], Figures], steps: int, console: C
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted; nothing is left running", file=sys.stderr)
+        sys.exit(INTERRUPTED)
