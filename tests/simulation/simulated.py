@@ -83,7 +83,7 @@ class Simulation:
         self._policy = UnreliablePolicy(luck) if luck.happens(0.5) else None
         world.metering = self._new_gateway()
         await self._ledger.add_rate_cards([CARD, VECTORS_CARD])
-        cap = luck.random.choice((None, None, 2_000))
+        cap = luck.random.choice((None, None, 400, 2_000))
         await world.fund(luck.random.choice((200, 2_000, 20_000)), cap_microcredits=cap)
         await self._add_expiring_grant()
         self._ledger.is_reliable = False
@@ -198,7 +198,7 @@ class Simulation:
         limit = luck.random.choice((None, None, 60, 200)) if asked.text == text else None
         wanted = request(text, request_id, max_completion_tokens=luck.random.choice((None, 3, 20)))
         wanted = replace(wanted, credit_limit_microcredits=limit)
-        seconds = luck.random.choice((None, None, None, 4.0))
+        seconds = luck.random.choice((None, None, None, 1.0))
         if luck.happens(0.7):
             app = App(luck, self._ledger, self._policy, request_id)
             self._streams.append(app)
