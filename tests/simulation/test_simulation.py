@@ -128,7 +128,12 @@ DEFECTS: dict[str, tuple[Any, str, Any, str]] = {
     "it takes an id for two things": (correcting, "_first", _answer_whatever_was_asked, "was answered with"),
     "it lets a suspended wallet go on": (correcting, "_set_state", _let_go_on, "of a suspended wallet|add up"),
     "it forgets what was refunded before": (correcting, "_refundable", _refund_again, "add up"),
-    "it gives vectors for nearly nothing": (embedding, "_count", _count_nearly_nothing, "vectors cost 28|got vectors for 3"),
+    "it gives vectors for nearly nothing": (
+        embedding,
+        "_count",
+        _count_nearly_nothing,
+        "vectors cost 28|got vectors for 3",
+    ),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from metergate.core.changes import changed
 from metergate.core.reservation import Reservation, ReservationState
-from metergate.core.rows import Authorization, Charge, Correction, Grant, Transfer, TransferKind, Wallet
+from metergate.core.rows import Authorization, Charge, Correction, Grant, Transfer, TransferKind, Wallet, terms_of
 
 Key = TypeVar("Key")
 Row = TypeVar("Row")
@@ -176,9 +176,9 @@ class Books:
         now_us: int,
         charge_id: str = "",
         correction_id: str = "",
-        grant_expire_time_us: int | None = None,
+        added_grant: Grant | None = None,
     ) -> None:
-        """A new transfer, next in the subscriber's gapless sequence."""
+        """A new transfer, next in the subscriber's sequence; ``added_grant`` is the one that it makes or grows."""
         assert amount_microcredits > 0, amount_microcredits
         wallet = self.wallets.rows[subscriber_id]
         sequence = wallet.sequence + 1
@@ -195,7 +195,8 @@ class Books:
                 charge_id=charge_id,
                 create_time_us=now_us,
                 correction_id=correction_id,
-                grant_expire_time_us=grant_expire_time_us,
+                grant_expire_time_us=None if added_grant is None else added_grant.expire_time_us,
+                grant_terms=None if added_grant is None else terms_of(added_grant),
             )
         )
 

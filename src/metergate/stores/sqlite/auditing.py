@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from metergate.core.accounts import AccountBalance
-from metergate.core.audit import SubscriberLedger, UnreadableRow
+from metergate.core.audit import ClosedProblem, ClosedReservation, SubscriberLedger, UnreadableRow
 from metergate.core.rating import RateCard
 from metergate.core.rows import Wallet, WalletState
 from metergate.ports import ALL_DAYS
@@ -45,15 +45,41 @@ OPEN_RESERVATIONS = f"""
     SELECT {codec.RESERVATION} FROM reservations INDEXED BY reservations_active
     WHERE subscriber_id = ? AND state = 'ACTIVE'
 """
-SETTLED_WITHOUT_CHARGE = f"""
-    SELECT reservation_id FROM reservations
-    WHERE subscriber_id = ? AND state = 'SETTLED'
-        AND NOT EXISTS (SELECT 1 FROM charges WHERE charges.reservation_id = reservations.reservation_id)
-    LIMIT {NAMED_IDS_MAX}
+_HAS_OWNER = """
+    EXISTS (
+        SELECT 1 FROM owners
+        WHERE owners.owner_id = reservations.owner_id AND owners.epoch = reservations.owner_epoch
+    )
 """
-CLOSED_WITH_ALLOCATIONS = f"""
-    SELECT reservation_id FROM reservations
-    WHERE subscriber_id = ? AND state <> 'ACTIVE' AND allocations <> '[]' LIMIT {NAMED_IDS_MAX}
+OPEN_WITHOUT_OWNER = f"""
+    SELECT reservation_id FROM reservations INDEXED BY reservations_active
+    WHERE subscriber_id = ? AND state = 'ACTIVE' AND NOT {_HAS_OWNER} LIMIT {NAMED_IDS_MAX}
+"""
+_CLOSED_PROBLEMS = {
+    ClosedProblem.NOT_CHARGED: """
+        state = 'SETTLED' AND NOT EXISTS (
+            SELECT 1 FROM charges WHERE charges.reservation_id = reservations.reservation_id
+        )
+    """,
+    ClosedProblem.SETS_ASIDE: "allocations <> '[]'",
+    ClosedProblem.HALF_CLOSED: "close_cause IS NULL OR close_time_us IS NULL",
+    ClosedProblem.WATERMARKS: """
+        NOT (
+            0 <= delivered_microcredits AND delivered_microcredits <= captured_microcredits
+            AND captured_microcredits <= reserved_microcredits AND reserved_microcredits <= limit_microcredits
+        )
+    """,
+    ClosedProblem.DELIVERED: "state = 'RELEASED' AND delivered_microcredits > 0",
+    ClosedProblem.OWNERLESS: f"NOT {_HAS_OWNER}",
+}
+_CLOSED_CASES = " ".join(f"WHEN {condition} THEN '{problem.name}'" for problem, condition in _CLOSED_PROBLEMS.items())
+# One reading of a subscriber's reservations finds all of it.
+WRONG_CLOSED = f"""
+    SELECT reservation_id, problem FROM (
+        SELECT reservation_id, CASE {_CLOSED_CASES} END AS problem FROM reservations
+        WHERE subscriber_id = ? AND state <> 'ACTIVE'
+    )
+    WHERE problem IS NOT NULL LIMIT {NAMED_IDS_MAX}
 """
 _REFUNDED = """
     SELECT charge_id, sum(amount_microcredits) AS refunded_microcredits FROM corrections
@@ -181,9 +207,9 @@ def _ledger_of(
         grants=rows("grants", GRANTS, codec.grant),
         authorizations=rows("authorizations", AUTHORIZATIONS, codec.authorization),
         open_reservations=rows("reservations", OPEN_RESERVATIONS, codec.reservation),
-        settled_reservation_ids_without_charge=rows("reservations", SETTLED_WITHOUT_CHARGE, _id),
+        ownerless_reservation_ids=rows("reservations", OPEN_WITHOUT_OWNER, _id),
+        wrong_closed_reservations=rows("reservations", WRONG_CLOSED, _closed),
         charge_ids_without_settled_reservation=rows("charges", CHARGES_WITHOUT_SETTLED, _id, pruned_before_us),
-        closed_reservation_ids_with_allocations=rows("reservations", CLOSED_WITH_ALLOCATIONS, _id),
         charge_ids_refunded_too_much=rows("corrections", REFUNDED_TOO_MUCH, _id),
         refunded_microcredits=dict(rows("corrections", REFUNDED_BY_AUTHORIZATION, _sum)),
         charges=pages("charges", CHARGES_AFTER, codec.charge),
@@ -195,6 +221,10 @@ def _ledger_of(
 
 def _id(columns: codec.Columns) -> str:
     return str(columns[0])
+
+
+def _closed(columns: codec.Columns) -> ClosedReservation:
+    return ClosedReservation(reservation_id=str(columns[0]), problem=ClosedProblem[columns[1]])
 
 
 def _sum(columns: codec.Columns) -> tuple[str, int]:
