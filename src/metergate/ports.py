@@ -1,6 +1,6 @@
 """What the use cases need of the outside, in the domain's words: never SQL, HTTP or gRPC."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
 
@@ -390,15 +390,18 @@ class LedgerStore(Protocol):
 
     # --- credit -----------------------------------------------------------------------------------------------------
 
-    async def reserve(self, operation: Reserve) -> Reserved | Replayed:
+    # The three of every request return an awaitable that need not be a coroutine: an adapter that has a future already
+    # spares the request a task.
+
+    def reserve(self, operation: Reserve) -> Awaitable[Reserved | Replayed]:
         """Set credit aside for a request."""
         ...
 
-    async def capture(self, operation: Capture) -> Captured:
+    def capture(self, operation: Capture) -> Awaitable[Captured]:
         """Debit a reservation before a delivery."""
         ...
 
-    async def settle(self, operation: Settle) -> Settled:
+    def settle(self, operation: Settle) -> Awaitable[Settled]:
         """Close a reservation."""
         ...
 

@@ -517,7 +517,7 @@ async def test_a_refused_operation_does_not_disturb_the_others_at_its_side(store
 async def test_an_operation_is_carried_out_though_its_caller_was_cancelled(store: LedgerStore) -> None:
     await open_wallet(store, a_grant())
     operation: Reserve = a_reserve(owner=store.owner)
-    caller = asyncio.create_task(store.reserve(operation))
+    caller = asyncio.ensure_future(store.reserve(operation))
     await asyncio.sleep(0)
     caller.cancel()
     await asyncio.gather(caller, return_exceptions=True)

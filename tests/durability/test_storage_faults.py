@@ -94,7 +94,7 @@ async def test_while_a_commit_takes_its_time_nothing_of_it_is_acknowledged_and_t
         await open_wallet(store, a_grant())
         await reserve(store)
         with held_sync(disk) as (begun, go_on):
-            capturing = asyncio.create_task(store.capture(a_capture(50, owner=store.owner)))
+            capturing = asyncio.ensure_future(store.capture(a_capture(50, owner=store.owner)))
             await asyncio.to_thread(begun.wait, 20)
             granting = asyncio.create_task(store.add_grant(a_grant("more")))
             assert await available(store) == 900, "reading goes on"

@@ -83,11 +83,17 @@ class DeltaBuffer:
 
     async def take(self) -> Delta | End:
         """Return everything that waits, as one delivery of bounded size; or, when nothing waits, the end."""
-        while not self._deltas:
+        while (delta := self.take_now()) is None:
             if self._end is not None:
                 return self._end
             self._arrival = asyncio.get_running_loop().create_future()
             await self._arrival
+        return delta
+
+    def take_now(self) -> Delta | None:
+        """Return what ``take`` would return at once; None if nothing waits."""
+        if not self._deltas:
+            return None
         self.arrival_seconds = self._oldest_seconds
         delta = self._next_delivery()
         self._characters -= length(delta)

@@ -1,7 +1,7 @@
 """Pulls a backend's answer into the buffer: within time limits, and from another backend while nothing came yet."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 
 from metergate.core.changes import changed
@@ -27,6 +27,9 @@ USAGE_SECONDS_MAX = 1.0
 ATTEMPTS_MAX = 3
 
 
+Empty = Callable[[], Awaitable[None]]
+
+
 class Reader:
     """One request's way through its backends."""
 
@@ -49,6 +52,7 @@ class Reader:
         self._limits = limits
         self._observer = observer
         self._detokenizer = detokenizer
+        self._empty: Empty | None = None
         self._began = False
         self._finish_reason: FinishReason | None = None
         self._ended: list[Attempt] = []
@@ -59,7 +63,7 @@ class Reader:
     async def run(self) -> None:
         """Read one answer to its end, and end the buffer whatever happens."""
         try:
-            self._buffer.finish(await self._read_from_any())
+            self._buffer.finish(await self.read())
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as exc:  # noqa: BLE001 - a defect of an adapter ends the request like any other failure
@@ -76,6 +80,17 @@ class Reader:
     def has_finished(self) -> bool:
         """Whether the backend ended its answer, so that what it reported is of the whole."""
         return self._finish_reason is not None
+
+    async def read(self, *, empty: Empty | None = None) -> End:
+        """Read one answer to its end, and say what that is.
+
+        ``empty`` takes all that is in the buffer, when it is full; None: another task does.
+        """
+        self._empty = empty
+        try:
+            return await self._read_from_any()
+        finally:
+            self._empty = None  # it knows who knows this reader: a circle that would cost a search to be freed
 
     async def _read_from_any(self) -> End:
         end: End | None = None
@@ -169,6 +184,8 @@ class Reader:
                     if not self._buffer.offer(event):
                         # The app is slow, not the backend.
                         patience.pause()
+                        if self._empty is not None:
+                            await self._empty()
                         await self._buffer.put(event)
                         patience.renew()
                 elif isinstance(event, Finish):
@@ -176,7 +193,10 @@ class Reader:
                     patience.limit(USAGE_SECONDS_MAX)
                 elif isinstance(event, UsageReport):
                     self.usage_reported = event.usage
-                    self._buffer.note_usage(event.usage)
+                    if self._finish_reason is None:
+                        self._buffer.note_usage(event.usage)
+                    # The report of the whole is weighed when it is settled: whether its last piece was captured by
+                    # then is chance, and must not decide what is charged.
                 else:
                     raise self._unavailable("it sent token ids of a model that is not counted by them")
 

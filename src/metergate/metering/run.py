@@ -22,7 +22,7 @@ from metergate.core.errors import (
     StoreUnavailable,
 )
 from metergate.core.inference import Delta, InferenceRequest
-from metergate.core.operations import Capture, CaptureStatus
+from metergate.core.operations import Capture, CaptureStatus, Settle, Settled
 from metergate.core.rating import rate_ceil
 from metergate.core.receipts import Receipt
 from metergate.core.reservation import CloseCause, Estimate, Reservation
@@ -81,11 +81,7 @@ class Run(ABC):
         self._priced = plan.priced
         self._reservation = reservation
         self._deadline = parts["deadline"]
-        self._buffer = DeltaBuffer(
-            read_ahead_characters_max=services.limits.read_ahead_characters_max,
-            delivery_characters_max=services.limits.delivery_characters_max,
-            monotonic=services.monotonic,
-        )
+        self._buffer = self._make_buffer()
         self._observer = parts["observer"]
         self._reader = Reader(
             request=plan.backend_request,
@@ -118,10 +114,9 @@ class Run(ABC):
         self._dispatch_seconds = 0.0  # when the first backend was called
         self._app_ready_seconds = 0.0  # when the last write to the app ended
         self._capture_seconds = 0.0  # how long the last capture took
-        self._reading: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[Receipt | None] | None = None
+        self._closing: asyncio.Future[Receipt | None] | None = None
         self._stopped: End | None = None
-        self._patience: asyncio.Timeout | None = None  # with writes to an app, once the request was told to stop
+        self._patience: asyncio.Timeout | None = None  # with what is awaited, once the request was told to stop
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -130,13 +125,12 @@ class Run(ABC):
         seconds_max = self._services.limits.request_seconds_max
         too_old = End(cause=CloseCause.STREAM_TOO_OLD, error=DeadlineExceeded(limit=f"{seconds_max:g} seconds"))
         timer = asyncio.get_running_loop().call_later(seconds_max, self.stop, too_old)
-        self._reading = self._services.tasks.spawn(self._reader.run())
         self._dispatch_seconds = self._app_ready_seconds = self._services.monotonic()
         try:
             end = await self._run_to_end()
             receipt = await asyncio.shield(self._close(end))
             if receipt is not None:
-                await self._unless_stalled(self._send_receipt(receipt))
+                await self._send_receipt(receipt)
         except asyncio.CancelledError:
             self._close(End(cause=self._cause_of_cancel()))
             raise
@@ -150,17 +144,15 @@ class Run(ABC):
             return
         self._stopped = end
         self._buffer.stop(end)
-        if self._reading is not None:
-            self._reading.cancel()
+        self._stop_reading()
         self._limit_patience()
 
     def _limit_patience(self) -> None:
         if self._patience is not None and self._stopped is not None:
-            now = asyncio.get_running_loop().time()
-            self._patience.reschedule(now + self._services.limits.stalled_write_seconds_max)
+            self._patience.reschedule(asyncio.get_running_loop().time() + self._patience_seconds())
 
     async def _unless_stalled(self, work: Awaitable[End | None]) -> End | None:
-        """Do what writes to the app; a write that stalls after ``stop`` is given up, and the stop is the end."""
+        """Do work that is given up if it takes too long after ``stop``, which is the end then."""
         try:
             async with asyncio.timeout(None) as self._patience:
                 self._limit_patience()
@@ -188,14 +180,6 @@ class Run(ABC):
             # Told by its type only: its text may quote a prompt (L11). The edge logs where it came from.
             logger.error("reservation %s: the gateway failed: %s", self._reservation.reservation_id, type(exc).__name__)
             return End(cause=CloseCause.GATEWAY_ERROR, error=exc if isinstance(exc, Exception) else MetergateError())
-
-    async def _pump(self) -> End:
-        await self._begin()
-        while True:
-            item = await self._buffer.take()
-            end = item if isinstance(item, End) else await self._handle(item)
-            if end is not None:
-                return end
 
     # --- count, capture, deliver ------------------------------------------------------------------------------------
 
@@ -295,12 +279,19 @@ class Run(ABC):
 
     # --- closing ----------------------------------------------------------------------------------------------------
 
-    def _close(self, end: End) -> "asyncio.Task[Receipt | None]":
-        """Begin to settle; the first end stands."""
+    def _close(self, end: End) -> "asyncio.Future[Receipt | None]":
+        """Begin to settle; the first end stands. What comes is the receipt, or None if the store failed.
+
+        Then its recovery settles (L5), or has: what that charged need not cover a whole answer that is not delivered
+        yet. So it is not ours to deliver.
+        """
         if self._closing is None:
-            if self._reading is not None:
-                self._reading.cancel()
-            self._closing = self._services.tasks.spawn(self._settle(end))
+            self._stop_reading()
+            spawn = self._services.tasks.spawn
+            self._closing = spawn(asyncio.get_running_loop().create_future())
+            operation = self._settle_operation(end)
+            settling = spawn(self._services.ledger.settle(operation))
+            settling.add_done_callback(partial(self._settled, end, operation))
         return self._closing
 
     def when_settled(self, then: Callable[[], None]) -> None:
@@ -310,11 +301,7 @@ class Run(ABC):
         else:
             self._closing.add_done_callback(lambda _: then())
 
-    async def _settle(self, end: End) -> Receipt | None:
-        """Settle and return the receipt, or None if the store failed: then its recovery settles (L5), or has.
-
-        What recovery charged need not cover a whole answer that is not delivered yet: so it is not ours to deliver.
-        """
+    def _settle_operation(self, end: End) -> Settle:
         outcome = Outcome(
             end=end,
             usage=self._usage_to_charge(end),
@@ -322,9 +309,18 @@ class Run(ABC):
             attempts=self._reader.attempts,
             captures_at_settling=self.CAPTURES_AT_SETTLING,
         )
-        operation = settle_operation(self._services, self._priced, self._reservation, outcome)
+        return settle_operation(self._services, self._priced, self._reservation, outcome)
+
+    def _settled(self, end: End, operation: Settle, settling: "asyncio.Future[Settled]") -> None:
+        assert self._closing is not None
         try:
-            settled = await self._services.ledger.settle(operation)
+            self._closing.set_result(self._receipt(end, operation, settling))
+        except Exception as exc:  # noqa: BLE001 - a defect must not leave the app waiting
+            self._closing.set_exception(exc)
+
+    def _receipt(self, end: End, operation: Settle, settling: "asyncio.Future[Settled]") -> Receipt | None:
+        try:
+            settled = settling.result()
         except MetergateError as exc:
             logger.error("reservation %s is left to recovery: %s", self._reservation.reservation_id, exc)
             return None
@@ -367,8 +363,20 @@ class Run(ABC):
     # --- what differs between a stream and a whole answer -----------------------------------------------------------
 
     @abstractmethod
-    async def _begin(self) -> None:
-        """Tell the app that its request was admitted."""
+    def _make_buffer(self) -> DeltaBuffer:
+        """Where the reader puts the answer."""
+
+    @abstractmethod
+    async def _pump(self) -> End:
+        """Read the answer and hand it on; return how it ended."""
+
+    @abstractmethod
+    def _stop_reading(self) -> None:
+        """Read no more of the answer."""
+
+    @abstractmethod
+    def _patience_seconds(self) -> float:
+        """How long what is awaited may take once the request was told to stop."""
 
     @abstractmethod
     async def _debit(self, target_microcredits: int, usage: Usage) -> CloseCause | None:

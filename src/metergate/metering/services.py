@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,14 +16,14 @@ Result = TypeVar("Result")
 
 
 class BackgroundTasks:
-    """Tasks that no call's cancellation reaches: settlements, and what they need."""
+    """Work that no call's cancellation reaches: settlements, and what they need."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
 
-    def spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-        """Start a task and keep it until it is done."""
-        task = asyncio.create_task(work)
+    def spawn(self, work: Awaitable[Result]) -> "asyncio.Future[Result]":
+        """Start work, of a coroutine in a task, and keep it until it is done."""
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

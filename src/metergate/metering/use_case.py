@@ -415,7 +415,7 @@ class Metering:
             services.tasks.spawn(self._release(operation.reservation_id, reserving))
             raise
 
-    async def _release(self, reservation_id: str, reserving: "asyncio.Task[Reserved | Replayed]") -> None:
+    async def _release(self, reservation_id: str, reserving: "asyncio.Future[Reserved | Replayed]") -> None:
         """Release what was reserved for an app that went away meanwhile."""
         try:
             outcome = await reserving

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from metergate.core.errors import MetergateError, Overloaded, StoreUnavailable
 from metergate.ports import Commit
@@ -81,22 +81,24 @@ class GroupCommit(Generic[Operation]):
         """Operations that wait for the next batch."""
         return len(self._queue)
 
-    async def submit(self, operation: Operation, *, is_new_work: bool, is_urgent: bool = True) -> object:
-        """Queue an operation and wait for its outcome. Overloaded for new work while the queue is full.
+    def submit(self, operation: Operation, *, is_new_work: bool, is_urgent: bool = True) -> "asyncio.Future[Any]":
+        """Queue an operation and return its outcome to come. Overloaded for new work while the queue is full.
 
         One that is not urgent may wait for others, for no longer than ``CAPTURES_WAIT_S``.
         """
-        if self._is_closing:
-            raise StoreUnavailable
-        if is_new_work and len(self._queue) >= QUEUED_OPERATIONS_MAX:
-            raise Overloaded(limit=f"{QUEUED_OPERATIONS_MAX} operations waiting for its store")
         future: asyncio.Future[object] = self._loop.create_future()
+        if self._is_closing:
+            future.set_exception(StoreUnavailable())
+            return future
+        if is_new_work and len(self._queue) >= QUEUED_OPERATIONS_MAX:
+            future.set_exception(Overloaded(limit=f"{QUEUED_OPERATIONS_MAX} operations waiting for its store"))
+            return future
         self._queue.append((operation, future))
         if is_urgent or len(self._queue) >= WAITING_OPERATIONS_MAX:
             self._hurry()
         if len(self._queue) == 1:
             self._queued.set()
-        return await future
+        return future
 
     def _hurry(self) -> None:
         self._is_urgent = True

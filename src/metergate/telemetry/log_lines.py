@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
@@ -50,6 +51,9 @@ GATHERED_SECONDS = 0.05
 # A traceback is cut beyond this: 30 frames of two lines each fit.
 _EXCEPTION_CHARACTERS_MAX = 8_192
 
+# In a JSON line up to this length no value is cut; those of requests have some 600.
+_WHOLE_CHARACTERS_MAX = 1_024
+
 # When the process ends, a reader that does not read is not waited for.
 _CLOSE_SECONDS_MAX = 1.0
 
@@ -64,7 +68,8 @@ class LineWriter(logging.Handler):
     def __init__(self, descriptor: int, *, lines_max: int = LINES_MAX) -> None:
         super().__init__()
         self._descriptor = descriptor
-        self._lines: queue.Queue[bytes | None] = queue.Queue(lines_max)
+        self._lines_max = lines_max
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()  # a queue.Queue costs ten times its time
         self._dropped = 0  # in all; only changed under the handler's lock
         self._told = 0  # how many of them the log has told of; only the thread changes it
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
@@ -73,11 +78,14 @@ class LineWriter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a line."""
         try:
-            self._lines.put_nowait(self._line(record))
-        except queue.Full:
-            self._dropped += 1
+            line = self._line(record)
         except Exception:  # noqa: BLE001 - a line that cannot be made must not touch who logs it
             self.handleError(record)
+            return
+        if self._lines.qsize() < self._lines_max:
+            self._lines.put(line)
+        else:
+            self._dropped += 1
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - named by logging
         """Count a line that could not be made; logging's own way is to print it with all its arguments."""
@@ -86,8 +94,7 @@ class LineWriter(logging.Handler):
     def close(self) -> None:
         """Write what is queued, unless that takes too long, and stop."""
         if self._thread.is_alive():
-            with suppress(queue.Full):
-                self._lines.put(None, timeout=_CLOSE_SECONDS_MAX)
+            self._lines.put(None)
             self._thread.join(_CLOSE_SECONDS_MAX)
         super().close()
 
@@ -143,7 +150,8 @@ def log_lines(wanted: Format, level: Level, descriptor: int | None = None) -> It
     ours.setLevel(level.upper())
     logging.captureWarnings(capture=True)
     try:
-        yield
+        with _records_without_what_no_line_shows():
+            yield
     finally:
         logging.captureWarnings(capture=False)
         root.removeHandler(writer)
@@ -152,32 +160,68 @@ def log_lines(wanted: Format, level: Level, descriptor: int | None = None) -> It
         writer.close()
 
 
+@contextmanager
+def _records_without_what_no_line_shows() -> Iterator[None]:
+    """Spare each record the look-up of its thread, process and caller: half of what making it costs.
+
+    As "Optimization" of https://docs.python.org/3/howto/logging.html has it.
+    """
+    before = logging.logThreads, logging.logProcesses, logging.logMultiprocessing, logging._srcfile  # noqa: SLF001
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # noqa: SLF001 - the documented way
+    try:
+        yield
+    finally:
+        logging.logThreads, logging.logProcesses, logging.logMultiprocessing, logging._srcfile = before  # noqa: SLF001
+
+
 def formatter(wanted: Format, *, is_terminal: bool) -> logging.Formatter:
     """Make every record one line: JSON, or text with colours for a terminal."""
-    is_text = wanted == "text" or (wanted == "auto" and is_terminal)
-    renderer: Any = structlog.processors.JSONRenderer(serializer=_to_json)
-    if is_text:
-        renderer = structlog.dev.ConsoleRenderer(colors=is_terminal, sort_keys=False, pad_event_to=0)
+    if wanted == "json" or (wanted == "auto" and not is_terminal):
+        return _JsonFormatter()
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
-            structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_text and is_terminal else "iso", utc=not is_text),
+            structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_terminal else "iso", utc=False),
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
             _with_fields,
             _made_printable,
             _with_error_described,
         ],
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.dev.ConsoleRenderer(colors=is_terminal, sort_keys=False, pad_event_to=0),
+        ],
     )
+
+
+class _JsonFormatter(logging.Formatter):
+    """Makes what structlog makes for people, for machines: a quarter of its time, and every request has a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One JSON object."""
+        time_of_day = datetime.fromtimestamp(record.created, UTC).replace(tzinfo=None)
+        event: EventDict = {
+            "timestamp": f"{time_of_day.isoformat(timespec='microseconds')}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        event.update({name: value for name, value in vars(record).items() if name in FIELDS})
+        if record.exc_info or "exception" in event:
+            event["exc_info"] = record.exc_info
+            event = _with_error_described(None, "", event)
+        with suppress(UnicodeEncodeError):
+            line = msgspec.json.encode(event).decode()
+            # Nearly every line: nothing was escaped in it, nothing has to be.
+            if len(line) <= _WHOLE_CHARACTERS_MAX and "\\" not in line and line.isprintable():
+                return line
+        return msgspec.json.encode(_made_printable(None, "", event)).decode()
 
 
 def report_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log an error that no task waited for; asyncio's own way shows the error's text and the arguments of calls."""
     logger.error("an error that nothing waited for", exc_info=context.get("exception"))
-
-
-def _to_json(event: EventDict, **_: object) -> str:
-    return msgspec.json.encode(event).decode()
 
 
 def _with_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, cast
 from uuid import uuid4
@@ -137,18 +137,18 @@ class SqliteLedgerStore(SqliteLedgerReader):
 
     # --- credit -----------------------------------------------------------------------------------------------------
 
-    async def reserve(self, operation: Reserve) -> Reserved | Replayed:
+    def reserve(self, operation: Reserve) -> Awaitable[Reserved | Replayed]:
         """Set credit aside for a request. StoreUnavailable too if the operation's owner is an earlier epoch."""
-        return cast(Reserved | Replayed, await self._commits.submit(operation, is_new_work=True))
+        return self._commits.submit(operation, is_new_work=True)
 
-    async def capture(self, operation: Capture) -> Captured:
+    def capture(self, operation: Capture) -> Awaitable[Captured]:
         """Debit a reservation before a delivery."""
         is_first = operation.delivered_microcredits == 0  # somebody waits for the first token
-        return cast(Captured, await self._commits.submit(operation, is_new_work=False, is_urgent=is_first))
+        return self._commits.submit(operation, is_new_work=False, is_urgent=is_first)
 
-    async def settle(self, operation: Settle) -> Settled:
+    def settle(self, operation: Settle) -> Awaitable[Settled]:
         """Close a reservation."""
-        return cast(Settled, await self._commits.submit(operation, is_new_work=False))
+        return self._commits.submit(operation, is_new_work=False)
 
     async def add_grant(self, operation: AddGrant) -> Grant:
         """Add credits to a wallet."""
