@@ -13,6 +13,7 @@ from rich.table import Table
 from soak.counting import counting
 from soak.crash import crash
 from soak.faults import faults
+from soak.memory import memory
 from soak.parts import Figures, Step
 from soak.power import power
 from soak.scale import scale
@@ -25,6 +26,7 @@ PARTS: Mapping[str, tuple[Callable[[int, Step], Figures], int]] = {
     "power": (power, 2_000),
     "faults": (faults, 1_200),
     "counting": (counting, 20_000),
+    "memory": (memory, 500),  # thousands of charges
     "scale": (scale, 10_000),  # thousands of charges
 }
 

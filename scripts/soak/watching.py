@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,11 +12,22 @@ from pathlib import Path
 
 LOOK_SECONDS = 0.1
 
+# Of what a command that failed said last.
+SHOWN_CHARACTERS = 2_000
 
-def watch(command: Sequence[str]) -> tuple[int, float]:
-    """Its exit code, and its peak of resident memory in megabytes; it ends with whoever waits for it."""
-    # In a group of its own, so that Ctrl-C reaches it once, from here.
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+
+def watch(command: Sequence[str]) -> float:
+    """Its peak of resident memory in megabytes; AssertionError unless it exits with 0. It ends with whoever waits."""
+    with tempfile.TemporaryFile("w+") as told:
+        # In a group of its own, so that Ctrl-C reaches it once, from here.
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told, start_new_session=True)
+        peak_megabytes = _wait(process)
+        told.seek(0)
+        assert process.returncode == 0, f"{command} exited with {process.returncode}: {told.read()[-SHOWN_CHARACTERS:]}"
+    return peak_megabytes
+
+
+def _wait(process: "subprocess.Popen[bytes]") -> float:
     peak_megabytes = 0.0
     try:
         # Not wait4's figure: a child starts with the peak of the process that started it.
@@ -27,7 +39,7 @@ def watch(command: Sequence[str]) -> tuple[int, float]:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    return process.returncode, peak_megabytes
+    return peak_megabytes
 
 
 def peak_of(pid: int) -> float:
