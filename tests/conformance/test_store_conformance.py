@@ -41,7 +41,7 @@ from metergate.core.errors import (
 from metergate.core.operations import AddGrant, CaptureStatus, Replayed, Reserve, Reserved, Settle
 from metergate.core.rating import RateCard
 from metergate.core.reservation import Allocation, CloseCause, Owner
-from metergate.core.rows import Attempt, Channel, Charge, FinishReason, TransferKind, WalletState
+from metergate.core.rows import Attempt, Channel, Charge, FinishReason, GrantSource, TransferKind, WalletState
 from metergate.core.usage import CountingSource, TokenClass, Usage
 from metergate.ports import ChargeFilter, LedgerStore, TransferFilter
 
@@ -373,17 +373,47 @@ async def test_setting_up_for_nobody_is_refused(store: LedgerStore) -> None:
     "grant",
     [
         a_grant(amount=0),
+        a_grant(amount=-1),
         a_grant(amount=2**62 + 1),
+        a_grant(amount=2**63),
         a_grant(expire_time_us=0),
+        a_grant(effective_time_us=NOW_US, expire_time_us=NOW_US - 1),
+        a_grant(expire_time_us=-1),
         a_grant(remaining_microcredits=1),
         a_grant(effective_time_us=-1),
         a_grant(expire_time_us=2**62),
     ],
 )
-async def test_an_impossible_grant_is_refused(store: LedgerStore, grant: AddGrant) -> None:
+async def test_an_impossible_grant_is_refused_and_nothing_changes(store: LedgerStore, grant: AddGrant) -> None:
     await open_wallet(store)
     with pytest.raises(RequestInvalid):
         await store.add_grant(grant)
+    assert (await store.list_grants("alice", cursor=None, size=9)).rows == ()
+    assert (await store.list_transfers("alice", TransferFilter(), cursor=None, size=9)).rows == ()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"amount": 999},
+        {"source": GrantSource.GIFT},
+        {"priority": 11},
+        {"effective_time_us": 1},
+        {"expire_time_us": NOW_US + 6},
+        {"rollover_microcredits_max": 6},
+        {"rollover_seconds": 61},
+    ],
+)
+async def test_a_grants_id_stands_for_all_of_its_content(store: LedgerStore, values: dict[str, Any]) -> None:
+    terms: dict[str, Any] = {
+        "expire_time_us": NOW_US + 5,
+        "rollover_microcredits_max": 5,
+        "rollover_seconds": 60,
+    }
+    await open_wallet(store, a_grant(**terms))
+    with pytest.raises(IdConflict):
+        await store.add_grant(a_grant(**(terms | values)))
+    assert await available(store) == 1_000
 
 
 async def test_a_wallet_never_holds_more_than_an_amount_can_say(store: LedgerStore) -> None:
