@@ -99,6 +99,7 @@ class FakeMetering:
     def __init__(self) -> None:
         self.requests: list[InferenceRequest] = []
         self.callers: list[Authorization] = []
+        self.inputs: tuple[str, ...] = ()
         self.time_left_seconds: float | None = None
         self.trace_context: Mapping[str, str] = {}
         self.script: Callable[[Sink], Awaitable[None]] | None = None
@@ -152,6 +153,22 @@ class FakeMetering:
             completion_tokens_max=max_completion_tokens or 100,
             prompt_microcredits=14,
             cost_microcredits_max=214,
+            rate_card=CARD,
+            counting_source=CountingSource.TOKENIZER,
+        )
+
+    async def count_inputs(
+        self, caller: Authorization, model_id: str, inputs: tuple[str, ...], *, trace_context: Mapping[str, str]
+    ) -> Quote:
+        self.callers.append(caller)
+        self.trace_context = trace_context
+        self.inputs = inputs
+        return Quote(
+            model_id=model_id,
+            prompt_tokens=7,
+            completion_tokens_max=0,
+            prompt_microcredits=14,
+            cost_microcredits_max=14,
             rate_card=CARD,
             counting_source=CountingSource.TOKENIZER,
         )

@@ -10,6 +10,7 @@ from metergate.core.audit import ClosedProblem, ClosedReservation, SubscriberLed
 from metergate.core.books import Books, request_key
 from metergate.core.erasing import ERASED_REASON, check_erasure, grant_pseudonyms, pseudonym
 from metergate.core.errors import (
+    AuthorizationRevoked,
     IdConflict,
     LedgerInvariantBroken,
     RequestInvalid,
@@ -35,6 +36,7 @@ from metergate.core.operations import (
     Reserve,
     Reserved,
     Reverse,
+    RevokeAuthorization,
     Settle,
     Settled,
     SetWalletState,
@@ -330,12 +332,15 @@ class MemoryLedgerStore:
         return outcome
 
     async def add_key(self, key: ApiKey) -> ApiKey:
-        if key.authorization_id not in self.books.authorizations.rows:
+        authorization = self.books.authorizations.get(key.authorization_id)
+        if authorization is None:
             raise ResourceNotFound(resource_name=f"authorizations/{key.authorization_id}")
         if any(other.secret_hash == key.secret_hash and other.key_id != key.key_id for other in self._keys.values()):
             raise IdConflict(resource="key", id=key.key_id)
         if key.key_id not in self._keys:
             check_key(key)
+            if authorization.revoke_time_us is not None:
+                raise AuthorizationRevoked
         first = self._keys.setdefault(key.key_id, key)
         if (first.secret_hash, first.authorization_id) != (key.secret_hash, key.authorization_id):
             raise IdConflict(resource="key", id=key.key_id)
@@ -348,6 +353,12 @@ class MemoryLedgerStore:
         if key.revoke_time_us is None:
             key = self._keys[key_id] = replace(key, revoke_time_us=now_us)
         return key
+
+    async def revoke_authorization(self, authorization_id: str, now_us: int) -> int:
+        outcome = await self._run(RevokeAuthorization(authorization_id=authorization_id, now_us=now_us))
+        assert isinstance(outcome, Authorization)
+        assert outcome.revoke_time_us is not None
+        return outcome.revoke_time_us
 
     async def record_key_uses(self, use_times_us: Mapping[str, int]) -> None:
         for key_id, use_time_us in use_times_us.items():
@@ -368,6 +379,16 @@ class MemoryLedgerStore:
         if key is None:
             return None
         return Grantee(key=key, authorization=self.books.authorizations.rows[key.authorization_id])
+
+    async def find_request(
+        self, subscriber_id: str, authorization_id: str, request_id: str, now_us: int
+    ) -> Replayed | Reservation | None:
+        key = (subscriber_id, authorization_id, request_id)
+        charge = self.books.charge_of_request(key)
+        if charge is None:
+            return self.books.active_reservation(key)
+        balance = await self.balance(subscriber_id, authorization_id, now_us)
+        return Replayed(charge=charge, spendable_microcredits=balance.spendable_microcredits)
 
     async def list_keys(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grantee]:
         authorizations = self.books.authorizations.rows

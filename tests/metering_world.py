@@ -152,6 +152,24 @@ class ScriptedBackend:
         return None
 
 
+class KeepingBackend(ScriptedBackend):
+    """Plays ``first`` to requests on kept connections, and its script to repeats."""
+
+    def __init__(
+        self, first: Sequence[ScriptItem], script: Sequence[ScriptItem], backend_id: str = "backend-1"
+    ) -> None:
+        super().__init__(script, backend_id)
+        self._scripts = {False: list(first), True: list(script)}
+
+    def generate(self, request: BackendRequest) -> AsyncGenerator[BackendEvent, None]:
+        self.script = self._scripts[request.is_repeat]
+        return super().generate(request)
+
+    async def embed(self, request: EmbeddingBackendRequest) -> Embeddings:
+        self.script = self._scripts[request.is_repeat]
+        return await super().embed(request)
+
+
 @dataclass
 class RecordingSink:
     """The app: it keeps what it gets, and checks L1 at the instant of each delivery."""
@@ -328,12 +346,18 @@ class World:
 
     def offering(self, pool: Pool) -> Offering:
         """The model, served by the backends of the pool."""
+        model_id = self._model.model_id
         return Offering(
-            catalog=Catalog({"model-1": self._model}),
-            tokenizers={} if self._model.prompt_bound else {"model-1": self._codec or WordTokenizer()},
-            codecs={} if self._codec is None else {"model-1": self._codec},
+            catalog=Catalog({model_id: self._model}),
+            tokenizers={} if self._model.prompt_bound else {model_id: self._codec or WordTokenizer()},
+            codecs={} if self._codec is None else {model_id: self._codec},
             pool=pool,
         )
+
+    def reload(self, **of_the_model: Any) -> None:
+        """Offer the model on other terms from now on."""
+        self._model = replace(self._model, **of_the_model)
+        self.metering.offering = self.offering(self.pool)
 
     def new_id(self) -> str:
         self._ids += 1

@@ -50,6 +50,7 @@ class ScriptedServer:
     """Plays its script to every request, except to a gateway's look whether it is up."""
 
     script: Sequence[Step]
+    kept_script: Sequence[Step]  # to all but the first request of a connection
     received: list[Received] = field(default_factory=list)
     connections: int = 0
     sent_bytes: int = 0
@@ -67,16 +68,18 @@ class ScriptedServer:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Play to one connection."""
         self.connections += 1
+        script = self.script
         try:
             while await self._receive(reader):
                 if self._is_looked_at:
                     self.connections -= 1
                     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                     return
-                for step in self.script:
+                for step in script:
                     await self._play(step, reader, writer)
-                if self._ends_connection():
+                if _ends_connection(script):
                     return
+                script = self.kept_script
             self.is_left.set()
         except OSError:
             self.is_left.set()
@@ -84,9 +87,6 @@ class ScriptedServer:
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()
-
-    def _ends_connection(self) -> bool:
-        return any(step == CLOSE or (isinstance(step, bytes) and b"Connection: close" in step) for step in self.script)
 
     async def _receive(self, reader: asyncio.StreamReader) -> bool:
         try:
@@ -126,10 +126,17 @@ class ScriptedServer:
                 await writer.drain()
 
 
+def _ends_connection(script: Sequence[Step]) -> bool:
+    return any(step == CLOSE or (isinstance(step, bytes) and b"Connection: close" in step) for step in script)
+
+
 @asynccontextmanager
-async def scripted_server(*script: Step) -> AsyncIterator[ScriptedServer]:
-    """A server that plays the script; it and its connections end with the context."""
-    scripted = ScriptedServer(script)
+async def scripted_server(*script: Step, kept: Sequence[Step] | None = None) -> AsyncIterator[ScriptedServer]:
+    """A server that plays the script; it and its connections end with the context.
+
+    ``kept`` is played to the requests that come on a connection that was used before; None: the script.
+    """
+    scripted = ScriptedServer(script, script if kept is None else kept)
     connections: set[asyncio.Task[None]] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

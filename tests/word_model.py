@@ -25,6 +25,7 @@ class WordModel:
     interval_seconds: float = 0.0  # between two events
     hold_after: int | None = None  # says no more than so many words until ``go_on``
     break_after: int | None = None  # breaks the connection after so many words; 0: answers 500
+    poison: bytes | None = None  # answers 500 to a request that has this in it
     reports_usage: Callable[[int], dict[str, int]] | None = None
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     left: asyncio.Event = field(default_factory=asyncio.Event)  # a client went away before the end
@@ -69,12 +70,14 @@ class WordModel:
         """Answer one request."""
         self._writers.add(writer)
         try:
-            if not await _read_request(reader):
+            body = await _read_request(reader)
+            if body is None:
                 writer.write(LOOKED_AT)
                 return
             self.requests += 1
             self._moved.set()
-            await self._answer(reader, writer)
+            is_poisoned = self.poison is not None and self.poison in body
+            await self._answer(reader, writer, fails=is_poisoned or self.break_after == 0)
         except (OSError, asyncio.IncompleteReadError):
             self.left.set()
         finally:
@@ -83,8 +86,8 @@ class WordModel:
             with suppress(OSError):
                 await writer.wait_closed()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.break_after == 0:
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, fails: bool) -> None:
+        if fails:
             writer.write(FAILURE)
             await writer.drain()
             return
@@ -125,14 +128,13 @@ def _event(choice: dict[str, object]) -> bytes:
     return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
 
 
-async def _read_request(reader: asyncio.StreamReader) -> bool:
-    """Whether it was a request, not a gateway's look whether somebody is there."""
+async def _read_request(reader: asyncio.StreamReader) -> bytes | None:
+    """The body of a request; None of a gateway's look whether somebody is there."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
     if head.startswith("GET "):
-        return False
+        return None
     length = next(int(line[15:]) for line in head.splitlines() if line.lower().startswith("content-length:"))
-    await reader.readexactly(length)
-    return True
+    return await reader.readexactly(length)
 
 
 @asynccontextmanager

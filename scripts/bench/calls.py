@@ -40,6 +40,7 @@ class Way(Protocol):
     """One way to the backend."""
 
     served: Served
+    deliveries: int  # pieces of answers that came so far
 
     async def stream(self, answer: Answer) -> float:
         """Read a streamed answer to its end; the seconds until its first piece came."""
@@ -55,6 +56,7 @@ class GatewayWay:
 
     def __init__(self, channel: grpc.aio.Channel, world: World) -> None:
         self.served = world.gateway
+        self.deliveries = 0
         self._stub: inference_pb2_grpc.InferenceServiceAsyncStub = inference_pb2_grpc.InferenceServiceStub(channel)
         self._metadata = (("authorization", f"Bearer {world.key}"),)
 
@@ -64,8 +66,9 @@ class GatewayWay:
         began, first = time.perf_counter(), 0.0
         event = inference_pb2.StreamCompleteResponse()
         async for event in self._stub.StreamComplete(request, metadata=self._metadata):
-            if not first and event.HasField("delta"):
-                first = time.perf_counter() - began
+            if event.HasField("delta"):
+                self.deliveries += 1
+                first = first or time.perf_counter() - began
         assert event.receipt.close_cause == inference_pb2.CLOSE_CAUSE_FINISHED, event
         return first
 
@@ -81,6 +84,7 @@ class PassThroughWay:
 
     def __init__(self, channel: grpc.aio.Channel, world: World) -> None:
         self.served = world.pass_through
+        self.deliveries = 0
         self._stream: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(
             "/metergate.v1.BackendService/Generate"
         )
@@ -94,6 +98,7 @@ class PassThroughWay:
         messages: AsyncIterable[bytes] = self._stream(_generate(answer))
         first = 0.0
         async for _ in messages:
+            self.deliveries += 1
             first = first or time.perf_counter() - began
         return first
 

@@ -75,15 +75,24 @@ async def measure_costs(ways: tuple[Way, Way], loads: tuple[Load, ...], rounds: 
     """Each load ``rounds`` times, the two ways in turns, after one round that warms up and is not kept."""
     costs = []
     for load in loads:
-        gateway_us, pass_through_us = [], []
+        gateway_us, pass_through_us, tokens_a_delivery = [], [], []
         for turn in range(rounds + 1):
             progress(f"{load.name}, round {turn} of {rounds}" if turn else f"{load.name}, warming up")
+            deliveries = -ways[0].deliveries
             gateway, pass_through = await _cpu_us(ways[0], load), await _cpu_us(ways[1], load)
+            deliveries += ways[0].deliveries
+            if turn and load.is_streamed:
+                tokens_a_delivery.append(load.units / deliveries)
             if turn:
                 gateway_us.append(gateway)
                 pass_through_us.append(pass_through)
         cost = Cost(
-            load=load.name, unit=load.unit, bar=load.bar, gateway_us=gateway_us, pass_through_us=pass_through_us
+            load=load.name,
+            unit=load.unit,
+            bar=load.bar,
+            gateway_us=gateway_us,
+            pass_through_us=pass_through_us,
+            tokens_a_delivery=tokens_a_delivery,
         )
         costs.append(cost)
     return costs

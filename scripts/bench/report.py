@@ -69,10 +69,11 @@ def _costs(costs: Iterable[Cost]) -> Sheet:
             f"{cost.ratio:.2f}",
             f"{cost.bar:.1f}",
             "yes" if cost.ratio <= cost.bar else "no",
+            f"{median(cost.tokens_a_delivery):.1f}" if cost.tokens_a_delivery else "",
         )
         for cost in costs
     ]
-    columns = ("load", "gateway, us", "pass-through, us", "ratio", "bar", "met")
+    columns = ("load", "gateway, us", "pass-through, us", "ratio", "bar", "met", "tokens a delivery")
     return Sheet("CPU a streamed token or a unary call (medians)", columns, rows)
 
 

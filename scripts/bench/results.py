@@ -13,6 +13,7 @@ class Cost:
     bar: float  # what the ratio must not pass
     gateway_us: list[float]
     pass_through_us: list[float]
+    tokens_a_delivery: list[float]  # of the gateway, by round; empty for whole answers
 
     @property
     def ratio(self) -> float:

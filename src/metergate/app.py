@@ -4,10 +4,11 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 from uuid import uuid4
 
 import uuid_utils
@@ -139,33 +140,15 @@ class Gateway:
             )
             opened.push_async_callback(ledger.close)
             await ledger.add_rate_cards(config.rate_cards)
-            metering = Metering(
-                ledger=ledger,
-                offering=offerings.current,
-                clock=clock,
-                new_id=_new_id,
-                monotonic=time.monotonic,
-                limits=_limits(config),
-                observer=observer,
-                policy=_open_policy(config, opened),
-            )
+            policy = _open_policy(config, opened)
+            metering = _metering(config, ledger, offerings, clock, observer, policy)
             readiness = Readiness(ledger, lambda: metering.offering.pool)
             await readiness.look()
-            pages = None
-            if config.metrics.address is not None:
-                shown = operators_pages(metrics, metering, readiness, lambda: ledger.queued_operations)
-                pages = await HttpServer.start(config.metrics.address, shown)
-                opened.push_async_callback(pages.close)
+            pages = await _start_pages(config, ledger, metering, metrics, readiness, opened)
             uses = KeyUses(ledger, clock)
             opened.push_async_callback(uses.write)
             authenticator = Authenticator(ledger, time.monotonic, clock, uses.note)
-
-            def forget_subscriber(subscriber_id: str) -> None:
-                authenticator.forget_subscriber(subscriber_id)
-                metering.forget_texts()
-
-            admin = AdminServicer(ledger, clock, authenticator.forget, forget_subscriber)
-            await _start_admin(config.store_path, admin, opened)
+            await _start_admin(config.store_path, _admin(ledger, metering, authenticator, clock), opened)
             server = await _start_server(config, ledger, metering, authenticator, clock, certificates, metrics)
             opened.push_async_callback(server.server.stop, LAST_WORDS_SECONDS)
             gateway = cls(
@@ -179,25 +162,7 @@ class Gateway:
                 pages=pages,
             )
             await gateway._tell(readiness.report)
-            upkeep = Upkeep(
-                ledger,
-                clock,
-                metering.is_running,
-                retention_days=config.retention.closed_reservation_days,
-                swept=metrics.swept,
-                pruned=metrics.pruned.inc,
-            )
-            sweep = ExpirySweep(ledger, clock, config.limits.expiry_sweep_seconds)
-            work = [
-                readiness.watch(gateway._tell),
-                sample_lag(metrics.loop_lag_seconds),
-                uses.run(),
-                upkeep.run(),
-                sweep.run(),
-            ]
-            if config.audit.sample_subscribers:
-                work.append(gateway._auditor().run())
-            for forever in work:
+            for forever in gateway._work(clock, uses):
                 opened.push_async_callback(_cancel, asyncio.create_task(forever))
             gateway._closing = opened.pop_all()
             return gateway
@@ -244,6 +209,25 @@ class Gateway:
     async def close(self) -> None:
         """Close the listener, then the pages for the operator, then the backends, then the store."""
         await self._closing.aclose()
+
+    def _work(self, clock: Clock, uses: KeyUses) -> Iterator[Coroutine[Any, Any, NoReturn]]:
+        """All that goes on for ever beside the calls."""
+        config, metrics = self._config, self._metrics
+        upkeep = Upkeep(
+            self._ledger,
+            clock,
+            self._metering.is_running,
+            retention_days=config.retention.closed_reservation_days,
+            swept=metrics.swept,
+            pruned=metrics.pruned.inc,
+        )
+        yield self._readiness.watch(self._tell)
+        yield sample_lag(metrics.loop_lag_seconds)
+        yield uses.run()
+        yield upkeep.run()
+        yield ExpirySweep(self._ledger, clock, config.limits.expiry_sweep_seconds).run()
+        if config.audit.sample_subscribers:
+            yield self._auditor().run()
 
     def _auditor(self) -> Auditor:
         audit = self._config.audit
@@ -295,6 +279,26 @@ def _open_policy(config: Config, opened: AsyncExitStack) -> ContentPolicy | None
     return policy
 
 
+def _metering(
+    config: Config,
+    ledger: LedgerStore,
+    offerings: Offerings,
+    clock: Clock,
+    observer: Observer,
+    policy: ContentPolicy | None,
+) -> Metering:
+    return Metering(
+        ledger=ledger,
+        offering=offerings.current,
+        clock=clock,
+        new_id=_new_id,
+        monotonic=time.monotonic,
+        limits=_limits(config),
+        observer=observer,
+        policy=policy,
+    )
+
+
 def _new_id() -> str:
     # Ordered by time, so that the newest rows of an index lie together.
     return uuid_utils.uuid7().hex
@@ -315,6 +319,31 @@ def _limits(config: Config) -> Limits:
         content_policy_seconds_max=config.content_policy.timeout_seconds,
         content_policy_context_characters=config.content_policy.context_characters,
     )
+
+
+async def _start_pages(
+    config: Config,
+    ledger: SqliteLedgerStore,
+    metering: Metering,
+    metrics: Metrics,
+    readiness: Readiness,
+    opened: AsyncExitStack,
+) -> HttpServer | None:
+    """None: the operator wants none."""
+    if config.metrics.address is None:
+        return None
+    shown = operators_pages(metrics, metering, readiness, lambda: ledger.queued_operations)
+    pages = await HttpServer.start(config.metrics.address, shown)
+    opened.push_async_callback(pages.close)
+    return pages
+
+
+def _admin(ledger: LedgerStore, metering: Metering, authenticator: Authenticator, clock: Clock) -> AdminServicer:
+    def forget_subscriber(subscriber_id: str) -> None:
+        authenticator.forget_subscriber(subscriber_id)
+        metering.forget_texts()
+
+    return AdminServicer(ledger, clock, authenticator.forget, authenticator.forget_authorization, forget_subscriber)
 
 
 async def _start_admin(store_path: Path, servicer: AdminServicer, opened: AsyncExitStack) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Self, TypeVar
 
-from metergate.backends import engine, grpc, openai_wire
+from metergate.backends import engine, grpc, openai_request
 from metergate.backends.engine import EngineBackend, EngineBackendOptions, EngineModel
 from metergate.backends.grpc import GrpcBackend, GrpcBackendOptions
 from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
@@ -144,7 +144,7 @@ def _parameters(table: BackendTable) -> frozenset[Parameter]:
     if isinstance(table, EngineBackendTable):
         said = documented = engine.VLLM_PARAMETERS if table.kind == "vllm" else engine.SGLANG_PARAMETERS
     elif isinstance(table, OpenAIBackendTable):
-        said, documented = openai_wire.PARAMETERS, openai_wire.DOCUMENTED_PARAMETERS
+        said, documented = openai_request.PARAMETERS, openai_request.DOCUMENTED_PARAMETERS
     return documented if table.parameters is None else frozenset(table.parameters) & said
 
 

@@ -8,7 +8,7 @@ import pytest
 from app_client import Answer, cause, finish, inference
 from gateway_process import cost, openai_backend
 from open_gateway import open_gateway
-from scripted_backend import CLOSE, HANG, RESET, Step, head, scripted_server
+from scripted_backend import CLOSE, HANG, RESET, Step, chunked, head, scripted_server
 from word_model import WordModel, speaking
 
 # Seconds; what is silent for longer is given up. Long enough that a busy machine does not take a slow test for silence.
@@ -144,3 +144,24 @@ async def test_a_backends_absurd_report_changes_no_price(tmp_path: Path, reporte
         answer = await app.stream(inference("liar")).ended()
     assert answer.receipted.charged_microcredits == cost(answer.admitted.prompt_tokens, answer.text)
     assert answer.text == model.text(40)
+
+
+@pytest.mark.parametrize("closing", [CLOSE, RESET])
+async def test_an_only_backend_that_closes_kept_connections_costs_no_request_and_nothing_twice(
+    tmp_path: Path, closing: str
+) -> None:
+    answer = chunked(event("The sea."), END)
+    async with (
+        scripted_server(answer, kept=[closing]) as server,
+        open_gateway(tmp_path, openai_backend(server.url)) as (app, books),
+    ):
+        names = [f"stream-{index}" for index in range(6)]
+        for name in names:
+            got = await app.stream(inference(name)).ended()
+            assert got.text == "The sea."
+            assert books.charges()[name][0] == cost(got.admitted.prompt_tokens, got.text)
+        attempts = [books.attempts(name) for name in names]
+    # Every other request finds the connection of the one before, and is sent once more.
+    assert attempts[0] == ["only"]
+    assert ["only", "only"] in attempts
+    assert len(server.received) == sum(map(len, attempts))

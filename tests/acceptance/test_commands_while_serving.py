@@ -10,8 +10,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from app_client import App, inference
-from gateway_process import GatewayProcess, open_wallets, openai_backend, verify, write_config
+from app_client import App, cause, finish, inference, tokens
+from gateway_process import GatewayProcess, cost, open_wallets, openai_backend, verify, write_config
 from word_model import WordModel, speaking
 
 from metergate.core.keys import is_key
@@ -80,6 +80,40 @@ async def test_a_subscriber_is_set_up_served_and_shut_out_while_the_gateway_serv
     assert key_id[1][:8] in flat
     assert secret.strip() not in flat
     verify(tmp_path)
+
+
+async def test_a_revoked_authorization_shuts_out_all_its_keys_and_ends_what_runs(tmp_path: Path, run: Run) -> None:
+    words = 1_000
+    keys = await open_wallets(tmp_path / "ledger.db", {"alice": 100_000_000})
+    async with speaking(WordModel(words=words, hold_after=20)) as model:
+        write_config(tmp_path, openai_backend(model.url))
+        with GatewayProcess(tmp_path) as gateway:
+            secrets = []
+            for _ in range(2):
+                code, secret, err = await run("key", "issue", "alice", "--app", "notes", "--authorization", "notes-1")
+                assert code == 0, err
+                secrets.append(secret.strip())
+            async with (
+                App(gateway.port, secrets[0]) as app,
+                App(gateway.port, secrets[1]) as second,
+                App(gateway.port, keys["alice"]) as other,
+            ):
+                assert await spendable(second) == 100_000_000
+                running = app.stream(inference("running"))
+                await running.until_characters(len(model.text(20)))
+                code, _, err = await run("authorization", "revoke", "notes-1")
+                assert code == 0, err
+                for shut_out in (app, second):
+                    assert await refusal_code(shut_out) is grpc.StatusCode.PERMISSION_DENIED
+                model.go_on.set()
+                await running.ended()
+                assert await spendable(other) == 100_000_000 - running.receipted.charged_microcredits
+    verify(tmp_path)
+    assert model.text(words).startswith(running.text)
+    assert (cause(running.receipted), finish(running.receipted)) == ("CAP_REACHED", "CREDIT_EXHAUSTED")
+    assert running.receipted.charged_microcredits == cost(running.admitted.prompt_tokens, running.text)
+    # What it had set aside, a slice of 64 tokens ahead, was still its own.
+    assert tokens(running.receipted.usage_counted)["COMPLETION"] <= 20 * 2 + 64
 
 
 async def test_a_wallet_is_corrected_while_the_gateway_serves(tmp_path: Path, run: Run) -> None:

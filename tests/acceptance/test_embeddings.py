@@ -69,6 +69,10 @@ async def test_a_real_models_vectors_are_counted_and_charged_exactly(
         write_embedding_config(tmp_path, table)
         with GatewayProcess(tmp_path) as gateway:
             async with App(gateway.port, keys["alice"]) as app:
+                quote = await app.inference.CountTokens(
+                    inference_pb2.CountTokensRequest(model="models/vectors", inputs=INPUTS), metadata=app.metadata
+                )
+                assert (quote.prompt_tokens, quote.cost_microcredits_max) == (TOKENS, COST)
                 response = await embed(app, embed_request(*INPUTS))
                 receipt = response.receipt
                 assert tokens(receipt.usage_counted) == tokens(receipt.usage_reported) == {"PROMPT": TOKENS}

@@ -171,8 +171,27 @@ async def test_a_backend_that_breaks_off_after_the_first_token_is_not_replaced_i
         assert broken.receipted.charged_microcredits == cost(broken.admitted.prompt_tokens, broken.text)
 
 
+TURNS_AWAY: list[Step] = [head("application/json", "503 Service Unavailable"), b"{}", CLOSE]
+
+
 async def test_when_all_backends_are_out_the_app_is_told_how_long_and_none_is_called(tmp_path: Path) -> None:
-    models = [WordModel(break_after=0), WordModel(break_after=0)]
+    async with (
+        scripted_server(*TURNS_AWAY) as one,
+        scripted_server(*TURNS_AWAY) as two,
+        open_gateway(tmp_path, openai_backend(one.url), others={"two": openai_backend(two.url)}) as (app, books),
+    ):
+        refusals = [(await answers(app, [f"request-{index}"]))[0].refused for index in range(FAILURES_MAX + 3)]
+        called = [len(one.received), len(two.received)]
+        assert books.charges() == {}
+    assert {refusal.reason for refusal in refusals} == {"BACKEND_UNAVAILABLE"}
+    assert called == [FAILURES_MAX, FAILURES_MAX]
+    assert all(refusal.retry_seconds is not None and 1 <= refusal.retry_seconds <= 2 for refusal in refusals)
+    assert float(refusals[-1].metadata["retry_seconds"]) > 0
+
+
+async def test_requests_that_every_backend_fails_at_take_no_backend_from_the_others(tmp_path: Path) -> None:
+    """One app's, at a pool of two and at the only one of them that is left."""
+    models = [WordModel(words=WORDS, poison=b"PILL"), WordModel(words=WORDS, poison=b"PILL")]
     async with (
         speaking(models[0]),
         speaking(models[1]),
@@ -181,13 +200,15 @@ async def test_when_all_backends_are_out_the_app_is_told_how_long_and_none_is_ca
             books,
         ),
     ):
-        refusals = [(await answers(app, [f"request-{index}"]))[0].refused for index in range(FAILURES_MAX + 3)]
-        called = [model.requests for model in models]
-        assert books.charges() == {}
-    assert {refusal.reason for refusal in refusals} == {"BACKEND_UNAVAILABLE"}
-    assert called == [FAILURES_MAX, FAILURES_MAX]
-    assert all(refusal.retry_seconds is not None and 1 <= refusal.retry_seconds <= 2 for refusal in refusals)
-    assert float(refusals[-1].metadata["retry_seconds"]) > 0
+        for phase in ("both", "alone"):
+            poisoned = [app.stream(inference(f"{phase}-pill-{index}", "PILL")) for index in range(4 * FAILURES_MAX)]
+            refusals = {(await stream.ended()).refused.reason for stream in poisoned}
+            assert refusals == {"BACKEND_UNAVAILABLE"}
+            names = [f"{phase}-sound-{index}" for index in range(4)]
+            for answer, name in zip(await answers(app, names), names, strict=True):
+                check(answer, models[0], books, name)
+                assert len(books.attempts(name)) == 1 or phase == "alone"
+            models[1].kill()
 
 
 async def test_requests_beyond_a_backends_limit_wait_in_line_and_beyond_the_line_are_refused(tmp_path: Path) -> None:

@@ -123,6 +123,22 @@ async def test_a_stream_and_a_whole_answer_are_counted_and_charged_exactly(
         assert await spendable(app) == after - whole.receipt.charged_microcredits
 
 
+async def test_a_stop_text_that_the_real_server_found_and_reports_is_neither_charged_nor_a_mismatch(
+    gateway: GatewayProcess, app_key: str
+) -> None:
+    asked = inference("stopped", "Repeat exactly: one, two, three, four, five, six", max_completion_tokens=40)
+    asked.sampling.CopyFrom(chat_pb2.Sampling(temperature=0.0, seed=1, stop=[", three, four"]))
+    async with App(gateway.port, app_key) as app:
+        answer = await app.stream(asked).ended()
+        receipt = answer.receipted
+        got = await app.account.GetCharge(account_pb2.GetChargeRequest(name=receipt.charge), metadata=app.metadata)
+    assert finish(receipt) == "STOP"
+    counted, reported = tokens(receipt.usage_counted)["COMPLETION"], tokens(receipt.usage_reported)["COMPLETION"]
+    assert counted == smollm2().count_text(answer.text)
+    assert reported > counted + 1
+    assert not got.charge.usage_mismatch
+
+
 async def test_charges_and_transfers_are_what_the_receipt_said(
     gateway: GatewayProcess, app_key: str, own_key: str
 ) -> None:

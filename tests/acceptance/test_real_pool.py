@@ -57,6 +57,25 @@ async def test_eight_streams_at_once_on_the_real_server_are_counted_as_it_counts
         assert receipt.charged_microcredits == cost(prompt_tokens, answer.text)
 
 
+async def test_requests_that_follow_each_other_on_the_real_server_all_get_their_answers(tmp_path: Path) -> None:
+    """It closes each connection right after a stream, though it said to keep it: the next in line meets that."""
+    names = [f"in-line-{index}" for index in range(16)]
+    keys = await open_wallets(tmp_path / "ledger.db", {"alice": 1_000_000})
+    with llama_process("--parallel", "1") as server:
+        line = f"requests_max = 1\nqueue_max = {len(names)}\nqueue_seconds_max = 60.0"
+        write_config(tmp_path, f"{openai_backend(f'{server.url}/v1')}\n{line}")
+        with GatewayProcess(tmp_path) as gateway:
+            async with App(gateway.port, keys["alice"]) as app:
+                streams = [app.stream(inference(name, "Hi", max_completion_tokens=2)) for name in names]
+                answers = [await stream.ended() for stream in streams]
+            charges = gateway.books.charges()
+            attempts = {tuple(gateway.books.attempts(name)) for name in names}
+        verify(tmp_path)
+    assert [answer.refusal for answer in answers] == [None] * len(names)
+    assert charges.keys() == set(names)
+    assert attempts <= {("only",), ("only", "only")}
+
+
 async def test_a_real_server_that_is_killed_in_the_middle_is_charged_what_arrived_and_serves_again_once_it_is_back(
     tmp_path: Path,
 ) -> None:

@@ -84,6 +84,30 @@ async def test_a_model_that_is_removed_is_not_found_by_new_requests_and_finishes
     assert running.receipted.charged_microcredits == cost(running.admitted.prompt_tokens, running.text)
 
 
+async def test_a_retry_after_its_model_was_removed_gets_its_recorded_receipt(tmp_path: Path) -> None:
+    keys = await open_wallets(tmp_path / "ledger.db", {"alice": 1_000_000})
+    async with speaking(WordModel(words=10)) as model:
+        write_config(tmp_path, openai_backend(model.url))
+        with GatewayProcess(tmp_path) as gateway:
+            async with App(gateway.port, keys["alice"]) as app:
+                first = await app.stream(inference("first")).ended()
+                rewrite(tmp_path, "[models.smollm2]", "[models.another]")
+                rewrite(tmp_path, 'id = "card-1"\nmodel = "smollm2"', 'id = "card-2"\nmodel = "another"')
+                await reload(gateway, "reloaded: serving another")
+                again = await app.stream(inference("first")).ended()
+                whole = await app.complete(inference("first"))
+                conflict = (await app.stream(inference("first", "Tell me of the land.")).ended()).refused
+                refused = (await app.stream(inference("second")).ended()).refused
+        verify(tmp_path)
+    assert (again.text, whole.message.content_parts[0].text) == (model.text(10), model.text(10))
+    assert again.receipted == whole.receipt
+    assert again.receipted.replayed
+    assert again.receipted.charge == first.receipted.charge
+    assert again.receipted.charged_microcredits == first.receipted.charged_microcredits
+    assert (conflict.reason, refused.reason) == ("REQUEST_ID_CONFLICT", "MODEL_NOT_FOUND")
+    assert model.requests == 1
+
+
 def unknown_key(folder: Path) -> None:
     rewrite(folder, "[limits]", "[limits]\nslice_token = 3")
 

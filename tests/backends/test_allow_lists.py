@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import MessageToDict
 
-from metergate.backends import grpc, openai_wire
+from metergate.backends import grpc, openai_request
 from metergate.core.errors import BackendRejected
 from metergate.core.inference import (
     BackendRequest,
@@ -87,7 +87,7 @@ OPENAI_BODY = {
 
 
 def openai_body(asked: BackendRequest) -> dict[str, Any]:
-    encoded = openai_wire.encode_request(
+    encoded = openai_request.encode_request(
         asked, model="m", stream=True, include_usage=True, max_tokens_field="max_tokens"
     )
     body = json.loads(encoded)
@@ -100,7 +100,7 @@ def test_the_full_request_sets_every_parameter_but_the_other_format() -> None:
 
 
 def test_each_kind_of_backend_can_say_every_parameter() -> None:
-    assert grpc.PARAMETERS == openai_wire.PARAMETERS == ALL_PARAMETERS
+    assert grpc.PARAMETERS == openai_request.PARAMETERS == ALL_PARAMETERS
 
 
 def test_an_openai_backend_gets_what_was_asked_and_no_field_beyond_the_list() -> None:
@@ -156,8 +156,8 @@ def test_a_parameter_that_a_protocol_cannot_say_is_refused_and_never_left_out(
     parameter: Parameter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grpc, "PARAMETERS", grpc.PARAMETERS - {parameter})
-    fewer = {kind: write for kind, write in openai_wire._PARAMETERS.items() if kind is not parameter}
-    monkeypatch.setattr(openai_wire, "_PARAMETERS", fewer)
+    fewer = {kind: write for kind, write in openai_request._PARAMETERS.items() if kind is not parameter}
+    monkeypatch.setattr(openai_request, "_PARAMETERS", fewer)
     with pytest.raises(BackendRejected, match=parameter):
         grpc.encode_request(FULL, model="m")
     with pytest.raises(BackendRejected, match=parameter):

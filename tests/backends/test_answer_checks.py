@@ -7,7 +7,7 @@ import pytest
 
 from metergate.backends.answer_checks import AnswerChecks
 from metergate.backends.grpc import AnswerReader as GrpcAnswerReader
-from metergate.backends.openai_wire import AnswerReader as OpenAIAnswerReader
+from metergate.backends.openai_answer import AnswerReader as OpenAIAnswerReader
 from metergate.core.errors import BackendUnavailable
 from metergate.core.inference import Delta, ToolCallDelta
 from metergate.v1 import backend_pb2, chat_pb2

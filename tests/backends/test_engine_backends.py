@@ -291,8 +291,9 @@ async def test_a_refused_connection_is_told_at_once() -> None:
         pass
     async with backend_of(engine) as backend:
         assert not await backend.is_up()
-        with pytest.raises(BackendUnavailable, match="UNAVAILABLE"):
+        with pytest.raises(BackendUnavailable, match="UNAVAILABLE") as raised:
             await events(backend)
+        assert raised.value.takes_none
 
 
 # --- which model it runs ----------------------------------------------------------------------------------------------
@@ -311,8 +312,9 @@ async def test_an_engine_of_another_model_is_not_used(
     kind: Kind, fields: dict[str, Any], problem: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with scripted(kind, [1], Complete(), **fields) as (engine, backend):
-        with pytest.raises(BackendUnavailable, match=problem):
+        with pytest.raises(BackendUnavailable, match=problem) as raised:
             await events(backend)
+        assert raised.value.takes_none
         assert engine.requests == []
         assert not await backend.is_up()
         assert not await backend.is_up()

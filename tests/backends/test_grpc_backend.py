@@ -249,6 +249,8 @@ async def test_every_status_is_an_error_and_its_details_are_not_kept(code: grpc.
         with pytest.raises(BackendRejected if is_rejected else BackendUnavailable) as caught:
             await anext(events)
     assert caught.value.metadata() == {"model_id": "smol", "problem": f"gRPC status {code.name}"}
+    if isinstance(caught.value, BackendUnavailable):
+        assert caught.value.takes_none is (code is grpc.StatusCode.UNAVAILABLE)
     assert caught.value.__suppress_context__
     assert caught.value.__cause__ is None
 

@@ -1,7 +1,6 @@
 """What is there may speak another HTTP, prove nothing, or send without end: a typed error, and little memory."""
 
 import asyncio
-import json
 import ssl
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -14,7 +13,7 @@ import grpc
 import pytest
 from certificates import Authority, Issued
 from grpc import aio
-from scripted_backend import Step, head, scripted_server
+from scripted_backend import CLOSE, Step, head, scripted_server
 
 from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
 from metergate.core.errors import BackendUnavailable
@@ -196,31 +195,34 @@ async def test_a_hundred_megabytes_without_a_line_end_take_a_few_megabytes(
 
 # --- llama-cpp-python's server --------------------------------------------------------------------------------------
 
-
-def llama_cpp_python(*deltas: dict[str, str], finish_reason: str | None = "stop") -> bytes:
-    """A stream as its ``/v1/chat/completions`` writes it: no usage, whatever ``stream_options`` asks; pings."""
-    shared = {"id": "chatcmpl-6f0f2c5e", "model": "smol", "created": 1764000000, "object": "chat.completion.chunk"}
-    pieces = [*((delta, None) for delta in ({"role": "assistant"}, *deltas)), ({}, finish_reason)]
-    events = [
-        json.dumps({**shared, "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]})
-        for delta, reason in pieces
-    ]
-    return "".join(
-        f"data: {event}\n\n: ping - 2026-11-24 09:00:00.000000+00:00\n\n" for event in (*events, "[DONE]")
-    ).encode()
+# Recorded from llama-cpp-python 0.3.36 (uvicorn 0.54.0, sse-starlette 3.7.0) with SmolLM2-135M-Instruct.Q4_1.gguf:
+# everything that came on the connection. Each request asked for ``stream_options.include_usage``.
+RECORDED = Path(__file__).parent / "recorded"
 
 
-async def test_a_stream_without_usage_is_whole_though_it_was_asked_for() -> None:
-    stream = llama_cpp_python({"content": "你"}, {"content": " there"})
-    async with scripted_server(head("text/event-stream; charset=utf-8"), stream) as server:
+@pytest.mark.parametrize(
+    ("name", "pieces", "reason"),
+    [
+        ("stop", ["S", "m", "all", "ass", "y"], FinishReason.STOP),
+        ("four_byte_characters", ["\U0001f31f", "\U0001f30d", "\U0001f30e", "\U0001f30f"], FinishReason.LENGTH),
+        # It waited for another client's answer: 30 seconds of nothing but pings.
+        ("pings", ["Hello", " there", "!"], FinishReason.LENGTH),
+    ],
+)
+async def test_a_stream_without_usage_is_whole_though_it_was_asked_for(
+    name: str, pieces: list[str], reason: FinishReason
+) -> None:
+    recorded = (RECORDED / f"{name}.http").read_bytes()
+    async with scripted_server(recorded) as server:
         events = await ask(server.url)
         assert b'"include_usage":true' in server.received[0].body
-    assert events == [Delta(content="你"), Delta(content=" there"), Finish(reason=FinishReason.STOP)]
+    assert events == [*(Delta(content=piece) for piece in pieces), Finish(reason=reason)]
 
 
 async def test_a_stream_that_it_interrupts_for_another_client_is_no_whole_answer() -> None:
-    """With ``interrupt_requests`` it ends a stream with [DONE] and no finish reason, for whoever comes next."""
-    stream = llama_cpp_python({"content": "half"}, finish_reason=None)
-    async with scripted_server(head("text/event-stream; charset=utf-8"), stream) as server:
+    """With ``interrupt_requests``, its default, it ends a stream with [DONE], for whoever comes next."""
+    recorded = (RECORDED / "interrupted.http").read_bytes()
+    assert b"[DONE]" in recorded
+    async with scripted_server(recorded, CLOSE) as server:
         with pytest.raises(BackendUnavailable, match="broke off before a finish reason"):
             await ask(server.url)

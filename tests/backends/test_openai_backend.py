@@ -369,6 +369,13 @@ async def test_a_plain_request_leaves_everything_else_to_the_backend() -> None:
     }
 
 
+async def test_usage_with_every_chunk_is_asked_for_where_the_backend_is_set_up_so() -> None:
+    async with scripted_server(head(), HELLO, STOP) as server, backend_at(server.url, chunk_usage=True) as backend:
+        await collect(backend)
+        sent = json.loads(server.received[0].body)
+    assert sent["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+
+
 async def test_a_json_object_can_be_asked_for() -> None:
     asked = request(response_format=ResponseFormat(kind=ResponseFormatKind.JSON_OBJECT))
     async with scripted_server(head(), HELLO, STOP) as server, backend_at(server.url) as backend:
@@ -458,6 +465,17 @@ async def test_a_bad_answer_is_an_unavailable_backend(script: list[Step], proble
     assert events == [] or problem is None
     assert isinstance(error, BackendUnavailable)
     assert problem is None or error.problem.startswith(problem)
+
+
+@pytest.mark.parametrize("takes_none", [False, True])
+async def test_a_backend_that_says_that_it_takes_no_request_now_is_told_from_one_that_fails_at_this_one(
+    takes_none: bool,
+) -> None:
+    others = ("401 Who", "404 Not Found", "500 Oops", "502 Bad", "504 Late")
+    for status in ("429 Too Many", "503 Busy") if takes_none else others:
+        _, error = await failure_of(head("application/json", status), b"{}")
+        assert isinstance(error, BackendUnavailable)
+        assert error.takes_none is takes_none
 
 
 @pytest.mark.parametrize(

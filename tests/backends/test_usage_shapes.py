@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from metergate.backends.openai_wire import AnswerReader
+from metergate.backends.openai_answer import AnswerReader
 from metergate.core.inference import UsageReport
 from metergate.core.usage import TokenClass, Usage
 

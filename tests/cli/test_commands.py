@@ -45,6 +45,8 @@ def test_every_command_explains_itself_with_an_example(run: Run) -> None:
         ("key", "issue"),
         ("key", "revoke"),
         ("key", "list"),
+        ("authorization", "revoke"),
+        ("authorization", "list"),
         ("grant", "reverse"),
         ("charge", "refund"),
         ("wallet", "show"),
@@ -177,6 +179,35 @@ def test_a_key_can_be_revoked_and_the_first_time_stands(alice: Run) -> None:
     assert alice("key", "revoke", match[1], *STORE) == (0, "", first)
 
 
+def test_an_authorization_is_revoked_with_all_its_keys_and_takes_no_other(alice: Run) -> None:
+    consent = ("key", "issue", "alice", "--app", "notes", "--authorization", "notes-1", "--cap-credits", "2", *STORE)
+    for _ in range(2):
+        assert alice(*consent)[0] == 0
+    alice("key", "issue", "alice", "--app", "maps", "--authorization", "maps-1", *STORE)
+    code, out, first = alice("authorization", "revoke", "notes-1", *STORE)
+    assert (code, out) == (0, "")
+    assert "authorization notes-1 is revoked since 20" in first
+    assert alice("authorization", "revoke", "notes-1", *STORE) == (0, "", first)
+    code, out, err = alice(*consent)
+    assert (code, out) == (2, "")
+    assert "was revoked" in err
+    code, out, _ = alice("authorization", "list", "alice", *STORE)
+    assert code == 0
+    rows = [[cell.strip() for cell in line.strip().strip("│").split("│")] for line in out.splitlines() if "-1" in line]
+    assert [(row[0], row[1], row[2], row[4]) for row in rows] == [
+        ("notes-1", "notes", "2", "2.000000"),
+        ("maps-1", "maps", "1", ""),
+    ]
+    assert [bool(row[5]) for row in rows] == [True, False]
+    assert alice("ledger", "verify", *STORE)[0] == 0
+
+
+def test_revoking_an_unknown_authorization_is_refused(alice: Run) -> None:
+    code, _, err = alice("authorization", "revoke", "nothing", *STORE)
+    assert code == 2
+    assert "There is no authorizations/nothing" in err
+
+
 def test_revoking_an_unknown_key_is_refused(alice: Run) -> None:
     code, _, err = alice("key", "revoke", "nothing", *STORE)
     assert code == 2
@@ -192,6 +223,7 @@ def test_revoking_an_unknown_key_is_refused(alice: Run) -> None:
         ("wallet", "suspend", "alice", "--reason", "r"),
         ("key", "issue", "alice"),
         ("key", "revoke", "k"),
+        ("authorization", "revoke", "a"),
         ("wallet", "show", "alice"),
         ("ledger", "verify"),
     ],

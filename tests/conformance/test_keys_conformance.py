@@ -5,9 +5,22 @@ from pathlib import Path
 
 import pytest
 from fakes import FakeClock, MemoryLedgerStore
-from ledger_rows import DAY_US, NOW_US, a_consent, a_key, a_wallet, open_wallet
+from ledger_rows import (
+    DAY_US,
+    NOW_US,
+    a_capture,
+    a_consent,
+    a_grant,
+    a_key,
+    a_settle,
+    a_wallet,
+    differences,
+    open_wallet,
+    reserve,
+)
 
-from metergate.core.errors import RequestInvalid
+from metergate.core.errors import AuthorizationRevoked, RequestInvalid, ResourceNotFound
+from metergate.core.reservation import CloseCause
 from metergate.core.times import TIME_US_MAX
 from metergate.ports import Grantee, LedgerStore
 from metergate.stores.sqlite import SqliteLedgerStore
@@ -70,6 +83,40 @@ async def test_a_use_does_not_undo_a_revocation(store: LedgerStore) -> None:
     await store.revoke_key("key-1", NOW_US)
     await store.record_key_uses({"key-1": NOW_US + 1})
     assert (await found(store)).key.revoke_time_us == NOW_US
+
+
+async def test_a_revoked_authorization_keeps_its_first_time_and_takes_no_new_key(store: LedgerStore) -> None:
+    await store.add_key(a_key())
+    assert await store.revoke_authorization("auth-1", NOW_US + 1) == NOW_US + 1
+    assert await store.revoke_authorization("auth-1", NOW_US + 2) == NOW_US + 1
+    assert (await found(store)).authorization.revoke_time_us == NOW_US + 1
+    assert (await found(store)).key.revoke_time_us is None
+    assert await store.add_key(a_key()) == a_key(), "it was recorded before"
+    with pytest.raises(AuthorizationRevoked):
+        await store.add_key(a_key("key-2", secret_hash=b"2" * 32))
+    with pytest.raises(ResourceNotFound, match="authorizations/unknown"):
+        await store.revoke_authorization("unknown", NOW_US)
+
+
+async def test_a_request_that_runs_keeps_what_it_had_set_aside_when_its_authorization_is_revoked(
+    store: LedgerStore,
+) -> None:
+    await store.add_grant(a_grant())
+    await store.add_authorization(a_consent("auth-2"))
+    await reserve(store)
+    await store.revoke_authorization("auth-1", NOW_US)
+    within = await store.capture(a_capture(100, owner=store.owner, wanted_microcredits=200))
+    assert (within.captured_microcredits, within.reserved_microcredits) == (100, 100)
+    assert within.refusal is CloseCause.CAP_REACHED
+    beyond = await store.capture(a_capture(101, owner=store.owner))
+    assert (beyond.captured_microcredits, beyond.refusal) == (100, CloseCause.CAP_REACHED)
+    settled = await store.settle(a_settle(100, owner=store.owner))
+    assert settled.charge is not None
+    assert settled.spendable_microcredits == 0
+    with pytest.raises(AuthorizationRevoked):
+        await reserve(store, "res-2")
+    await reserve(store, "res-3", authorization_id="auth-2")
+    assert await differences(store) == []
 
 
 async def test_keys_of_a_subscriber_are_listed_in_pages_and_nobody_elses(store: LedgerStore) -> None:

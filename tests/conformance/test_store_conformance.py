@@ -136,6 +136,27 @@ async def test_a_released_request_may_run_again_but_not_under_the_old_reservatio
     assert (await reserve(store, "res-2", request_id="r")).reserved_microcredits == 100
 
 
+async def test_what_became_of_a_request_is_its_reservation_while_it_runs_then_its_charge(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant(amount=1_000), cap_microcredits=500)
+    await store.add_authorization(a_consent("auth-2"))
+    request = ("alice", "auth-1", "r", NOW_US)
+    assert await store.find_request(*request) is None
+    reservation = await reserve(store, request_id="r")
+    assert await store.find_request(*request) == reservation
+    settled = await store.settle(a_settle(9, owner=store.owner))
+    assert settled.charge is not None
+    assert await store.find_request(*request) == Replayed(charge=settled.charge, spendable_microcredits=491)
+    for other in (("bob", "auth-1", "r"), ("alice", "auth-2", "r"), ("alice", "auth-1", "R")):
+        assert await store.find_request(*other, NOW_US) is None
+
+
+async def test_a_request_that_was_released_became_nothing(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant())
+    await reserve(store, request_id="r")
+    await store.settle(a_settle(None, owner=store.owner))
+    assert await store.find_request("alice", "auth-1", "r", NOW_US) is None
+
+
 # --- capturing ------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metergate.core.choosing import AllOut, Candidate, Take, Wait, choose
+from metergate.core.choosing import AllOut, Candidate, Take, Wait, choose, is_last
 from metergate.core.standing import RETURN_SECONDS, Standing, State
 
 NOW = 100.0
@@ -30,6 +30,28 @@ def candidate(backend_id: str, outstanding: int = 0, **fields: Any) -> Candidate
 
 def chosen(*candidates: Candidate, chance: float = 0.0) -> Take | Wait | AllOut:
     return choose(candidates, now_seconds=NOW, chance=chance)
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ([], True),
+        ([candidate("b")], False),
+        ([candidate("b", 8)], False),  # full, but there
+        ([candidate("b", weight=0)], False),
+        ([candidate("b", standing=ON_TRIAL)], False),
+        ([candidate("b", standing=RETURNING)], False),
+        ([candidate("b", standing=EJECTED)], True),
+        ([candidate("b", is_up=False)], True),
+        ([candidate("b", standing=EJECTED), candidate("c", is_up=False)], True),
+        ([candidate("b", standing=EJECTED), candidate("c")], False),
+    ],
+)
+@pytest.mark.parametrize("own", [candidate("a"), candidate("a", is_up=False), candidate("a", standing=ON_TRIAL)])
+def test_a_backend_is_the_last_if_all_others_are_left_out_or_down(
+    own: Candidate, others: list[Candidate], expected: bool
+) -> None:
+    assert is_last("a", [own, *others], NOW) is expected
 
 
 @pytest.mark.parametrize(

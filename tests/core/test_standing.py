@@ -45,6 +45,16 @@ def test_a_whole_answer_between_failures_forgives_them_and_a_mere_beginning_does
     assert told(Standing(), *FAILURES[1:], Event.BEGAN, Event.FAILED).state is State.EJECTED
 
 
+def test_a_backend_that_takes_nothing_is_left_out_though_it_is_the_last() -> None:
+    assert told(Standing(), *[Event.TURNED_AWAY] * FAILURES_MAX) == EJECTED
+    assert told(ON_TRIAL, Event.TURNED_AWAY).state is told(RETURNING, Event.TURNED_AWAY, now=3.0).state is State.EJECTED
+
+
+@pytest.mark.parametrize("standing", [Standing(), ON_TRIAL, RETURNING])
+def test_failures_that_requests_may_have_caused_never_leave_out_the_last_backend(standing: Standing) -> None:
+    assert told(standing, *[Event.FAILED_LAST] * (3 * FAILURES_MAX), now=3.0) == at(standing, 3.0)
+
+
 def test_after_its_time_it_is_tried_and_its_first_token_lets_its_share_grow_back() -> None:
     assert at(EJECTED, EJECTION_SECONDS - 0.001).state is State.EJECTED
     assert ON_TRIAL.state is State.ON_TRIAL

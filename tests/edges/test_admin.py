@@ -38,15 +38,17 @@ class Admin:
     store: MemoryLedgerStore
     path: Path
     forgotten: list[str] = field(default_factory=list)
+    forgotten_consents: list[str] = field(default_factory=list)
     erased: list[str] = field(default_factory=list)
 
 
 @asynccontextmanager
 async def serving(path: Path) -> AsyncIterator[Admin]:
-    store, forgotten, erased = MemoryLedgerStore(), list[str](), list[str]()
-    server = await start_admin_server(path, AdminServicer(store, store.clock, forgotten.append, erased.append))
+    store, forgotten, consents, erased = MemoryLedgerStore(), list[str](), list[str](), list[str]()
+    servicer = AdminServicer(store, store.clock, forgotten.append, consents.append, erased.append)
+    server = await start_admin_server(path, servicer)
     async with grpc.aio.insecure_channel(admin_target(path)) as channel:
-        yield Admin(admin_pb2_grpc.AdminServiceStub(channel), store, path, forgotten, erased)
+        yield Admin(admin_pb2_grpc.AdminServiceStub(channel), store, path, forgotten, consents, erased)
     await server.stop(None)
 
 
@@ -54,6 +56,10 @@ async def serving(path: Path) -> AsyncIterator[Admin]:
 async def admin(tmp_path: Path) -> AsyncIterator[Admin]:
     async with serving(tmp_path / "ledger.db.admin") as running:
         yield running
+
+
+def servicer_of(store: MemoryLedgerStore) -> AdminServicer:
+    return AdminServicer(store, store.clock, *(list[str]().append for _ in range(3)))
 
 
 def a_grant(**values: Any) -> admin_pb2.CreateGrantRequest:
@@ -147,15 +153,32 @@ async def test_a_revoked_key_is_forgotten_at_once_and_keeps_its_first_time(admin
     assert again.revoke_time == first.revoke_time
 
 
+async def test_a_revoked_authorization_is_forgotten_at_once_and_keeps_its_first_time(admin: Admin) -> None:
+    await set_up(admin)
+    await admin.stub.CreateKey(a_key())
+    request = admin_pb2.RevokeAuthorizationRequest(name="authorizations/auth-1")
+    first = await admin.stub.RevokeAuthorization(request)
+    assert (first.name, admin.forgotten_consents) == ("authorizations/auth-1", ["auth-1"])
+    assert first.revoke_time.ToMicroseconds() == admin.store.clock.now_us()
+    admin.store.clock.advance(1_000_000)
+    assert await admin.stub.RevokeAuthorization(request) == first
+    # What was asked before is answered as then; a new key could never be used.
+    await admin.stub.CreateAuthorization(a_consent())
+    await admin.stub.CreateKey(a_key())
+    refusal = await refused(admin.stub.CreateKey(a_key(key_id="key-2", secret_hash=hash_key("another"))))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.PERMISSION_DENIED, "AUTHORIZATION_REVOKED")
+
+
 async def test_what_is_not_there_is_not_found(admin: Admin) -> None:
     for call in (
         admin.stub.CreateGrant(a_grant()),
         admin.stub.CreateAuthorization(a_consent()),
         admin.stub.CreateKey(a_key()),
         admin.stub.RevokeKey(admin_pb2.RevokeKeyRequest(name="keys/key-1")),
+        admin.stub.RevokeAuthorization(admin_pb2.RevokeAuthorizationRequest(name="authorizations/auth-1")),
     ):
         assert (await refused(call)).code is grpc.StatusCode.NOT_FOUND
-    assert admin.forgotten == []
+    assert admin.forgotten == admin.forgotten_consents == []
 
 
 def fields(refusal: Refusal) -> set[str]:
@@ -226,9 +249,7 @@ async def test_a_dead_gateways_socket_is_replaced(tmp_path: Path) -> None:
 async def test_a_path_too_long_for_a_socket_is_refused_with_the_cure(tmp_path: Path) -> None:
     path = tmp_path / ("x" * PATH_BYTES_MAX)
     with pytest.raises(ListenerRefused, match="move the store to a shorter one"):
-        await start_admin_server(
-            path, AdminServicer(MemoryLedgerStore(), MemoryLedgerStore().clock, list[str]().append, list[str]().append)
-        )
+        await start_admin_server(path, servicer_of(MemoryLedgerStore()))
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -237,7 +258,7 @@ async def test_what_is_no_socket_is_not_removed(tmp_path: Path, kind: str) -> No
     path.write_text("mine") if kind == "file" else path.mkdir()
     store = MemoryLedgerStore()
     with pytest.raises(ListenerRefused):
-        await start_admin_server(path, AdminServicer(store, store.clock, list[str]().append, list[str]().append))
+        await start_admin_server(path, servicer_of(store))
     assert path.exists()
 
 

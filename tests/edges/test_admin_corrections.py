@@ -32,7 +32,7 @@ async def store() -> MemoryLedgerStore:
 @pytest.fixture
 async def stub(store: MemoryLedgerStore, tmp_path: Path) -> AsyncIterator["admin_pb2_grpc.AdminServiceAsyncStub"]:
     path = tmp_path / "ledger.db.admin"
-    server = await start_admin_server(path, AdminServicer(store, store.clock, list[str]().append, list[str]().append))
+    server = await start_admin_server(path, AdminServicer(store, store.clock, *(list[str]().append for _ in range(3))))
     async with grpc.aio.insecure_channel(admin_target(path)) as channel:
         yield admin_pb2_grpc.AdminServiceStub(channel)
     await server.stop(None)

@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 
 import pytest
 from edge_harness import APP_KEY, OWN_KEY, Clockwork, add_key, bearer, key_of
@@ -155,6 +156,24 @@ async def test_a_key_that_is_forgotten_is_looked_up_anew(store: CountingStore) -
         await authenticator.authenticate(bearer(APP_KEY))
     await authenticator.authenticate(bearer(OWN_KEY))
     assert store.lookups == 3
+
+
+async def test_every_key_of_a_forgotten_authorization_is_looked_up_anew(store: CountingStore) -> None:
+    another = key_of(7)
+    first = await store.find_grantee(hash_key(APP_KEY))
+    assert first is not None
+    await store.add_key(replace(first.key, key_id="another", secret_hash=hash_key(another)))
+    authenticator = Authenticator(store, Clockwork(), FakeClock())
+    for key in (APP_KEY, another, OWN_KEY):
+        await authenticator.authenticate(bearer(key))
+    await store.revoke_authorization("zhang-workbuddy", 5)
+    authenticator.forget_authorization("zhang-workbuddy")
+    before = store.lookups
+    for key in (APP_KEY, another):
+        with pytest.raises(AuthorizationRevoked):
+            await authenticator.authenticate(bearer(key))
+    await authenticator.authenticate(bearer(OWN_KEY))
+    assert store.lookups == before + 2
 
 
 async def test_a_look_up_that_was_under_way_when_its_key_was_revoked_is_not_remembered(store: CountingStore) -> None:

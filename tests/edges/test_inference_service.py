@@ -191,6 +191,43 @@ async def test_counting_tokens_answers_with_the_quote(edge: Edge) -> None:
     )
 
 
+async def test_counting_inputs_answers_with_the_quote(edge: Edge) -> None:
+    request = inference_pb2.CountTokensRequest(model="models/small", inputs=["one", "two"])
+    response = await edge.inference.CountTokens(request, metadata=AUTHORIZED)
+    assert edge.metering.inputs == ("one", "two")
+    assert response == inference_pb2.CountTokensResponse(
+        prompt_tokens=7,
+        completion_tokens_max=0,
+        prompt_microcredits=14,
+        cost_microcredits_max=14,
+        rate_card=f"models/small/rateCards/{CARD.rate_card_id}",
+        counting_source=usage_pb2.COUNTING_SOURCE_TOKENIZER,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "violated"),
+    [
+        ({"inputs": ["one"], "messages": inference().messages}, {"inputs"}),
+        ({"inputs": ["one"], "tools": [chat_pb2.Tool(name="now")]}, {"inputs"}),
+        ({"inputs": ["one"], "max_completion_tokens": 5}, {"inputs"}),
+        ({"inputs": ["one", ""]}, {"inputs[1]"}),
+        ({"inputs": ["one", "a\0b"]}, {"inputs[1]"}),
+        ({"inputs": ["x"] * 2_049}, {"inputs"}),
+        ({"inputs": ["one"], "model": "small"}, {"model"}),
+        ({}, {"messages"}),
+    ],
+)
+async def test_counting_what_no_embedding_would_take_is_refused_by_the_field(
+    edge: Edge, fields: dict[str, Any], violated: set[str]
+) -> None:
+    request = inference_pb2.CountTokensRequest(**({"model": "models/small"} | fields))
+    refusal = await refused(edge.inference.CountTokens(request, metadata=AUTHORIZED))
+    assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert set(refusal.violations) == violated
+    assert not edge.metering.callers
+
+
 @pytest.mark.parametrize("metadata", [(), (("authorization", "Bearer nonsense"),), bearer(key_of(77))])
 async def test_a_call_without_a_valid_key_is_unauthenticated(edge: Edge, metadata: tuple[tuple[str, str], ...]) -> None:
     refusal = await refused(edge.inference.Complete(complete_request(), metadata=metadata))

@@ -1,4 +1,7 @@
+import re
 from collections.abc import Iterator
+from dataclasses import Field, fields
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -9,6 +12,8 @@ from google.rpc.status_pb2 import Status
 from metergate.core import errors
 from metergate.edges.status import STATUS_CODES, VIOLATIONS_MAX, to_status
 from metergate.telemetry.failures import describe
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "errors.md"
 
 # Defects, and what can only happen while the gateway is set up or to a command: an app is only told that it failed.
 INTERNAL_ON_PURPOSE = {
@@ -49,6 +54,18 @@ def test_every_error_an_app_sees_has_a_reason_of_its_own() -> None:
     reasons = [kind.reason for kind in STATUS_CODES]
     assert len(set(reasons)) == len(reasons)
     assert "INTERNAL" not in reasons
+
+
+def test_the_reference_of_errors_has_each_with_its_status_and_metadata() -> None:
+    told = re.findall(r"^\| `([A-Z_]+)` \| `([A-Z_]+)` \| (?:`(.*?)`)? ?\|", REFERENCE.read_text(), re.MULTILINE)
+    known = [(kind.reason, code.name, "`, `".join(told_fields(kind))) for kind, code in STATUS_CODES.items()]
+    assert sorted(told) == sorted([*known, ("INTERNAL", "INTERNAL", "")])
+
+
+def told_fields(kind: Any) -> list[str]:
+    """What an error's metadata may have."""
+    own_fields: tuple[Field[Any], ...] = fields(kind) if hasattr(kind, "__dataclass_fields__") else ()
+    return [own.name for own in own_fields if errors.UNTOLD not in own.metadata and own.name != "field"]
 
 
 def test_the_values_of_the_message_are_metadata_and_the_charge_is_named() -> None:

@@ -14,7 +14,9 @@ from metergate.core.reservation import CloseCause
 from metergate.core.rows import FinishReason
 from metergate.core.text_bounds import PromptBound, TextSize, prompt_tokens_estimated, prompt_tokens_max
 from metergate.core.usage import CountingSource, TokenClass, Usage
-from metergate.metering.deltas import join, split
+from metergate.metering.bounded_answer import BoundedAnswer
+from metergate.metering.buffer import DeltaBuffer
+from metergate.metering.deltas import join, joins, split
 from metergate.metering.limits import Limits
 
 BOUND = PromptBound(request_tokens_max=20, message_tokens_max=5)
@@ -245,4 +247,23 @@ def test_what_a_backend_counted_goes_with_the_end_of_a_delta() -> None:
     assert (first.usage, rest.usage) == (None, used(1, 2))
     assert split(delta, 4)[0].usage == used(1, 2)
     assert join([Delta(content="x"), delta]).usage == used(1, 2)
-    assert join([delta, Delta(content="x")]).usage is None
+    assert not joins(delta, Delta(content="x"))
+    assert joins(delta, Delta(content="x", usage=used(1, 3)))
+
+
+@pytest.mark.parametrize("are_apart", [True, False])
+def test_pieces_that_wait_together_are_counted_as_if_each_had_come_alone(are_apart: bool) -> None:
+    buffer = DeltaBuffer(read_ahead_characters_max=1_000, delivery_characters_max=1_000, monotonic=lambda: 0.0)
+    answer = BoundedAnswer(tokens_max=1_000, prefers_reasoning=False)
+
+    def take() -> None:
+        while (delta := buffer.take_now()) is not None:
+            answer.add(delta)
+
+    buffer.offer(Delta(content="x" * 400))
+    buffer.note_usage(used(5, 10))
+    if are_apart:
+        take()
+    buffer.offer(Delta(content="yyyy"))
+    take()
+    assert answer.completion_tokens == 14

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from metering_world import CARD, ScriptedBackend, World, count_words, request
+from metering_world import CARD, KeepingBackend, ScriptedBackend, World, count_words, request
 
 from metergate.core.catalog import ModelTask
 from metergate.core.embedding import NUMBERS_MAX, EmbeddingRequest, Embeddings
@@ -17,6 +17,7 @@ from metergate.core.errors import (
     DeadlineExceeded,
     InsufficientCredit,
     MetergateError,
+    ModelNotFound,
     ModelTaskWrong,
     PromptTooLong,
     RequestIdConflict,
@@ -100,6 +101,21 @@ async def test_the_same_question_gets_the_same_vectors_and_the_recorded_receipt(
     assert second.embeddings is VECTORS
     assert second.receipt == replace(first.receipt, replayed=True)
     assert len(world.backend.embedding_requests) == len(await world.charges()) == 1
+
+
+async def test_vectors_that_were_charged_are_replayed_after_their_model_is_gone() -> None:
+    world = await embedding_world(VECTORS).fund(10_000)
+    first = await embed(world)
+    world.reload(model_id="another")
+    again = await embed(world)
+    assert again == replace(first, receipt=replace(first.receipt, replayed=True))
+    assert again.receipt.charged_microcredits == COST
+    with pytest.raises(RequestIdConflict):
+        await embed(world, asked("something else"))
+    with pytest.raises(RequestIdConflict):
+        await world.stream(request(request_id="e-1"))
+    with pytest.raises(ModelNotFound):
+        await embed(world, asked(request_id="e-2"))
 
 
 async def test_a_replay_whose_vectors_are_no_longer_kept_has_its_receipt_only() -> None:
@@ -278,8 +294,27 @@ async def test_a_chat_with_an_embedding_model_and_the_reverse_are_refused_by_the
         await embedding.metering.count_tokens(embedding.caller, "model-1", request().prompt, None)
     with pytest.raises(ModelTaskWrong, match="CHAT requests only"):
         await embed(chat)
+    with pytest.raises(ModelTaskWrong, match="CHAT requests only"):
+        await chat.metering.count_inputs(chat.caller, "model-1", INPUTS)
     assert not embedding.ledger.log[3:]
     assert not chat.backend.embedding_requests
+
+
+async def test_a_quote_of_inputs_is_what_embedding_them_then_costs() -> None:
+    world = await embedding_world(VECTORS).fund(10_000)
+    quote = await world.metering.count_inputs(world.caller, "model-1", INPUTS)
+    assert (quote.prompt_tokens, quote.completion_tokens_max) == (TOKENS, 0)
+    assert quote.prompt_microcredits == quote.cost_microcredits_max == COST
+    assert not world.backend.embedding_requests
+    assert await world.available() == 10_000
+    assert (await embed(world)).receipt.charged_microcredits == COST
+
+
+async def test_a_quote_of_an_input_that_is_too_long_names_it() -> None:
+    world = await embedding_world(VECTORS, context_tokens=10).fund(10_000)
+    with pytest.raises(PromptTooLong) as raised:
+        await world.metering.count_inputs(world.caller, "model-1", ("fine", "word " * 20))
+    assert raised.value.field == "inputs[1]"
 
 
 async def test_a_report_of_cached_inputs_lowers_the_charge() -> None:
@@ -296,3 +331,15 @@ async def test_a_report_that_differs_is_flagged_and_changes_no_price() -> None:
     assert (await embed(world)).receipt.charged_microcredits == COST
     [charge] = await world.charges()
     assert charge.usage_mismatch
+
+
+async def test_what_a_kept_connection_ended_instead_of_is_sent_once_more_and_charged_once() -> None:
+    crossed = BackendUnavailable(model_id="model-1", problem="it closed the connection", connection_was_kept=True)
+    backend = KeepingBackend([crossed], [VECTORS])
+    world = await embedding_world(backends=[backend]).fund(10_000)
+    embedded = await embed(world)
+    assert embedded.receipt.charged_microcredits == COST
+    assert [request.is_repeat for request in backend.embedding_requests] == [False, True]
+    [charge] = await world.charges()
+    assert [attempt.problem for attempt in charge.attempts] == [crossed.problem, ""]
+    assert await world.available() == 10_000 - COST

@@ -1,12 +1,14 @@
 """A request and the backends it is sent to: tried, recorded, left out, waited for."""
 
 import asyncio
+from collections.abc import AsyncGenerator, Sequence
 
 import pytest
-from metering_world import STOP, ScriptedBackend, World, content, request
+from metering_world import STOP, KeepingBackend, RecordingSink, ScriptedBackend, World, content, request, usage
 
 from metergate.core.errors import BackendRejected, BackendUnavailable
-from metergate.core.standing import FAILURES_MAX
+from metergate.core.inference import BackendEvent, BackendRequest, Delta, InferenceRequest
+from metergate.core.standing import FAILURES_MAX, Standing
 from metergate.metering.pool import Health, PoolLimits
 
 
@@ -85,8 +87,17 @@ async def test_a_request_that_waits_for_a_backend_and_goes_away_is_charged_nothi
     assert len(world.backend.requests) == 1
 
 
-async def test_backends_that_fail_again_and_again_are_left_out_and_the_app_is_told_for_how_long() -> None:
-    failure = BackendUnavailable(model_id="model-1", problem="HTTP 500")
+@pytest.mark.parametrize(
+    "failure",
+    [
+        BackendUnavailable(model_id="model-1", problem="connection refused", was_reached=False),
+        BackendUnavailable(model_id="model-1", problem="HTTP 503", takes_none=True),
+    ],
+    ids=["not connected", "takes none"],
+)
+async def test_backends_that_take_nothing_are_left_out_and_the_app_is_told_for_how_long(
+    failure: BackendUnavailable,
+) -> None:
     world = await World([failure]).fund(10_000)
     told = []
     for index in range(FAILURES_MAX + 1):
@@ -97,6 +108,81 @@ async def test_backends_that_fail_again_and_again_are_left_out_and_the_app_is_to
     assert told[:FAILURES_MAX] == [None] * (FAILURES_MAX - 1) + [told[FAILURES_MAX - 1]]
     assert all(seconds is not None and 0 < seconds <= 2.0 for seconds in told[FAILURES_MAX - 1 :])
     assert await world.available() == 10_000
+
+
+class PoisonedBackend(ScriptedBackend):
+    """Fails at a poisoned prompt, as its protocol lets it, and serves the others."""
+
+    def __init__(self, backend_id: str, *, breaks_after: Sequence[Delta] = ()) -> None:
+        super().__init__([], backend_id)
+        self._breaks_after = breaks_after
+
+    def generate(self, request: BackendRequest) -> AsyncGenerator[BackendEvent, None]:
+        failure = BackendUnavailable(model_id="model-1", problem="HTTP 500")
+        is_poisoned = "poison" in request.prompt.messages[0].text()
+        self.script = [*self._breaks_after, failure] if is_poisoned else [*content("fine"), STOP]
+        return super().generate(request)
+
+
+async def stream(world: World, asked: InferenceRequest) -> str:
+    """What a stream of its own delivered."""
+    sink = RecordingSink(world.ledger)
+    await world.metering.stream(world.caller, asked, sink, time_left_seconds=None)
+    return sink.text()
+
+
+@pytest.mark.parametrize("backends", [1, 2, 4])
+@pytest.mark.parametrize("at_once", [1, 3 * FAILURES_MAX])
+async def test_requests_that_every_backend_fails_at_are_held_against_none(backends: int, at_once: int) -> None:
+    members = [PoisonedBackend(f"backend-{index}") for index in range(backends)]
+    world = await World(backends=members).fund(1_000_000)
+    for wave in range(4):
+        names = [f"poison-{wave}-{index}" for index in range(at_once)]
+        poisoned = [stream(world, request("poison", name)) for name in names]
+        outcomes = await asyncio.gather(*poisoned, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {BackendUnavailable}
+        assert await stream(world, request(request_id=f"sound-{wave}")) == "fine"
+    assert set(world.pool.health().values()) == {Health.UP}
+    assert [attempt.problem for charge in await world.charges() for attempt in charge.attempts] == [""] * 4
+
+
+async def test_requests_whose_answers_break_off_everywhere_leave_one_backend_that_serves_the_others() -> None:
+    members = [PoisonedBackend(f"backend-{index}", breaks_after=content("half ")) for index in range(3)]
+    world = await World(backends=members).fund(1_000_000)
+    for index in range(10 * FAILURES_MAX):
+        with pytest.raises(BackendUnavailable):
+            await stream(world, request("poison", f"poison-{index}"))
+        if index >= 3 * FAILURES_MAX:
+            assert await stream(world, request(request_id=f"sound-{index}")) == "fine"
+    assert sum(health.is_usable for health in world.pool.health().values()) >= 1
+
+
+async def test_a_failure_counts_once_another_backend_has_served_the_request() -> None:
+    failure = BackendUnavailable(model_id="model-1", problem="HTTP 500")
+    gate = asyncio.Event()
+    bad, good = ScriptedBackend([failure], "bad"), ScriptedBackend([gate, *content("fine"), STOP], "good")
+    world = await World(backends=[bad, good]).fund(1_000_000)
+    standing = world.pool.members["bad"].record("model-1")
+    serving = asyncio.create_task(stream(world, request(request_id="first")))
+    await asyncio.wait_for(good.played.wait(), 5)
+    assert standing.standing.failures == 0
+    gate.set()
+    assert await serving == "fine"
+    assert standing.standing.failures == 1
+    for index in range(FAILURES_MAX):
+        assert await stream(world, request(request_id=f"more-{index}")) == "fine"
+    assert world.pool.health() == {"bad": Health.EJECTED, "good": Health.UP}
+    assert len(bad.requests) == FAILURES_MAX
+
+
+async def test_what_another_backend_refuses_as_such_is_held_against_none() -> None:
+    failing = ScriptedBackend([BackendUnavailable(model_id="model-1", problem="HTTP 500")], "failing")
+    refusing = ScriptedBackend([BackendRejected(model_id="model-1", problem="HTTP 400")], "refusing")
+    world = await World(backends=[failing, refusing]).fund(1_000_000)
+    for index in range(2 * FAILURES_MAX):
+        with pytest.raises(BackendRejected):
+            await stream(world, request(request_id=f"request-{index}"))
+    assert set(world.pool.health().values()) == {Health.UP}
 
 
 async def test_a_backend_that_refuses_requests_as_such_is_not_left_out() -> None:
@@ -120,3 +206,53 @@ async def test_a_backend_that_hangs_does_not_hold_up_the_requests_that_others_se
     assert (len(hanging.requests), len(sound.requests)) == (1, 50)
     stuck.cancel()
     await asyncio.wait([stuck])
+
+
+CROSSED = BackendUnavailable(model_id="model-1", problem="it closed the connection", connection_was_kept=True)
+
+
+async def test_what_a_kept_connection_ended_instead_of_is_sent_once_more_and_charged_once() -> None:
+    """To the same backend, on the same reservation; both attempts are recorded."""
+    backend = KeepingBackend([CROSSED], [*content("fine"), STOP])
+    world = await World(backends=[backend]).fund(10_000)
+    await world.stream()
+    assert world.sink.text() == "fine"
+    assert [asked.is_repeat for asked in backend.requests] == [False, True]
+    [charge] = await world.charges()
+    prompt_tokens = world.sink.admissions[0].prompt_tokens
+    # It may have read the prompt of the first, too.
+    assert [(attempt.backend_id, attempt.problem, attempt.prompt_tokens) for attempt in charge.attempts] == [
+        ("backend-1", CROSSED.problem, prompt_tokens),
+        ("backend-1", "", prompt_tokens),
+    ]
+    assert charge.usage_counted == usage(prompt_tokens, "fine")
+    assert await world.available() == 10_000 - charge.charged_microcredits
+
+
+async def test_a_repeat_that_fails_goes_on_to_another_backend_like_any_failure() -> None:
+    broken = BackendUnavailable(model_id="model-1", problem="HTTP 500")
+    first, second = KeepingBackend([CROSSED], [broken], "first"), ScriptedBackend([*content("fine"), STOP], "second")
+    world = await World(backends=[first, second]).fund(10_000)
+    await world.stream()
+    assert (len(first.requests), len(second.requests)) == (2, 1)
+    [charge] = await world.charges()
+    assert [attempt.problem for attempt in charge.attempts] == [CROSSED.problem, "HTTP 500", ""]
+
+
+async def test_it_is_sent_once_more_and_not_twice() -> None:
+    backend = KeepingBackend([CROSSED], [CROSSED])
+    world = await World(backends=[backend]).fund(10_000)
+    with pytest.raises(BackendUnavailable):
+        await world.stream()
+    assert [asked.is_repeat for asked in backend.requests] == [False, True]
+    assert await world.available() == 10_000
+
+
+async def test_a_backend_that_closes_kept_connections_is_not_left_out() -> None:
+    backend = KeepingBackend([CROSSED], [*content("fine"), STOP])
+    world = await World(backends=[backend]).fund(100_000)
+    for index in range(3 * FAILURES_MAX):
+        await world.metering.complete(world.caller, request(request_id=f"r-{index}"), time_left_seconds=None)
+    assert world.pool.health() == {"backend-1": Health.UP}
+    [record] = [member.record("model-1") for member in world.pool.members.values()]
+    assert record.standing == Standing()

@@ -8,6 +8,7 @@ from metering_world import STOP, ScriptedBackend, World, content, request
 
 from metergate.core.errors import BackendUnavailable, MetergateError
 from metergate.core.operations import Settle, Settled
+from metergate.core.passage import Verdict
 from metergate.core.reservation import Reservation
 from metergate.ports import CallObserver, CallStart, Commit, Delivery
 
@@ -37,6 +38,9 @@ class Recorder:
 
     def delivered(self, delivery: Delivery) -> None:
         self.told.append("delivered")
+
+    def vetted(self, verdict: Verdict, seconds: float) -> None:
+        self.told.append(f"vetted {verdict}")
 
     def settled(self, operation: Settle, settled: Settled) -> None:
         self.told.append(f"settled {operation.close_cause}")

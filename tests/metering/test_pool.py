@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 from metering_world import ScriptedBackend, pool_of
 
+from metergate.core import standing
 from metergate.core.errors import BackendUnavailable
 from metergate.core.standing import FAILURES_MAX, Event
 from metergate.metering.pool import Candidates, Health, Place, Pool, PoolLimits
@@ -221,13 +222,43 @@ async def test_a_trial_that_fails_ejects_again_and_tells_who_waited() -> None:
     trial = await take(one)
     waiting = taking(one)
     await queued(one, "a", 1)
-    trial.note(Event.FAILED)
+    trial.note(Event.TURNED_AWAY)
     trial.leave()
     with pytest.raises(BackendUnavailable) as raised:
         await waiting
     assert raised.value.retry_seconds is not None
     assert raised.value.retry_seconds > 2.0  # longer than the first time
     assert is_at_rest(one)
+
+
+async def test_failures_leave_out_one_backend_after_the_other_but_never_the_last() -> None:
+    """Answers that break off, whoever asked for them: one backend goes on serving."""
+    seen = Watching()
+    three = pool("a", "b", "c", requests=8, seen=seen)
+    for _ in range(10 * FAILURES_MAX):
+        place = await take(three)
+        place.note(Event.BEGAN)
+        place.note(Event.FAILED)
+        place.leave()
+    assert seen.ejections == ["a", "b"]
+    assert three.health() == {"a": Health.EJECTED, "b": Health.EJECTED, "c": Health.UP}
+    for _ in range(FAILURES_MAX):
+        with await take(three) as place:
+            place.note(Event.TURNED_AWAY)
+    assert three.health()["c"] is Health.EJECTED
+    assert is_at_rest(three)
+
+
+async def test_a_failure_may_be_told_after_its_place_was_left() -> None:
+    two = pool("a", "b", requests=8)
+    places = [await take(two, "a", "b") for _ in range(2 * FAILURES_MAX)]
+    for place in places:
+        place.leave()
+    for place in places:
+        if place.backend.backend_id == "a":
+            place.note(Event.FAILED)
+    assert two.health() == {"a": Health.EJECTED, "b": Health.UP}
+    assert is_at_rest(two)
 
 
 class Switched(ScriptedBackend):
@@ -249,6 +280,44 @@ async def test_a_look_that_finds_a_backend_down_spares_it_and_finding_it_up_agai
     backends[0].up = True
     assert (await two.look())["a"] is Health.RETURNING
     assert (await take(two)).backend.backend_id == "a"
+
+
+async def test_who_waits_for_a_full_backend_goes_to_another_that_came_up_meanwhile() -> None:
+    backends: Sequence[Switched] = [Switched([], "a"), Switched([], "b")]
+    limits = PoolLimits(requests_max=1, queue_max=8, queue_seconds_max=600.0)
+    two = pool_of(backends, limits=limits, chance=lambda: 0.0)
+    backends[1].up = False
+    await two.look()
+    held = await take(two)
+    first, second = taking(two), taking(two)
+    await queued(two, "a", 2)
+    backends[1].up = True
+    await two.look()
+    async with asyncio.timeout(SOON_SECONDS):
+        place = await first
+        assert place.backend.backend_id == "b"
+        assert not second.done()
+        held.leave()  # it stands in both lines, and takes what comes free first
+        assert (await second).backend.backend_id == "a"
+    second.result().leave()
+    place.leave()
+    assert is_at_rest(two)
+
+
+async def test_who_waits_for_a_full_backend_tries_another_when_its_ejection_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(standing, "EJECTION_SECONDS", 0.05)
+    two = pool("a", "b", seconds=600.0)
+    eject(two, ["b"])
+    held = await take(two)
+    waiting = taking(two)
+    async with asyncio.timeout(SOON_SECONDS):
+        place = await waiting
+    assert place.backend.backend_id == "b"
+    place.leave()
+    held.leave()
+    assert is_at_rest(two)
 
 
 async def test_a_backend_is_left_out_for_the_model_that_it_fails_at_and_serves_the_others() -> None:

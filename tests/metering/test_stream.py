@@ -31,7 +31,7 @@ from metergate.core.errors import (
     RequestInProgress,
     ShuttingDown,
 )
-from metergate.core.inference import BackendEvent, BackendRequest, Delta, Finish, ToolCallDelta, UsageReport
+from metergate.core.inference import BackendEvent, BackendRequest, Delta, Finish, Sampling, ToolCallDelta, UsageReport
 from metergate.core.rating import rate_ceil
 from metergate.core.receipts import Admission
 from metergate.core.reservation import CloseCause
@@ -482,7 +482,7 @@ async def test_an_id_whose_request_ended_uncharged_may_run_again() -> None:
 
 async def test_a_report_is_recorded_and_flagged_only_beyond_the_tolerance() -> None:
     text = "The straight"
-    for reported, flagged in ((count_words(text) + 1, False), (count_words(text) + 2, True)):
+    for reported, flagged in ((count_words(text) - 1, False), (count_words(text) - 2, True)):
         report = UsageReport(usage=Usage.of({TokenClass.PROMPT: PROMPT_TOKENS, TokenClass.COMPLETION: reported}))
         world = await World([*content(text), STOP, report]).fund(10_000)
         await world.stream()
@@ -493,24 +493,43 @@ async def test_a_report_is_recorded_and_flagged_only_beyond_the_tolerance() -> N
 
 
 @pytest.mark.parametrize(
-    ("reason", "more_tokens", "flagged"),
+    ("reason", "stop", "more_tokens", "flagged"),
     [
-        (FinishReason.LENGTH, 4, False),  # three of a character that was cut, and the tolerance of one
-        (FinishReason.LENGTH, 5, True),
-        (FinishReason.LENGTH, -1, False),
-        (FinishReason.LENGTH, -2, True),  # fewer than there is text for
-        (FinishReason.STOP, 4, True),
+        (FinishReason.LENGTH, (), 4, False),  # three of a character that was cut, and the tolerance of one
+        (FinishReason.LENGTH, (), 5, True),
+        (FinishReason.LENGTH, ("海",), 5, True),  # not what it ended at
+        (FinishReason.LENGTH, (), -1, False),
+        (FinishReason.LENGTH, (), -2, True),  # fewer than there is text for
+        (FinishReason.STOP, (), 4, False),  # a model, too, may end within a character
+        (FinishReason.STOP, (), 5, True),
+        (FinishReason.STOP, (), -2, True),
+        (FinishReason.STOP, (".", "海."), 8, False),  # four bytes of the longest stop text on top
+        (FinishReason.STOP, (".", "海."), 9, True),
+        (FinishReason.STOP, (".", "海."), -2, True),
+        (FinishReason.TOOL_CALLS, ("海.",), 2, True),
     ],
 )
-async def test_tokens_of_a_character_that_the_length_cut_off_are_no_mismatch(
-    reason: FinishReason, more_tokens: int, flagged: bool
+async def test_tokens_at_the_end_of_an_answer_that_have_no_text_are_no_mismatch(
+    reason: FinishReason, stop: tuple[str, ...], more_tokens: int, flagged: bool
 ) -> None:
     text = "The straight"
     reported = {TokenClass.PROMPT: PROMPT_TOKENS, TokenClass.COMPLETION: count_words(text) + more_tokens}
     world = await World([*content(text), Finish(reason=reason), UsageReport(usage=Usage.of(reported))]).fund(10_000)
-    await world.stream()
+    await world.stream(request(sampling=Sampling(stop=stop)))
     [charge] = await world.charges()
     assert charge.usage_mismatch is flagged
+
+
+async def test_what_a_backend_had_reported_of_an_answer_that_the_gateway_ended_is_no_mismatch() -> None:
+    """It read ahead: usage that comes with each chunk is of more than was delivered."""
+    ahead = UsageReport(usage=Usage.of({TokenClass.PROMPT: PROMPT_TOKENS, TokenClass.COMPLETION: 90}))
+    events: tuple[BackendEvent, ...] = (*content("one two three four five six seven", " eight nine ten"), ahead)
+    world = await World([events, asyncio.Event()]).fund(10_000)
+    await world.stream(request(max_completion_tokens=4))
+    [charge] = await world.charges()
+    assert (charge.close_cause, charge.finish_reason) == (CloseCause.FINISHED, FinishReason.LENGTH)
+    assert charge.usage_reported == ahead.usage
+    assert not charge.usage_mismatch
 
 
 async def test_a_reported_cached_prompt_lowers_the_charge() -> None:

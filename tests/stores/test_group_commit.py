@@ -7,7 +7,13 @@ import pytest
 
 from metergate.ports import Commit
 from metergate.stores import group_commit
-from metergate.stores.group_commit import SHARED_OPERATIONS_MIN, GroupCommit
+from metergate.stores.group_commit import (
+    BATCH_OPERATIONS_MAX,
+    CAPTURES_WAIT_S_MAX,
+    SHARED_OPERATIONS_MIN,
+    GroupCommit,
+    captures_wait_s,
+)
 
 # Longer than any test may take: what waits, waits for ever.
 FOR_EVER_S = 3600.0
@@ -27,7 +33,8 @@ class Batches:
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> Batches:
-    monkeypatch.setattr(group_commit, "CAPTURES_WAIT_S", FOR_EVER_S)
+    for bound in ("CAPTURES_WAIT_S_EACH", "CAPTURES_WAIT_S_MAX"):
+        monkeypatch.setattr(group_commit, bound, FOR_EVER_S)
     return Batches()
 
 
@@ -58,9 +65,8 @@ async def queue(commits: GroupCommit[str], operation: str, *, is_urgent: bool) -
 
 
 async def test_after_a_shared_batch_captures_wait_for_something_urgent(
-    commits: GroupCommit[str], batches: Batches, monkeypatch: pytest.MonkeyPatch
+    commits: GroupCommit[str], batches: Batches
 ) -> None:
-    monkeypatch.setattr(group_commit, "CAPTURES_WAIT_S", 600.0)
     await commit_together(commits, SHARED_OPERATIONS_MIN)
     captures = [await queue(commits, f"capture-{number}", is_urgent=False) for number in range(3)]
     assert len(batches.committed) == 1
@@ -80,11 +86,20 @@ async def test_after_a_batch_of_few_a_capture_is_committed_at_once(commits: Grou
 async def test_captures_that_wait_are_committed_when_their_time_is_over(
     commits: GroupCommit[str], batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group_commit, "CAPTURES_WAIT_S", 0.001)
+    monkeypatch.setattr(group_commit, "CAPTURES_WAIT_S_MAX", 0.5)
     await commit_together(commits, SHARED_OPERATIONS_MIN)
+    capture = await queue(commits, "capture", is_urgent=False)
+    assert len(batches.committed) == 1
     async with asyncio.timeout(SECONDS_MAX):
-        await commits.submit("capture", is_new_work=False, is_urgent=False)
+        await capture
     assert batches.committed[1:] == [["capture"]]
+
+
+def test_captures_wait_the_longer_the_more_streams_share_a_commit() -> None:
+    waits_s = [captures_wait_s(operations) for operations in (1, SHARED_OPERATIONS_MIN - 1, SHARED_OPERATIONS_MIN, 40)]
+    assert waits_s[:2] == [0.0, 0.0]
+    assert 0.0 < waits_s[2] < waits_s[3] < CAPTURES_WAIT_S_MAX
+    assert captures_wait_s(BATCH_OPERATIONS_MAX) == CAPTURES_WAIT_S_MAX
 
 
 async def test_a_queue_that_fills_does_not_wait(

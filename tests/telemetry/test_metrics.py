@@ -11,18 +11,26 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import pytest
-from metering_world import CARD, STOP, RecordingSink, ScriptedBackend, World, content, request
+from metering_world import CARD, STOP, KeepingBackend, RecordingSink, ScriptedBackend, World, content, request
 from prometheus_client.parser import text_string_to_metric_families
 
 from metergate.core import errors
 from metergate.core.accounts import AccountBalance
 from metergate.core.audit import AuditRound, Difference, DifferenceKind
 from metergate.core.catalog import Catalog, Model
-from metergate.core.errors import BackendUnavailable, InsufficientCredit, MetergateError, ModelNotFound
+from metergate.core.errors import (
+    BackendUnavailable,
+    ContentPolicyUnavailable,
+    InsufficientCredit,
+    MetergateError,
+    ModelNotFound,
+)
 from metergate.core.inference import UsageReport
+from metergate.core.passage import Passage
 from metergate.core.rating import rate_ceil
 from metergate.core.rows import Authorization, Channel
 from metergate.core.usage import CountingSource, TokenClass, Usage
+from metergate.metering.limits import Limits
 from metergate.ports import CallStart, Commit, Delivery, Recovery
 from metergate.telemetry.event_loop import SAMPLE_SECONDS, sample_lag
 from metergate.telemetry.families import FAMILIES
@@ -214,6 +222,62 @@ async def test_an_attempt_that_never_reached_its_backend_costs_the_operator_noth
     assert value(observer, "operator_cost_microcredits_total", model="model-1", reason="attempt") is None
     assert value(observer, "backend_failovers_total", backend="first") == 1
     assert value(observer, "backend_failovers_total", backend="second") is None
+
+
+async def test_a_repeat_to_the_same_backend_is_no_failover() -> None:
+    crossed = BackendUnavailable(model_id="model-1", problem="it closed the connection", connection_was_kept=True)
+    observer = metrics()
+    await play(observer, [], backends=[KeepingBackend([crossed], [*content("one"), STOP], "first")])
+    assert value(observer, "backend_repeats_total", backend="first") == 1
+    assert value(observer, "backend_attempts_total", backend="first") == 2
+    assert value(observer, "backend_failovers_total", backend="first") is None
+
+
+class Wordlist:
+    """Blocks, fails or hangs at a word."""
+
+    def __init__(self, *, blocks: str = "", fails: str = "", hangs: str = "") -> None:
+        self._blocks, self._fails, self._hangs = blocks, fails, hangs
+
+    async def allows(self, passage: Passage) -> bool:
+        text = passage.delta.content
+        if self._hangs and self._hangs in text:
+            await asyncio.Event().wait()
+        if self._fails and self._fails in text:
+            raise ContentPolicyUnavailable(problem="it is away")
+        return not self._blocks or self._blocks not in text
+
+
+@pytest.mark.parametrize(
+    ("policy", "allowed", "blocked", "failed"),
+    [
+        (Wordlist(), 3, 0, 0),
+        (Wordlist(blocks="seven"), 2, 1, 0),
+        (Wordlist(fails="seven"), 2, 0, 1),
+        (Wordlist(hangs="seven"), 2, 0, 1),
+    ],
+    ids=["allows", "blocks", "fails", "is too slow"],
+)
+async def test_each_call_of_the_content_policy_is_counted_by_what_it_said_and_timed(
+    policy: Wordlist, allowed: int, blocked: int, failed: int
+) -> None:
+    observer = metrics()
+    # One delta a delivery.
+    limits = Limits(slice_tokens=4, delivery_characters_max=6, content_policy_seconds_max=0.2)
+    world = await World(
+        [*content("three ", "eight ", "seven "), STOP], policy=policy, limits=limits, observers=[observer]
+    ).fund(10_000)
+    with contextlib.suppress(MetergateError):
+        await world.stream()
+    for result, calls in (("allowed", allowed), ("blocked", blocked), ("failed", failed)):
+        assert value(observer, "content_policy_calls_total", result=result, model="model-1") == calls
+    assert value(observer, "content_policy_seconds_count") == allowed + blocked + failed
+
+
+async def test_without_a_content_policy_none_is_counted() -> None:
+    observer = metrics()
+    await play(observer, [*content("one"), STOP])
+    assert value(observer, "content_policy_calls_total", result="allowed", model="model-1") is None
 
 
 def test_the_pool_shows_what_each_backend_does_now_and_forgets_those_that_are_gone() -> None:

@@ -223,11 +223,11 @@ class EngineBackend:
         except aio.AioRpcError as exc:
             # Whatever a look's status is, the request is not what was refused.
             status = f"gRPC status {exc.code().name}"
-            raise BackendUnavailable(model_id=model_id, problem=status) from None
+            raise BackendUnavailable(model_id=model_id, problem=status, takes_none=True) from None
         problem = info.problem(model)
         if problem is not None:
             self._info = None
-            raise BackendUnavailable(model_id=model_id, problem=problem)
+            raise BackendUnavailable(model_id=model_id, problem=problem, takes_none=True)
         return info
 
     def _abort(self, engine_request_id: str) -> None:

@@ -20,6 +20,7 @@ from metergate.backends.vector_checks import IN_LOOP_NUMBERS_MAX, checked_vector
 from metergate.core.embedding import EmbeddingBackendRequest, Embeddings
 from metergate.core.errors import BackendRejected, BackendUnavailable
 from metergate.core.inference import (
+    DEFAULT_SAMPLING,
     BackendEvent,
     BackendRequest,
     Delta,
@@ -216,7 +217,7 @@ def encode_request(request: BackendRequest, *, model: str) -> backend_pb2.Genera
     return backend_pb2.GenerateRequest(
         model=model,
         messages=[_message(message) for message in request.prompt.messages],
-        sampling=_sampling(request.sampling),
+        sampling=None if request.sampling is DEFAULT_SAMPLING else _sampling(request.sampling),
         max_completion_tokens=request.max_completion_tokens,
         tools=[_tool(tool) for tool in request.prompt.tools],
         response_format=_response_format(request.response_format),
@@ -255,7 +256,7 @@ def _tool(tool: Tool) -> chat_pb2.Tool:
     )
 
 
-def _response_format(response_format: ResponseFormat) -> chat_pb2.ResponseFormat:
+def _response_format(response_format: ResponseFormat) -> chat_pb2.ResponseFormat | None:
     if response_format.kind is ResponseFormatKind.JSON_OBJECT:
         return chat_pb2.ResponseFormat(json_object=chat_pb2.ResponseFormat.JsonObjectFormat())
     if response_format.kind is ResponseFormatKind.JSON_SCHEMA:
@@ -264,7 +265,7 @@ def _response_format(response_format: ResponseFormat) -> chat_pb2.ResponseFormat
                 name=response_format.schema_name, schema=response_format.json_schema
             )
         )
-    return chat_pb2.ResponseFormat(text=chat_pb2.ResponseFormat.TextFormat())
+    return None
 
 
 def _tool_choice(choice: ToolChoice) -> chat_pb2.ToolChoice | None:

@@ -81,4 +81,7 @@ def failure(error: aio.AioRpcError, model_id: str) -> BackendRejected | BackendU
     problem = f"gRPC status {error.code().name}"
     if error.code() in _REJECTED_CODES:
         return BackendRejected(model_id=model_id, problem=problem)
-    return BackendUnavailable(model_id=model_id, problem=problem)
+    # Not connected, or lost, or draining: gRPC does not tell which.
+    return BackendUnavailable(
+        model_id=model_id, problem=problem, takes_none=error.code() is grpc.StatusCode.UNAVAILABLE
+    )

@@ -14,13 +14,16 @@ from typing import NoReturn
 
 import aiohttp
 
+from metergate.backends.kept_connections import KeepingConnector, ended_kept_connection
+from metergate.backends.openai_answer import AnswerReader
 from metergate.backends.openai_embeddings import (
     VectorEncoding,
     answer_bytes_max,
     decode_embeddings,
     encode_embedding_request,
 )
-from metergate.backends.openai_wire import AnswerReader, MaxTokensField, encode_request, error_answer_name
+from metergate.backends.openai_errors import error_answer_name
+from metergate.backends.openai_request import MaxTokensField, encode_request
 from metergate.backends.sse import EVENT_BYTES_MAX
 from metergate.backends.vector_checks import IN_LOOP_NUMBERS_MAX
 from metergate.core.embedding import EmbeddingBackendRequest, Embeddings
@@ -53,6 +56,9 @@ _LOOK_SECONDS = 0.5
 
 # The request as such was refused; another backend would refuse it too.
 _REJECTED_STATUSES = frozenset({400, 413, 422})
+
+# It takes no request now, whatever is asked: too many came, or it is loading, draining, down.
+_TAKES_NONE_STATUSES = frozenset({429, 503})
 
 # What went wrong, for people, by the first class that fits. No text of an error is passed on: aiohttp quotes the peer.
 _PROBLEMS: tuple[tuple[type[Exception], str], ...] = (
@@ -99,30 +105,15 @@ class OpenAIBackend:
         self._options = options
         url = options.url.rstrip("/")
         self._chat_url, self._embeddings_url = f"{url}/chat/completions", f"{url}/embeddings"
-        # A compressed answer could grow without bound; it is not asked for, and not unpacked if it comes.
-        headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
-        if options.api_key is not None:
-            headers["Authorization"] = f"Bearer {options.api_key}"
         # True: what the system trusts.
         tls = True if options.ca_pem is None else create_default_context(cadata=options.ca_pem)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=options.connections_max, keepalive_timeout=_IDLE_CONNECTION_SECONDS, ssl=tls
-            ),
-            headers=headers,
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, connect=options.connect_timeout_seconds),
-            read_bufsize=_READ_AHEAD_BYTES,
-        )
+        limit = options.connections_max
+        self._session = _session(options, KeepingConnector(limit=limit, idle_seconds=_IDLE_CONNECTION_SECONDS, tls=tls))
+        self._repeats = _session(options, KeepingConnector(limit=limit, idle_seconds=None, tls=tls))
         self._look_url = _look_url(options)
         # Connections of its own, for a look each: those of the answers may all be in use.
-        self._looks = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=1, force_close=True, ssl=tls),
-            headers=headers,
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, connect=options.connect_timeout_seconds, sock_read=_LOOK_SECONDS),
+        self._looks = _session(
+            options, aiohttp.TCPConnector(limit=1, force_close=True, ssl=tls), read_seconds=_LOOK_SECONDS
         )
 
     @property
@@ -145,8 +136,8 @@ class OpenAIBackend:
 
     async def close(self) -> None:
         """Close all connections, those in use included."""
-        await self._session.close()
-        await self._looks.close()
+        for session in (self._session, self._repeats, self._looks):
+            await session.close()
 
     async def generate(self, request: BackendRequest) -> AsyncGenerator[BackendEvent, None]:
         """Run the request: deltas, one finish reason after them, and usage if the backend reports any.
@@ -160,6 +151,7 @@ class OpenAIBackend:
             stream=self._options.stream,
             include_usage=self._options.include_usage,
             max_tokens_field=self._options.max_tokens_field,
+            chunk_usage=self._options.chunk_usage,
         )
         response = await self._post(self._chat_url, body, request)
         try:
@@ -204,11 +196,14 @@ class OpenAIBackend:
         self, url: str, body: bytes, request: BackendRequest | EmbeddingBackendRequest
     ) -> aiohttp.ClientResponse:
         """Send the request and return the head of the answer."""
+        session = self._repeats if request.is_repeat else self._session
+        began_seconds = asyncio.get_running_loop().time()
         try:
             # A redirect could carry the key to another host: its status is an error like any other.
-            return await self._session.post(url, data=body, headers=request.trace_context, allow_redirects=False)
+            return await session.post(url, data=body, headers=request.trace_context, allow_redirects=False)
         except _FAILURES as exc:
-            _raise_unavailable(request.model_id, exc)
+            seconds = asyncio.get_running_loop().time() - began_seconds
+            _raise_unavailable(request.model_id, exc, connection_was_kept=ended_kept_connection(exc, seconds))
 
     async def _check(self, response: aiohttp.ClientResponse, model_id: str, content_type: str) -> None:
         """Raise unless the head of the answer promises what was asked for."""
@@ -216,7 +211,8 @@ class OpenAIBackend:
             problem = f"HTTP {response.status}{await self._error_name(response)}"
             if response.status in _REJECTED_STATUSES:
                 raise BackendRejected(model_id=model_id, problem=problem)
-            raise BackendUnavailable(model_id=model_id, problem=problem)
+            takes_none = response.status in _TAKES_NONE_STATUSES
+            raise BackendUnavailable(model_id=model_id, problem=problem, takes_none=takes_none)
         if response.content_type != content_type:
             problem = f"it sent no {content_type}{await self._error_name(response)}"
             raise BackendUnavailable(model_id=model_id, problem=problem)
@@ -260,6 +256,23 @@ class OpenAIBackend:
             return  # the answer was complete; only the connection is lost
 
 
+def _session(
+    options: OpenAIBackendOptions, connector: aiohttp.TCPConnector, *, read_seconds: float | None = None
+) -> aiohttp.ClientSession:
+    # A compressed answer could grow without bound; it is not asked for, and not unpacked if it comes.
+    headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+    if options.api_key is not None:
+        headers["Authorization"] = f"Bearer {options.api_key}"
+    return aiohttp.ClientSession(
+        connector=connector,
+        headers=headers,
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, connect=options.connect_timeout_seconds, sock_read=read_seconds),
+        read_bufsize=_READ_AHEAD_BYTES,
+    )
+
+
 def _look_url(options: OpenAIBackendOptions) -> str:
     if options.health_path is None:
         return options.url.rstrip("/") + "/models"
@@ -267,7 +280,7 @@ def _look_url(options: OpenAIBackendOptions) -> str:
     return f"{scheme}://{rest.partition('/')[0]}{options.health_path}"
 
 
-def _raise_unavailable(model_id: str, failure: Exception) -> NoReturn:
+def _raise_unavailable(model_id: str, failure: Exception, *, connection_was_kept: bool = False) -> NoReturn:
     problem = next((text for kind, text in _PROBLEMS if isinstance(failure, kind)), type(failure).__name__)
     # Numbers of TLS errors are OpenSSL's own.
     if isinstance(failure, OSError) and not isinstance(failure, aiohttp.ClientSSLError):
@@ -276,6 +289,6 @@ def _raise_unavailable(model_id: str, failure: Exception) -> NoReturn:
     was_reached = not isinstance(failure, _UNREACHED)
     # A cause is printed with its error. aiohttp's errors of the protocol quote the peer, and show the request's headers
     # with the key: only errors of the system are passed on.
-    raise BackendUnavailable(model_id=model_id, problem=problem, was_reached=was_reached) from (
-        failure if isinstance(failure, OSError) else None
-    )
+    raise BackendUnavailable(
+        model_id=model_id, problem=problem, was_reached=was_reached, connection_was_kept=connection_was_kept
+    ) from (failure if isinstance(failure, OSError) else None)

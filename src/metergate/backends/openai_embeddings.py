@@ -1,7 +1,7 @@
 """Embeddings of an OpenAI-compatible server: ``POST {url}/embeddings``.
 
 Pure: bytes on one side, the domain on the other. The request is an allow-list, and no text of the backend goes into an
-error or a log, as in ``openai_wire``.
+error or a log, as in ``openai_answer``.
 """
 
 import binascii
@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from metergate.backends.openai_wire import NULL, PromptDetails, Tokens
+from metergate.backends.openai_answer import NULL
+from metergate.backends.openai_usage import PromptDetails, Tokens
 from metergate.backends.vector_checks import checked_vectors, prompt_usage, single_precision, unusable
 from metergate.core.embedding import EmbeddingBackendRequest, Embeddings, Vector
 from metergate.core.usage import TokenClass, Usage

@@ -124,6 +124,12 @@ class ServingGateway:
         response = await _answer(self._stub.RevokeKey(request, timeout=CALL_SECONDS_MAX))
         return _key(response.key)
 
+    async def revoke_authorization(self, authorization_id: str, now_us: int) -> int:
+        """Revoke an authorization with all its keys, at the time of the gateway's own clock."""
+        request = admin_pb2.RevokeAuthorizationRequest(name=authorization_name(authorization_id))
+        response = await _answer(self._stub.RevokeAuthorization(request, timeout=CALL_SECONDS_MAX))
+        return _time_us(response.revoke_time)
+
     async def refund(self, operation: Refund) -> Correction:
         """Give back part of a charge."""
         request = admin_pb2.RefundChargeRequest(

@@ -138,14 +138,14 @@ async def _revoke(path: Path, key_id: str) -> ApiKey:
 @app.command("list", epilog="Example: metergate key list alice")
 def list_keys(subscriber: SubscriberId, config: ConfigFile = DEFAULT_CONFIG, store: StorePath = None) -> None:
     """List a subscriber's keys, oldest first, also while a gateway serves. When they were used is a minute late."""
-    grantees, are_all = asyncio.run(_list(store_of(config, store), subscriber))
+    grantees, are_all = asyncio.run(keys_of(store_of(config, store), subscriber))
     output().print(_table(grantees))
     if not are_all:
         explain(f"only {KEYS_SHOWN_MAX} keys are shown")
 
 
-async def _list(path: Path, subscriber_id: str) -> tuple[list[Grantee], bool]:
-    """The keys, and whether they are all; ResourceNotFound without such a subscriber."""
+async def keys_of(path: Path, subscriber_id: str) -> tuple[list[Grantee], bool]:
+    """A subscriber's keys, oldest first, and whether they are all; ResourceNotFound without such a subscriber."""
     async with reading(path) as ledger:
         await ledger.balance(subscriber_id, None, clock.now_us())
         page = await ledger.list_keys(subscriber_id, cursor=None, size=KEYS_SHOWN_MAX)

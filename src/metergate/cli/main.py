@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from metergate.cli import (
+    authorizations,
     charges,
     configuration,
     grants,
@@ -44,6 +45,7 @@ app.add_typer(configuration.app, name="config")
 app.add_typer(subscribers.app, name="subscriber")
 app.add_typer(grants.app, name="grant")
 app.add_typer(keys.app, name="key")
+app.add_typer(authorizations.app, name="authorization")
 app.add_typer(wallets.app, name="wallet")
 app.add_typer(charges.app, name="charge")
 ledger.app.command("backup", epilog="Example: metergate ledger backup /backups/2026-12-31.db")(ledger_files.backup)

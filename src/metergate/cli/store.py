@@ -54,6 +54,10 @@ class WritableLedger(Protocol):
         """Revoke a key."""
         ...
 
+    async def revoke_authorization(self, authorization_id: str, now_us: int) -> int:
+        """Revoke an authorization with all its keys."""
+        ...
+
     async def refund(self, operation: Refund) -> Correction:
         """Give back part of a charge."""
         ...

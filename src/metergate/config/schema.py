@@ -80,8 +80,8 @@ class Limits(Table):
     # Requests at once; more are refused before any work is done for them. Two hundred streams of 50 tokens a second
     # fill a core: beyond a thousand, each more would slow all, and a backend's connections (1,024) run out.
     requests_max: int = Field(default=1_000, ge=1, le=100_000)
-    # Calls at once of all services. gRPC itself refuses more, with a status that names no reason: so it lies well above
-    # requests_max, and an app that is refused is told why. At 100 kB a call this is 400 MB.
+    # Calls at once of all services, requests included; more are refused before anything is read of them. At 100 kB a
+    # call this is 400 MB.
     calls_max: int = Field(default=4_000, ge=2, le=1_000_000)
     # Credit set aside ahead of delivery: small, because other requests of the wallet need credit too; large enough that
     # a stream of 50 tokens a second extends its reservation about once a second.

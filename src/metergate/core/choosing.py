@@ -74,6 +74,14 @@ def choose(candidates: Sequence[Candidate], *, now_seconds: float, chance: float
     )
 
 
+def is_last(backend_id: str, candidates: Sequence[Candidate], now_seconds: float) -> bool:
+    """Whether no other of a model's backends is left: all are left out, or were seen down."""
+    return not any(
+        other.backend_id != backend_id and other.is_up and _state(other, now_seconds) is not State.EJECTED
+        for other in candidates
+    )
+
+
 def has_room(candidate: Candidate, now_seconds: float) -> bool:
     """Whether it may be given one request more, ejected or not. One on trial works on a single one."""
     if _state(candidate, now_seconds) is State.ON_TRIAL and candidate.trials:

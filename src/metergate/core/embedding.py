@@ -26,10 +26,6 @@ class EmbeddingRequest:
     dimensions: int | None = None  # >= 1; None: as many as the model has
     credit_limit_microcredits: int | None = None  # > 0; None: no limit of its own
 
-    def characters(self) -> int:
-        """How much text it has."""
-        return sum(map(len, self.inputs))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingBackendRequest:
@@ -40,6 +36,7 @@ class EmbeddingBackendRequest:
     dimensions: int  # what every vector of the answer must have
     asks_dimensions: bool  # whether the backend is told; else its vectors have so many anyway
     trace_context: Mapping[str, str] = field(default_factory=dict)  # W3C traceparent and tracestate, sent as headers
+    is_repeat: bool = False  # a kept connection ended instead of an answer to it: it is sent on a new one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -96,6 +96,12 @@ class Sampling:
     frequency_penalty: float | None = None
 
 
+# Of nearly all requests, which share them.
+DEFAULT_RESPONSE_FORMAT = ResponseFormat()
+DEFAULT_TOOL_CHOICE = ToolChoice()
+DEFAULT_SAMPLING = Sampling()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """What the prompt's tokens are counted from."""
@@ -105,10 +111,13 @@ class Prompt:
 
     def characters(self) -> int:
         """How much text it has: all that a template could render."""
-        characters = sum(len(tool.name + tool.description + tool.parameters_json_schema) for tool in self.tools)
+        characters = 0
+        for tool in self.tools:
+            characters += len(tool.name) + len(tool.description) + len(tool.parameters_json_schema)
         for message in self.messages:
             characters += sum(map(len, message.parts)) + len(message.tool_call_id)
-            characters += sum(len(call.tool_call_id + call.name + call.arguments) for call in message.tool_calls)
+            for call in message.tool_calls:
+                characters += len(call.tool_call_id) + len(call.name) + len(call.arguments)
         return characters
 
 
@@ -119,9 +128,9 @@ class InferenceRequest:
     request_id: str
     model_id: str
     prompt: Prompt
-    sampling: Sampling = Sampling()
-    response_format: ResponseFormat = ResponseFormat()
-    tool_choice: ToolChoice = ToolChoice()
+    sampling: Sampling = DEFAULT_SAMPLING
+    response_format: ResponseFormat = DEFAULT_RESPONSE_FORMAT
+    tool_choice: ToolChoice = DEFAULT_TOOL_CHOICE
     max_completion_tokens: int | None = None  # >= 1; None: as far as the model's context and the credit go
     credit_limit_microcredits: int | None = None  # > 0; None: no limit of its own
 
@@ -135,10 +144,11 @@ class BackendRequest:
     sampling: Sampling
     response_format: ResponseFormat
     max_completion_tokens: int
-    tool_choice: ToolChoice = ToolChoice()
+    tool_choice: ToolChoice = DEFAULT_TOOL_CHOICE
     # The prompt as the model's own template and vocabulary have it; (): the backend does that itself.
     prompt_token_ids: Sequence[int] = ()
     trace_context: Mapping[str, str] = field(default_factory=dict)  # W3C traceparent and tracestate, sent as headers
+    is_repeat: bool = False  # a kept connection ended instead of an answer to it: it is sent on a new one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,6 +42,7 @@ from metergate.core.operations import (
     Reserve,
     Reserved,
     Reverse,
+    RevokeAuthorization,
     Settle,
     Settled,
     Settlement,
@@ -77,7 +78,7 @@ from metergate.core.rows import (
     Wallet,
     WalletState,
 )
-from metergate.core.set_up import add_authorization, add_subscriber, expire_wallet
+from metergate.core.set_up import add_authorization, add_subscriber, expire_wallet, revoke_authorization
 from metergate.core.usage import CountingSource
 
 Operation = (
@@ -88,6 +89,7 @@ Operation = (
     | AddGrant
     | AddSubscriber
     | AddAuthorization
+    | RevokeAuthorization
     | Refund
     | Adjust
     | Reverse
@@ -156,6 +158,7 @@ class Ledger:
             AddGrant: partial(add_grant, books),
             AddSubscriber: partial(add_subscriber, books),
             AddAuthorization: partial(add_authorization, books),
+            RevokeAuthorization: partial(revoke_authorization, books),
             Refund: partial(refund, books),
             Adjust: partial(adjust, books),
             Reverse: partial(reverse, books),
@@ -166,6 +169,10 @@ class Ledger:
     def decide(self, operation: Operation) -> Outcome:
         """Carry out one operation on the books, or raise its refusal and leave them as they were."""
         check_ids_of(operation)
+        return self.carry_out(operation)
+
+    def carry_out(self, operation: Operation) -> Outcome:
+        """What ``decide`` does, for an operation whose ids were checked before its rows were loaded."""
         return self._deciders[type(operation)](operation)
 
     # --- reserving --------------------------------------------------------------------------------------------------

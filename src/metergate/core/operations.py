@@ -3,15 +3,15 @@
 Each operation carries the id that makes its retry harmless (L4).
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 
+from metergate.core.changes import row
 from metergate.core.reservation import CloseCause, Estimate, Owner, Reservation
 from metergate.core.rows import Attempt, Authorization, Charge, FinishReason, Grant, Wallet, WalletState
 from metergate.core.usage import CountingSource, Usage
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class AddGrant:
     """Add credits.
 
@@ -21,7 +21,7 @@ class AddGrant:
     grant: Grant  # remaining_microcredits == amount_microcredits
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Reserve:
     """Set credit aside for a request and capture its first part.
 
@@ -49,14 +49,14 @@ class Reserve:
     estimate: Estimate | None = None  # of the prompt, if what is captured is a bound
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Reserved:
     """The request may run."""
 
     reservation: Reservation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Replayed:
     """The request was charged before; this is the record. Nothing was reserved."""
 
@@ -64,7 +64,7 @@ class Replayed:
     spendable_microcredits: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Capture:
     """Debit a reservation up to a cumulative amount, extending it on the way as far as grants and caps allow."""
 
@@ -87,7 +87,7 @@ class CaptureStatus(StrEnum):
     NOT_OWNER = "NOT_OWNER"  # it belongs to another process or epoch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Captured:
     """Where the reservation stands. Deliver only what ``captured_microcredits`` covers."""
 
@@ -99,7 +99,7 @@ class Captured:
     )  # why the reservation is less than wanted: CREDIT_EXHAUSTED, CAP_REACHED, CREDIT_LIMIT_REACHED
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Settlement:
     """What a charge records of the request, as far as the reservation does not know it."""
 
@@ -113,7 +113,7 @@ class Settlement:
     captured_microcredits: int  # captured in the same commit if the reservation covers it; 0: nothing more
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Settle:
     """Close a reservation: charge it, or with no settlement release it. What is not charged goes back.
 
@@ -129,7 +129,7 @@ class Settle:
     now_us: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Recover:
     """Settle an ACTIVE reservation that nobody runs any more; if nothing was captured, release it (L5).
 
@@ -143,7 +143,7 @@ class Recover:
     now_us: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Settled:
     """The reservation is closed."""
 
@@ -151,7 +151,7 @@ class Settled:
     spendable_microcredits: int  # what the authorization may still spend
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class EraseSubscriber:
     """Replace what names a subscriber by a pseudonym that tells nothing; its keys and authorizations go.
 
@@ -165,21 +165,29 @@ class EraseSubscriber:
     now_us: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class AddSubscriber:
     """Open a wallet. The same subscriber again answers with the wallet as it is now, whatever state it is in."""
 
     wallet: Wallet  # sequence == 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class AddAuthorization:
     """Record a subscriber's consent. The same id with other content is IdConflict."""
 
     authorization: Authorization  # charged and reserved are 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
+class RevokeAuthorization:
+    """End a subscriber's consent, for ever. Asked again it answers with the first revocation."""
+
+    authorization_id: str
+    now_us: int
+
+
+@row
 class Refund:
     """Give back part of a charge. The same id with other content is IdConflict."""
 
@@ -193,7 +201,7 @@ class Refund:
     now_us: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Adjust:
     """Give credit, or take what is available. The same id with other content is IdConflict."""
 
@@ -206,7 +214,7 @@ class Adjust:
     now_us: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Reverse:
     """Take back a grant whose payment was taken back. The same id with other content is IdConflict."""
 
@@ -218,7 +226,7 @@ class Reverse:
     now_us: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class SetWalletState:
     """Stop a wallet, or let it be spent from again. The same id with other content is IdConflict."""
 
@@ -230,7 +238,7 @@ class SetWalletState:
     now_us: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Expire:
     """Move on what remains of a wallet's grants whose time is over; answered with the wallet."""
 

@@ -5,11 +5,19 @@ say to a server, and how; the configuration names which of those a server takes.
 counts, but for tools, which are counted.
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Set
 from enum import StrEnum
 
 from metergate.core.errors import RequestInvalid, Violation
-from metergate.core.inference import BackendRequest, InferenceRequest, ResponseFormatKind, Role, ToolChoiceKind
+from metergate.core.inference import (
+    DEFAULT_SAMPLING,
+    BackendRequest,
+    InferenceRequest,
+    ResponseFormatKind,
+    Role,
+    Sampling,
+    ToolChoiceKind,
+)
 
 
 class Parameter(StrEnum):
@@ -40,9 +48,22 @@ _FORMATS = {
 }
 
 
-def parameters_of(request: InferenceRequest | BackendRequest) -> Iterator[Parameter]:
+def parameters_of(request: InferenceRequest | BackendRequest) -> list[Parameter]:
     """What a request sets."""
-    sampling, prompt = request.sampling, request.prompt
+    prompt = request.prompt
+    found = [] if request.sampling is DEFAULT_SAMPLING else _sampling_parameters(request.sampling)
+    if prompt.tools:
+        found.append(Parameter.TOOLS)
+    if request.tool_choice.kind is not ToolChoiceKind.AUTO:
+        found.append(Parameter.TOOL_CHOICE)
+    if prompt.messages and prompt.messages[-1].role is Role.ASSISTANT:
+        found.append(Parameter.ASSISTANT_LAST)
+    if request.response_format.kind is not ResponseFormatKind.TEXT:
+        found.append(_FORMATS[request.response_format.kind])
+    return found
+
+
+def _sampling_parameters(sampling: Sampling) -> list[Parameter]:
     is_set = (
         (Parameter.TEMPERATURE, sampling.temperature is not None),
         (Parameter.TOP_P, sampling.top_p is not None),
@@ -52,13 +73,8 @@ def parameters_of(request: InferenceRequest | BackendRequest) -> Iterator[Parame
         (Parameter.SEED, sampling.seed is not None),
         (Parameter.PRESENCE_PENALTY, sampling.presence_penalty is not None),
         (Parameter.FREQUENCY_PENALTY, sampling.frequency_penalty is not None),
-        (Parameter.TOOLS, bool(prompt.tools)),
-        (Parameter.TOOL_CHOICE, request.tool_choice.kind is not ToolChoiceKind.AUTO),
-        (Parameter.ASSISTANT_LAST, any(message.role is Role.ASSISTANT for message in prompt.messages[-1:])),
     )
-    yield from (parameter for parameter, it_is in is_set if it_is)
-    if request.response_format.kind is not ResponseFormatKind.TEXT:
-        yield _FORMATS[request.response_format.kind]
+    return [parameter for parameter, it_is in is_set if it_is]
 
 
 def check_parameters(request: InferenceRequest, taken: Set[Parameter]) -> None:

@@ -1,8 +1,17 @@
 """What a content policy is asked about. It is neither stored nor logged (L11)."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from metergate.core.inference import Delta
+
+
+class Verdict(StrEnum):
+    """What a content policy says of a passage."""
+
+    ALLOWED = "allowed"
+    BLOCKED = "blocked"
+    FAILED = "failed"  # nothing, or not in time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

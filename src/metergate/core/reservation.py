@@ -3,9 +3,9 @@
 delivered <= captured <= reserved at every instant (L1).
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 
+from metergate.core.changes import row
 from metergate.core.errors import TransitionInvalid
 from metergate.core.usage import Usage
 
@@ -61,7 +61,7 @@ def next_state(state: ReservationState, event: ReservationEvent) -> ReservationS
         raise TransitionInvalid(state=state, event=event) from None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Owner:
     """The gateway process that runs a reservation; a new epoch for every opening of the store."""
 
@@ -69,7 +69,7 @@ class Owner:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Allocation:
     """What a reservation set aside from one grant."""
 
@@ -77,7 +77,7 @@ class Allocation:
     amount_microcredits: int  # > 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Estimate:
     """What a request that its backend counts has probably used, and what that costs."""
 
@@ -85,7 +85,7 @@ class Estimate:
     microcredits: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Reservation:
     """Credit set aside for one request."""
 

@@ -5,9 +5,9 @@ Accounts (double entry): ``grant:{grant_id}`` is what the operator owes the subs
 constants below. Times are microseconds since the epoch, UTC.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 
+from metergate.core.changes import row
 from metergate.core.reservation import Allocation, CloseCause
 from metergate.core.usage import CountingSource, Usage
 
@@ -90,7 +90,7 @@ class FinishReason(StrEnum):
     INTERRUPTED = "INTERRUPTED"  # it did not end by itself; the close cause says why
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Wallet:
     """One subscriber: what it may spend is the sum of its grants' ``remaining_microcredits``."""
 
@@ -100,7 +100,7 @@ class Wallet:
     create_time_us: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Grant:
     """Credits added to a wallet. Ids with a colon are of grants that the ledger itself adds (``core.grants``)."""
 
@@ -118,7 +118,7 @@ class Grant:
     reverse_time_us: int | None = None  # when its payment was taken back; None: it was not
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Authorization:
     """A subscriber's revocable consent that an app may spend; without an app, the subscriber's own access."""
 
@@ -138,7 +138,7 @@ class Authorization:
         return not self.app_id
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class ApiKey:
     """A bearer key; only its hash is stored."""
 
@@ -156,7 +156,7 @@ class ApiKey:
         return self.expire_time_us is not None and now_us >= self.expire_time_us
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Attempt:
     """One dispatch of a request to one backend, and what it may have cost the operator there."""
 
@@ -166,7 +166,7 @@ class Attempt:
     milliseconds: int = 0  # from the dispatch until the backend was left: what its time cost, where time is paid
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Charge:
     """The immutable record of one settled request (the CDR)."""
 
@@ -199,7 +199,7 @@ class Charge:
     settle_time_us: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Erasure:
     """The record that a subscriber was forgotten."""
 
@@ -210,7 +210,7 @@ class Erasure:
     leaves_copies: bool  # old copies may be left in unused space until the storage is compacted; not recorded
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class GrantTerms:
     """What a grant was agreed to be, besides its amount and its expiry: the evidence beside the grant's own row."""
 
@@ -232,7 +232,7 @@ def terms_of(grant: Grant) -> GrantTerms:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Transfer:
     """One double-entry row."""
 
@@ -250,7 +250,7 @@ class Transfer:
     grant_terms: GrantTerms | None = None  # of the grant that it adds, as agreed; None: it adds none
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@row
 class Correction:
     """The immutable record of what an operator did to a wallet."""
 

@@ -6,7 +6,7 @@ from metergate.core.books import Books
 from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
 from metergate.core.errors import IdConflict, LedgerInvariantBroken, RequestInvalid, ResourceNotFound, Violation
 from metergate.core.keys import SHOWN_CHARACTERS
-from metergate.core.operations import AddAuthorization, AddSubscriber, Expire
+from metergate.core.operations import AddAuthorization, AddSubscriber, Expire, RevokeAuthorization
 from metergate.core.postings import expire
 from metergate.core.rows import ApiKey, Authorization, Wallet, WalletState
 from metergate.core.times import OUT_OF_RANGE, is_time_us
@@ -48,6 +48,18 @@ def add_authorization(books: Books, operation: AddAuthorization) -> Authorizatio
         raise RequestInvalid(Violation("cap_microcredits", f"must be from 0 to {AMOUNT_MICROCREDITS_MAX}"))
     books.authorizations.add(authorization.authorization_id, authorization)
     return authorization
+
+
+def revoke_authorization(books: Books, operation: RevokeAuthorization) -> Authorization:
+    """End a consent, or answer with it if it was ended before; refusals: ResourceNotFound (no such authorization)."""
+    authorization = books.authorizations.get(operation.authorization_id)
+    if authorization is None:
+        raise ResourceNotFound(resource_name=f"authorizations/{operation.authorization_id}")
+    if authorization.revoke_time_us is not None:
+        return authorization
+    revoked = replace(authorization, revoke_time_us=operation.now_us)
+    books.authorizations.change(authorization.authorization_id, revoked)
+    return revoked
 
 
 def check_key(key: ApiKey) -> None:

@@ -1,7 +1,9 @@
 """How a backend has served of late, and so what it is given: a table of states and what happens to them.
 
 A backend that fails again and again is left out for a while, longer each time. Then one request tries it; once that
-gets a first token, its share grows back to the whole. Pure: time and chance come in as arguments.
+gets a first token, its share grows back to the whole. Requests must not be able to take every backend from the others:
+what a request may have done itself leaves a backend out only while another is left. Pure: time and chance come in as
+arguments.
 """
 
 from collections.abc import Callable
@@ -38,7 +40,9 @@ class Event(StrEnum):
 
     BEGAN = "BEGAN"  # an answer's first token came
     ANSWERED = "ANSWERED"  # an answer came whole, or a refusal of the request as such
-    FAILED = "FAILED"  # an answer did not come, or broke off
+    FAILED = "FAILED"  # an answer did not come, or broke off; perhaps because of what was asked
+    FAILED_LAST = "FAILED_LAST"  # the same of the only backend that is left: without it nobody would be served
+    TURNED_AWAY = "TURNED_AWAY"  # it took no request: whatever had been asked
     RESTARTED = "RESTARTED"  # a look finds it up that found it down before
 
 
@@ -119,17 +123,25 @@ _AFTER: dict[tuple[State, Event], Callable[[Standing, float, float], Standing]] 
     (State.TAKING, Event.BEGAN): _same,
     (State.TAKING, Event.ANSWERED): _forget_failures,
     (State.TAKING, Event.FAILED): _count_failure,
+    (State.TAKING, Event.FAILED_LAST): _same,
+    (State.TAKING, Event.TURNED_AWAY): _count_failure,
     (State.TAKING, Event.RESTARTED): _forget_failures,
     (State.EJECTED, Event.BEGAN): _same,
     (State.EJECTED, Event.ANSWERED): _same,
     (State.EJECTED, Event.FAILED): _same,
+    (State.EJECTED, Event.FAILED_LAST): _same,
+    (State.EJECTED, Event.TURNED_AWAY): _same,
     (State.EJECTED, Event.RESTARTED): _try,
     (State.ON_TRIAL, Event.BEGAN): _return,
     (State.ON_TRIAL, Event.ANSWERED): _return,
     (State.ON_TRIAL, Event.FAILED): _eject,
+    (State.ON_TRIAL, Event.FAILED_LAST): _same,
+    (State.ON_TRIAL, Event.TURNED_AWAY): _eject,
     (State.ON_TRIAL, Event.RESTARTED): _same,
     (State.RETURNING, Event.BEGAN): _same,
     (State.RETURNING, Event.ANSWERED): _same,
     (State.RETURNING, Event.FAILED): _eject,
+    (State.RETURNING, Event.FAILED_LAST): _same,
+    (State.RETURNING, Event.TURNED_AWAY): _eject,
     (State.RETURNING, Event.RESTARTED): _same,
 }

@@ -19,9 +19,13 @@ class TokenClass(StrEnum):
 TOKEN_CLASSES = tuple(TokenClass)
 
 
-# A character has at most four bytes of UTF-8: an answer that its length cuts off within one has generated up to three
-# tokens that have no text. They are reported and not counted.
+# A character has at most four bytes of UTF-8: an answer that ends within one has generated up to three tokens that have
+# no text. They are reported and not counted.
 TOKENS_WITHOUT_TEXT_MAX = 3
+
+# As long as a request's stop text may be: 256 characters of at most four bytes. Its tokens, each of a byte or more, are
+# generated and not delivered; backends that look for it themselves report them.
+STOP_TEXT_BYTES_MAX = 1_024
 
 
 class CountingSource(StrEnum):

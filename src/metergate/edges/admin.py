@@ -40,8 +40,8 @@ _CHANNELS = {number: channel for channel, number in CHANNELS.items()}
 class AdminServicer:
     """Writes to the ledger.
 
-    ``forget`` is told the id of every key that was revoked, ``forget_subscriber`` that of every subscriber that was
-    erased; neither may raise.
+    ``forget`` is told the id of every key that was revoked, ``forget_authorization`` that of every authorization that
+    was, ``forget_subscriber`` that of every subscriber that was erased; none may raise.
     """
 
     service: ServiceDescriptor = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
@@ -51,11 +51,13 @@ class AdminServicer:
         store: LedgerStore,
         clock: Clock,
         forget: Callable[[str], None],
+        forget_authorization: Callable[[str], None],
         forget_subscriber: Callable[[str], None],
     ) -> None:
         self._store = store
         self._clock = clock
         self._forget = forget
+        self._forget_authorization = forget_authorization
         self._forget_subscriber = forget_subscriber
         self._corrections = Corrections(store, clock)
 
@@ -67,6 +69,7 @@ class AdminServicer:
             "CreateAuthorization": self._create_authorization,
             "CreateKey": self._create_key,
             "RevokeKey": self._revoke_key,
+            "RevokeAuthorization": self._revoke_authorization,
             "EraseSubscriber": self._erase_subscriber,
             **self._corrections.behaviours(),
         }
@@ -135,6 +138,19 @@ class AdminServicer:
         key = await self._store.revoke_key(key_id, self._clock.now_us())
         self._forget(key_id)
         return admin_pb2.RevokeKeyResponse(key=_key_message(key))
+
+    async def _revoke_authorization(
+        self, caller: object, request: admin_pb2.RevokeAuthorizationRequest, context: Context
+    ) -> admin_pb2.RevokeAuthorizationResponse:
+        violations = Violations()
+        form = "authorizations/{authorization}"
+        authorization_id = read_name(parse_authorization, request.name, "name", form, violations)
+        violations.check()
+        revoke_time_us = await self._store.revoke_authorization(authorization_id, self._clock.now_us())
+        self._forget_authorization(authorization_id)
+        return admin_pb2.RevokeAuthorizationResponse(
+            name=authorization_name(authorization_id), revoke_time=timestamp(revoke_time_us)
+        )
 
 
 # --- from the wire --------------------------------------------------------------------------------------------------

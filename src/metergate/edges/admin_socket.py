@@ -55,7 +55,12 @@ async def start_admin_server(path: Path, servicer: Servicer) -> grpc.aio.Server:
         raise ListenerRefused(address=f"unix:{path}", problem=problem)
     options = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=CALLS_MAX)
-    gate = Gate(_Operator(), message_bytes_max=MESSAGE_BYTES_MAX, observe=lambda _method, _error: None)
+    gate = Gate(
+        _Operator(),
+        message_bytes_max=MESSAGE_BYTES_MAX,
+        calls_max=CALLS_MAX,
+        observe=lambda _method, _error: None,
+    )
     server.add_registered_method_handlers(servicer.service.full_name, gate.handlers(servicer))
     _bind(server, path)
     await server.start()

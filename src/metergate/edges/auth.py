@@ -62,6 +62,10 @@ class Authenticator:
         """Look the key up again when it is used next: it was revoked just now."""
         self._forget(lambda grantee: grantee.key.key_id == key_id)
 
+    def forget_authorization(self, authorization_id: str) -> None:
+        """Look every key of an authorization up again: it was revoked just now."""
+        self._forget(lambda grantee: grantee.authorization.authorization_id == authorization_id)
+
     def forget_subscriber(self, subscriber_id: str) -> None:
         """Keep nothing of a subscriber that was erased just now."""
         self._forget(lambda grantee: grantee.authorization.subscriber_id == subscriber_id)

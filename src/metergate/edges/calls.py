@@ -15,7 +15,14 @@ from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.unknown_fields import UnknownFieldSet
 from grpc_status import rpc_status
 
-from metergate.core.errors import AuthorizationRevoked, MessageTooLarge, RequestInvalid, Unauthenticated, Violation
+from metergate.core.errors import (
+    AuthorizationRevoked,
+    MessageTooLarge,
+    Overloaded,
+    RequestInvalid,
+    Unauthenticated,
+    Violation,
+)
 from metergate.core.rows import Authorization
 from metergate.edges.status import status_code, to_status
 from metergate.edges.violations import Violations
@@ -64,15 +71,17 @@ class Callers(Protocol):
 
 
 class Gate:
-    """Lets calls in and errors out. Requests of more than ``message_bytes_max`` are refused.
+    """Lets calls in and errors out. Calls beyond ``calls_max`` at once and larger requests are refused.
 
     ``observe`` is told of the end of every call; it must not raise.
     """
 
-    def __init__(self, authenticator: Callers, *, message_bytes_max: int, observe: ObserveCall) -> None:
+    def __init__(self, authenticator: Callers, *, message_bytes_max: int, calls_max: int, observe: ObserveCall) -> None:
         self._authenticator = authenticator
         self._message_bytes_max = message_bytes_max
+        self._calls_max = calls_max
         self._observe = observe
+        self._calls = 0  # that were let in and have not ended
 
     def handlers(self, servicer: Servicer) -> "dict[str, grpc.RpcMethodHandler[bytes, Any]]":
         """Handlers for all methods of a service, for a server to register; KeyError if a behaviour is missing."""
@@ -84,8 +93,12 @@ class Gate:
 
         async def handle(data: bytes, context: Context) -> Any:  # noqa: ANN401 - any service's response
             try:
-                caller = await self._authenticator.authenticate(context.invocation_metadata() or ())
-                response = await behaviour(caller, self._decode(data, request_class), context)
+                self._let_in()
+                try:
+                    caller = await self._authenticator.authenticate(context.invocation_metadata() or ())
+                    response = await behaviour(caller, self._decode(data, request_class), context)
+                finally:
+                    self._calls -= 1
                 self._observe(method.full_name, None)
                 return response
             except asyncio.CancelledError as error:
@@ -100,6 +113,11 @@ class Gate:
         if method.server_streaming:
             return grpc.unary_stream_rpc_method_handler(handle, response_serializer=serializer)
         return grpc.unary_unary_rpc_method_handler(handle, response_serializer=serializer)
+
+    def _let_in(self) -> None:
+        if self._calls >= self._calls_max:
+            raise Overloaded(limit=f"{self._calls_max} calls at once")
+        self._calls += 1
 
     def _decode(self, data: bytes, request_class: type[Message]) -> Message:
         if len(data) > self._message_bytes_max:

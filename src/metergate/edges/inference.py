@@ -13,7 +13,7 @@ from metergate.core.inference import Delta
 from metergate.core.receipts import Admission, Receipt
 from metergate.core.rows import Authorization
 from metergate.edges.calls import Behaviour, Context
-from metergate.edges.requests import read_count, read_embedding, read_inference
+from metergate.edges.requests import read_count, read_embedding, read_inference, read_input_count
 from metergate.edges.resources import rate_card_name, reservation_name
 from metergate.edges.responses import COUNTING_SOURCES, delta_message, message_message, receipt_message
 from metergate.edges.trace_context import read_trace_context
@@ -134,7 +134,11 @@ class InferenceServicer:
     async def _count_tokens(
         self, caller: Authorization, request: inference_pb2.CountTokensRequest, context: Context
     ) -> inference_pb2.CountTokensResponse:
-        quote = await self._metering.count_tokens(caller, *read_count(request), trace_context=_trace_context(context))
+        trace_context = _trace_context(context)
+        if request.inputs:
+            quote = await self._metering.count_inputs(caller, *read_input_count(request), trace_context=trace_context)
+        else:
+            quote = await self._metering.count_tokens(caller, *read_count(request), trace_context=trace_context)
         return inference_pb2.CountTokensResponse(
             prompt_tokens=quote.prompt_tokens,
             completion_tokens_max=quote.completion_tokens_max,

@@ -6,6 +6,9 @@ from typing import Any
 from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
 from metergate.core.embedding import INPUTS_MAX, EmbeddingRequest
 from metergate.core.inference import (
+    DEFAULT_RESPONSE_FORMAT,
+    DEFAULT_SAMPLING,
+    DEFAULT_TOOL_CHOICE,
     InferenceRequest,
     Prompt,
     ResponseFormat,
@@ -55,8 +58,8 @@ def read_inference(
             messages=read_messages(inference.messages, "inference.messages", violations),
             tools=() if withholds_tools else tools,
         ),
-        sampling=_read_sampling(inference.sampling, "inference.sampling", violations),
-        response_format=_read_response_format(inference.response_format, violations),
+        sampling=_read_sampling(inference, violations),
+        response_format=_read_response_format(inference, violations),
         tool_choice=_read_tool_choice(inference, violations),
         max_completion_tokens=_read_max_completion_tokens(inference, "inference.", violations),
         credit_limit_microcredits=_read_credit_limit(inference, "inference.", violations),
@@ -74,6 +77,18 @@ def read_count(request: inference_pb2.CountTokensRequest) -> tuple[str, Prompt, 
     max_completion_tokens = _read_max_completion_tokens(request, "", violations)
     violations.check()
     return model_id, Prompt(messages=messages, tools=tools), max_completion_tokens
+
+
+def read_input_count(request: inference_pb2.CountTokensRequest) -> tuple[str, tuple[str, ...]]:
+    """The model's id and the texts that would be embedded; RequestInvalid with every field that is wrong."""
+    violations = Violations()
+    model_id = _read_model(request.model, "model", violations)
+    if request.messages or request.tools or request.HasField("max_completion_tokens"):
+        # Which of the two is meant cannot be guessed, and each has its own count.
+        violations.add("inputs", "must not come with messages, tools or max_completion_tokens")
+    inputs = _read_inputs(request.inputs, violations)
+    violations.check()
+    return model_id, inputs
 
 
 def read_embedding(request: inference_pb2.EmbedRequest) -> EmbeddingRequest:
@@ -148,7 +163,10 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
-def _read_sampling(sampling: chat_pb2.Sampling, path: str, violations: Violations) -> Sampling:
+def _read_sampling(inference: inference_pb2.Inference, violations: Violations) -> Sampling:
+    if not inference.HasField("sampling"):
+        return DEFAULT_SAMPLING
+    sampling, path = inference.sampling, "inference.sampling"
     values: dict[str, Any] = {}
     for name, (is_right, description) in _RANGES.items():
         if not sampling.HasField(name):  # type: ignore[arg-type]
@@ -170,11 +188,12 @@ def _read_stop(sampling: chat_pb2.Sampling, path: str, violations: Violations) -
     return tuple(sampling.stop)
 
 
-def _read_response_format(response_format: chat_pb2.ResponseFormat, violations: Violations) -> ResponseFormat:
+def _read_response_format(inference: inference_pb2.Inference, violations: Violations) -> ResponseFormat:
+    response_format = inference.response_format
     if response_format.HasField("json_object"):
         return ResponseFormat(kind=ResponseFormatKind.JSON_OBJECT)
     if not response_format.HasField("json_schema"):
-        return ResponseFormat()
+        return DEFAULT_RESPONSE_FORMAT
     path = "inference.response_format.json_schema"
     json_schema = response_format.json_schema
     if not FUNCTION_NAME.fullmatch(json_schema.name):
@@ -189,7 +208,7 @@ def _read_tool_choice(inference: inference_pb2.Inference, violations: Violations
     """How the model may call tools; whether it may at all was read with the tools."""
     path = "inference.tool_choice"
     if not inference.HasField("tool_choice"):
-        return ToolChoice()
+        return DEFAULT_TOOL_CHOICE
     if not inference.tools:
         violations.add(path, "needs tools")
     choice = inference.tool_choice

@@ -18,8 +18,8 @@ class ServerLimits:
     """What one server takes."""
 
     message_bytes_max: int = 4 * 1024 * 1024  # a request of a million tokens; more than any model on sale reads
-    # At once, of all services. gRPC itself refuses more, with a status that names no reason: so it lies well above what
-    # the metering takes, and an app that is refused is told why. At 100 kB a call this is 400 MB.
+    # At once, of all services but health and reflection; more are refused with OVERLOADED. At 100 kB a call this is
+    # 400 MB.
     calls_max: int = 4_000
     call_seconds_max: float = 660.0  # longer than any request runs and settles
     # An app's channel then connects anew, unnoticed. gRPC cannot end one call of an app that does not read, only its
@@ -38,6 +38,10 @@ class ServerHandle:
 
 # gRPC itself cuts off what is larger, with a status of its own; up to this factor, our error tells the app the limit.
 _HARD_LIMIT_FACTOR = 4
+
+# gRPC itself refuses calls beyond this many times ``calls_max``, of all services, with a status that names no reason.
+# Below it we say why: a call that is refused leaves within a millisecond, and does no work until then.
+_HARD_CALLS_FACTOR = 2
 
 # A phone that lost its network says no goodbye: it is found out, and its credit set free, within 40 seconds.
 _KEEPALIVE_MS = 30_000
@@ -61,8 +65,8 @@ async def start_server(
     Without ``certificates`` it serves plaintext. ``observe`` is told of the end of every call.
     """
     require_free(address, "listener.address")
-    server = grpc.aio.server(options=_options(limits), maximum_concurrent_rpcs=limits.calls_max)
-    gate = Gate(authenticator, message_bytes_max=limits.message_bytes_max, observe=observe)
+    server = grpc.aio.server(options=_options(limits), maximum_concurrent_rpcs=limits.calls_max * _HARD_CALLS_FACTOR)
+    gate = Gate(authenticator, message_bytes_max=limits.message_bytes_max, calls_max=limits.calls_max, observe=observe)
     for servicer in servicers:
         server.add_registered_method_handlers(servicer.service.full_name, gate.handlers(servicer))
     health_servicer = await _add_health(server, servicers)

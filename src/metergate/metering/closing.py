@@ -1,16 +1,19 @@
 """Settling: the one way out of every request (L6)."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from metergate.core.operations import Settle, Settled, Settlement
+from metergate.core.inference import Delta
+from metergate.core.operations import Replayed, Settle, Settled, Settlement
 from metergate.core.rating import rate_ceil
-from metergate.core.receipts import Receipt
+from metergate.core.receipts import Admission, Receipt
 from metergate.core.reservation import CloseCause, Reservation
 from metergate.core.rows import Attempt, Charge, FinishReason
 from metergate.core.usage import TOKENS_WITHOUT_TEXT_MAX, TokenClass, Usage
 from metergate.metering.buffer import End
 from metergate.metering.plan import PricedPrompt
 from metergate.metering.services import Services
+from metergate.ports import Sink
 
 # A request that ended in one of these ways before anything was delivered is charged its prompt all the same, if a
 # backend was called: it did the work (an empty answer is an answer too). Other ends before the first delivery charge
@@ -35,6 +38,8 @@ class Outcome:
     end: End
     usage: Usage | None  # what to charge; None: nothing
     usage_reported: Usage | None
+    report_is_whole: bool  # the backend ended its answer: what it reported is of all that it made
+    stop: Sequence[str]  # texts that the app asked it to stop at
     attempts: tuple[Attempt, ...]
     captures_at_settling: bool  # capture what is charged in the same commit, as far as it is not captured yet
 
@@ -67,8 +72,7 @@ def _settlement(services: Services, priced: PricedPrompt, outcome: Outcome) -> S
         charged_microcredits=charged_microcredits,
         usage_counted=usage,
         usage_reported=outcome.usage_reported,
-        usage_mismatch=outcome.end.cause is CloseCause.FINISHED
-        and _mismatch(usage, outcome.usage_reported, priced.model.usage_tolerance_tokens, outcome.end.finish_reason),
+        usage_mismatch=_is_mismatch(usage, outcome, priced.model.usage_tolerance_tokens),
         attempts=outcome.attempts,
         finish_reason=outcome.end.finish_reason,
         captured_microcredits=charged_microcredits if outcome.captures_at_settling else 0,
@@ -87,9 +91,13 @@ def _with_cached_prompt(counted: Usage, reported: Usage | None, priced: PricedPr
     return split if rate_ceil(split, priced.rate_card) <= rate_ceil(counted, priced.rate_card) else counted
 
 
-def _mismatch(counted: Usage, reported: Usage | None, tolerance_tokens: int, finish_reason: FinishReason) -> bool:
-    """Whether a report differs by more than the tolerance: the prompt's tokens, or those of the answer."""
-    if reported is None:
+def _is_mismatch(counted: Usage, outcome: Outcome, tolerance_tokens: int) -> bool:
+    """Whether the report of a whole answer differs by more than the tolerance: the prompt's tokens, or the answer's.
+
+    A report may be the higher one by as much more as the answer's end can have generated without text.
+    """
+    reported = outcome.usage_reported
+    if reported is None or not outcome.report_is_whole or outcome.end.cause is not CloseCause.FINISHED:
         return False
     prompt_classes = (TokenClass.PROMPT, TokenClass.CACHED_PROMPT)
 
@@ -101,10 +109,19 @@ def _mismatch(counted: Usage, reported: Usage | None, tolerance_tokens: int, fin
 
     prompt_difference = prompt(reported) - prompt(counted)
     answer_difference = answer(reported) - answer(counted)
-    if finish_reason is FinishReason.LENGTH:
-        # What was generated of the character that it was cut in is reported, but has no text.
-        answer_difference -= min(max(answer_difference, 0), TOKENS_WITHOUT_TEXT_MAX)
+    answer_difference -= min(max(answer_difference, 0), _tokens_without_text_max(outcome))
     return max(abs(prompt_difference), abs(answer_difference)) > tolerance_tokens
+
+
+def _tokens_without_text_max(outcome: Outcome) -> int:
+    """How many tokens at the end of the answer may have no text that was delivered, besides an end-of-turn token."""
+    match outcome.end.finish_reason:
+        case FinishReason.LENGTH:
+            return TOKENS_WITHOUT_TEXT_MAX
+        case FinishReason.STOP:
+            return TOKENS_WITHOUT_TEXT_MAX + max((len(stop.encode()) for stop in outcome.stop), default=0)
+        case _:
+            return 0
 
 
 def receipt_of_charge(charge: Charge, spendable_microcredits: int, *, replayed: bool) -> Receipt:
@@ -143,3 +160,21 @@ def receipt_of_release(
         close_cause=cause,
         replayed=False,
     )
+
+
+async def write_replay(sink: Sink, replayed: Replayed, deltas: Iterable[Delta]) -> None:
+    """Write the record of a charged request to the app, as a stream would be written."""
+    charge = replayed.charge
+    usage = charge.usage_counted
+    await sink.admit(
+        Admission(
+            subscriber_id=charge.subscriber_id,
+            reservation_id=charge.reservation_id,
+            prompt_tokens=usage.get(TokenClass.PROMPT) + usage.get(TokenClass.CACHED_PROMPT),
+            model_id=charge.model_id,
+            rate_card_id=charge.rate_card_id,
+        )
+    )
+    for delta in deltas:
+        await sink.deliver(delta)
+    await sink.receipt(receipt_of_charge(charge, replayed.spendable_microcredits, replayed=True))

@@ -20,7 +20,12 @@ def _head_length(call: ToolCallDelta) -> int:
 
 
 def joins(earlier: Delta, later: Delta) -> bool:
-    """Whether the two can be one delta: inside one, reasoning comes before content before tool calls."""
+    """Whether the two can be one delta: inside one, reasoning comes before content before tool calls.
+
+    A delta ends where its backend said what it had counted: that would be of less than the joined one.
+    """
+    if earlier.usage is not None and later.usage is None:
+        return False
     if later.reasoning_content:
         return not (earlier.content or earlier.tool_calls)
     return not (later.content and earlier.tool_calls)

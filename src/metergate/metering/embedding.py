@@ -1,6 +1,7 @@
 """Embeddings: what one may cost, and its run. All else is as with every request (L6)."""
 
 import asyncio
+from collections.abc import Sequence
 
 from metergate.core.catalog import Model
 from metergate.core.embedding import NUMBERS_MAX, EmbeddingBackendRequest, EmbeddingRequest, Embeddings
@@ -47,7 +48,7 @@ def backend_request(model: Model, request: EmbeddingRequest) -> EmbeddingBackend
     )
 
 
-async def count_inputs(model: Model, tokenizer: Tokenizer, request: EmbeddingRequest, *, is_long: bool) -> int:
+async def count_inputs(model: Model, tokenizer: Tokenizer, inputs: Sequence[str], *, is_long: bool) -> int:
     """Tokens of all inputs, counted in a thread if they are long.
 
     PromptTooLong or RequestInvalid, naming the input, if one cannot be embedded.
@@ -55,16 +56,16 @@ async def count_inputs(model: Model, tokenizer: Tokenizer, request: EmbeddingReq
     characters_per_token = tokenizer.characters_per_token_max
     if characters_per_token is not None:
         # What is too long whatever its count is, is not counted.
-        for index, text in enumerate(request.inputs):
+        for index, text in enumerate(inputs):
             _check_length(model, index, len(text) // characters_per_token)
     if is_long:
-        return await asyncio.to_thread(_count, model, tokenizer, request)
-    return _count(model, tokenizer, request)
+        return await asyncio.to_thread(_count, model, tokenizer, inputs)
+    return _count(model, tokenizer, inputs)
 
 
-def _count(model: Model, tokenizer: Tokenizer, request: EmbeddingRequest) -> int:
+def _count(model: Model, tokenizer: Tokenizer, inputs: Sequence[str]) -> int:
     total = 0
-    for index, text in enumerate(request.inputs):
+    for index, text in enumerate(inputs):
         try:
             tokens = tokenizer.count_input(text)
         except RequestInvalid as error:

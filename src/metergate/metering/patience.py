@@ -16,6 +16,7 @@ class Patience:
         self._loop = asyncio.get_running_loop()
         self._timeout = asyncio.timeout(None)
         self._between_seconds = between_seconds
+        self._is_limited = False
         # Nothing can be due earlier than this after a look, whatever is renewed meanwhile.
         self._look_seconds = min(first_seconds, between_seconds)
         self._due = self._loop.time() + first_seconds
@@ -32,12 +33,14 @@ class Patience:
         await self._timeout.__aexit__(kind, error, trace)
 
     def renew(self) -> None:
-        """Something came: wait for the next."""
-        self._due = self._loop.time() + self._between_seconds
+        """Something came: wait for the next, unless this is limited."""
+        if not self._is_limited:
+            self._due = self._loop.time() + self._between_seconds
 
     def limit(self, seconds: float) -> None:
         """Wait for no longer than this from now on, whatever comes."""
-        self._between_seconds = self._look_seconds = seconds
+        self._is_limited = True
+        self._look_seconds = seconds
         self._due = self._loop.time() + seconds
         self._timer.cancel()
         self._timer = self._loop.call_at(self._due, self._look)

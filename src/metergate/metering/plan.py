@@ -1,16 +1,14 @@
 """What is known of a request before it runs: who pays, how its prompt counts, what it may cost at most."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import msgspec
 
 from metergate.core.catalog import Model
 from metergate.core.embedding import EmbeddingBackendRequest, EmbeddingRequest
 from metergate.core.errors import PromptTooLong
 from metergate.core.inference import BackendRequest, InferenceRequest
 from metergate.core.rating import RateCard, rate_ceil, round_up
+from metergate.core.receipts import Quote
 from metergate.core.reservation import Estimate
 from metergate.core.rows import Authorization
 from metergate.core.usage import TokenClass, Usage
@@ -96,6 +94,18 @@ class PricedPrompt:
         """Microcredits of the prompt and an answer of so many tokens of the dearer class."""
         return round_up(self._prompt_exact + answer_tokens * max(self._completion_price, self._reasoning_price))
 
+    def quote(self) -> Quote:
+        """Return what it counts and may cost, for who asks before it sends."""
+        return Quote(
+            model_id=self.model.model_id,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens_max=self.completion_tokens_max,
+            prompt_microcredits=self.cost(),
+            cost_microcredits_max=self.cost_max(self.completion_tokens_max),
+            rate_card=self.rate_card,
+            counting_source=self.model.counting_source,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -134,8 +144,3 @@ def completion_room(model: Model, prompt_tokens: int, max_completion_tokens: int
             model_id=model.model_id, prompt_tokens=prompt_tokens, prompt_tokens_max=model.context_tokens - 1
         )
     return room if max_completion_tokens is None else min(room, max_completion_tokens)
-
-
-def content_hash(key: bytes, request: InferenceRequest | EmbeddingRequest) -> bytes:
-    """Hash what was asked, keyed: the same request has the same hash, and none can be guessed from it (L11)."""
-    return hashlib.blake2b(msgspec.json.encode(request), key=key, digest_size=32).digest()

@@ -6,14 +6,14 @@ at a backend is handed on at the instant it becomes free, to the request that ha
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
-from metergate.core.choosing import AllOut, Candidate, Take, Wait, choose, has_room
+from metergate.core.choosing import AllOut, Candidate, Take, Wait, choose, has_room, is_last
 from metergate.core.errors import BackendUnavailable
 from metergate.core.standing import Event, Standing, State, after, at
 from metergate.ports import Backend, PoolObserver
@@ -111,19 +111,23 @@ class _Waiter:
     """A request in the queues of all members that could take it."""
 
     model_id: str
-    members: Sequence[Member]
+    weights: Mapping[str, int]  # of all of the model's backends, by id
+    untried: Set[str]  # ids of those that it may be given a place at
+    members: list[Member]
     place: "asyncio.Future[Place | None]"  # None: look again, one of the members was ejected
 
 
 class Place:
     """A request's place at a backend, to be left on every way out."""
 
-    __slots__ = ("_episode", "_is_left", "_member", "_model_id", "_pool", "_record")
+    __slots__ = ("_episode", "_is_left", "_member", "_model_id", "_pool", "_record", "_weights")
 
-    def __init__(self, pool: "Pool", member: Member, model_id: str) -> None:
+    def __init__(self, pool: "Pool", member: Member, model_id: str, weights: Mapping[str, int]) -> None:
+        """``weights`` are those of all of the model's backends, by id."""
         self._pool = pool
         self._member = member
         self._model_id = model_id
+        self._weights = weights
         self._record = member.record(model_id)
         self._episode = self._record.standing.episode
         self._is_left = False
@@ -144,7 +148,9 @@ class Place:
         self.leave()
 
     def note(self, event: Event) -> None:
-        """Say what became of the request there."""
+        """Say what became of the request there; also after the place was left."""
+        if event is Event.FAILED and self._pool.is_last(self._member, self._model_id, self._weights):
+            event = Event.FAILED_LAST
         self._pool.note(self._member, self._model_id, event, self._episode)
 
     def leave(self) -> None:
@@ -185,23 +191,29 @@ class Pool:
         untried = {backend_id: weight for backend_id, weight in weights.items() if backend_id not in tried}
         choice = self._choose(model_id, untried or weights)
         if untried and isinstance(choice, Take):
-            return Place(self, self.members[choice.backend_id], model_id)
+            return Place(self, self.members[choice.backend_id], model_id, weights)
         if untried and isinstance(choice, Wait):
             began_seconds = self._monotonic()
-            place = await self._wait(model_id, untried, choice)
+            place = await self._wait(model_id, weights, untried, choice)
             self._observer.waited(model_id, self._monotonic() - began_seconds, has_place=place is not None)
             if place is not None:
                 return place
             choice = self._choose(model_id, untried)
+            if isinstance(choice, Take):
+                return Place(self, self.members[choice.backend_id], model_id, weights)
         raise _unavailable(model_id, choice, was_tried=not untried)
 
     def _choose(self, model_id: str, weights: Mapping[str, int]) -> Take | Wait | AllOut:
-        candidates = [self.members[backend_id].candidate(model_id, weight) for backend_id, weight in weights.items()]
-        return choose(candidates, now_seconds=self._monotonic(), chance=self._chance())
+        return choose(self._candidates(model_id, weights), now_seconds=self._monotonic(), chance=self._chance())
 
-    async def _wait(self, model_id: str, weights: Mapping[str, int], choice: Take | Wait | AllOut) -> Place | None:
+    def _candidates(self, model_id: str, weights: Mapping[str, int]) -> list[Candidate]:
+        return [self.members[backend_id].candidate(model_id, weight) for backend_id, weight in weights.items()]
+
+    async def _wait(
+        self, model_id: str, weights: Mapping[str, int], untried: Mapping[str, int], choice: Take | Wait | AllOut
+    ) -> Place | None:
         """Wait for a place; None if the queues are full, or it took too long, or all were ejected meanwhile."""
-        seconds_max = max(self.members[backend_id].limits.queue_seconds_max for backend_id in weights)
+        seconds_max = max(self.members[backend_id].limits.queue_seconds_max for backend_id in untried)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds_max):
                 while isinstance(choice, Wait):
@@ -209,16 +221,18 @@ class Pool:
                     queued_at = [member for member in members if len(member.queue) < member.limits.queue_max]
                     if not queued_at:
                         return None
-                    place = await self._stand_in_line(model_id, queued_at)
+                    place = await self._stand_in_line(model_id, weights, untried, queued_at)
                     if place is not None:
                         return place
-                    choice = self._choose(model_id, weights)
+                    choice = self._choose(model_id, untried)
                 if isinstance(choice, Take):
-                    return Place(self, self.members[choice.backend_id], model_id)
+                    return Place(self, self.members[choice.backend_id], model_id, weights)
         return None
 
-    async def _stand_in_line(self, model_id: str, members: Sequence[Member]) -> Place | None:
-        waiter = _Waiter(model_id, members, asyncio.get_running_loop().create_future())
+    async def _stand_in_line(
+        self, model_id: str, weights: Mapping[str, int], untried: Mapping[str, int], members: list[Member]
+    ) -> Place | None:
+        waiter = _Waiter(model_id, weights, untried.keys(), members, asyncio.get_running_loop().create_future())
         for member in members:
             member.queue[waiter] = None
         place: Place | None = None
@@ -234,6 +248,10 @@ class Pool:
         return place
 
     # --- what becomes of it -----------------------------------------------------------------------------------------
+
+    def is_last(self, member: Member, model_id: str, weights: Mapping[str, int]) -> bool:
+        """Whether none of the model's other backends is left."""
+        return is_last(member.backend.backend_id, self._candidates(model_id, weights), self._monotonic())
 
     def note(self, member: Member, model_id: str, event: Event, episode: int) -> None:
         """Judge anew how a member serves a model."""
@@ -256,6 +274,17 @@ class Pool:
             _leave_queues(waiter)
             if not waiter.place.done():
                 waiter.place.set_result(None)
+        asyncio.get_running_loop().call_later(seconds, self._returned, member)
+
+    def _returned(self, member: Member) -> None:
+        """Whoever waits at others and may come here does: they may be full for longer than anybody waits."""
+        for other in self.members.values():
+            for waiter in tuple(other.queue):
+                is_let_in = member.backend.backend_id in waiter.untried and member not in waiter.members
+                if is_let_in and len(member.queue) < member.limits.queue_max:
+                    member.queue[waiter] = None
+                    waiter.members.append(member)
+        self.hand_out(member)
 
     def hand_out(self, member: Member) -> None:
         """Give what room there is to those who wait."""
@@ -265,7 +294,7 @@ class Pool:
             if has_room(member.candidate(waiter.model_id, 1), self._monotonic()):
                 _leave_queues(waiter)
                 if not waiter.place.done():
-                    waiter.place.set_result(Place(self, member, waiter.model_id))
+                    waiter.place.set_result(Place(self, member, waiter.model_id, waiter.weights))
 
     # --- looks ------------------------------------------------------------------------------------------------------
 
@@ -291,6 +320,7 @@ class Pool:
         if member.is_up and not was_up:
             for model_id, record in tuple(member.records.items()):
                 self.note(member, model_id, Event.RESTARTED, record.standing.episode)
+            self._returned(member)
 
 
 class Candidates:

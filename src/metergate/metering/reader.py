@@ -1,7 +1,7 @@
 """Pulls a backend's answer into the buffer: within time limits, and from another backend while nothing came yet."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from metergate.core.changes import changed
@@ -57,6 +57,7 @@ class Reader:
         self._finish_reason: FinishReason | None = None
         self._ended: list[Attempt] = []
         self._under_way: _Dispatch | None = None
+        self._suspected: list[Place] = []  # that failed before a token came; whose fault it was, another backend tells
         self.usage_reported: Usage | None = None
         self.embeddings: Embeddings | None = None  # the whole answer to an embedding request
 
@@ -103,19 +104,23 @@ class Reader:
                 return end or End(cause=CloseCause.BACKEND_ERROR, error=exc)
             with place:
                 end = await self._read_from(place)
+                if _connection_was_kept(end):
+                    end = await self._read_from(place, is_repeat=True)
             if end.error is None or self._began or isinstance(end.error, BackendRejected):
                 return end
         assert end is not None
         return end
 
-    async def _read_from(self, place: Place) -> End:
+    async def _read_from(self, place: Place, *, is_repeat: bool = False) -> End:
         """Read the answer of the backend that the place is at, and say how it did."""
         backend_id = place.backend.backend_id
         self._under_way = _Dispatch(backend_id)
         trace_context = self._observer.dispatched(backend_id)
         prompt_tokens = self._prompt_tokens
         try:
-            finish_reason = await self._read(place, trace_context)
+            finish_reason = await self._read(
+                place, changed(self._request, trace_context=trace_context, is_repeat=is_repeat)
+            )
         except TimeoutError:
             problem = "it kept the gateway waiting too long"
             end = End(cause=CloseCause.BACKEND_TIMEOUT, error=self._unavailable(problem))
@@ -129,19 +134,41 @@ class Reader:
             end = End(cause=CloseCause.FINISHED, finish_reason=finish_reason)
         self._ended.append(self._under_way.attempt(prompt_tokens, problem))
         self._under_way = None
-        # A backend that refuses the request as such is well.
-        has_failed = problem and not isinstance(end.error, BackendRejected)
-        place.note(Event.FAILED if has_failed else Event.ANSWERED)
+        self._judge(place, end, is_repeat=is_repeat)
         if problem:
             self._observer.failed_over(backend_id, problem)
         return end
 
-    async def _read(self, place: Place, trace_context: Mapping[str, str]) -> FinishReason:
+    def _judge(self, place: Place, end: End, *, is_repeat: bool) -> None:
+        """Say what the end of an attempt tells of its backend.
+
+        What fails at every backend may be the request's own fault, and is held against none of them.
+        """
+        error = end.error
+        if error is None:
+            self._blame_suspected()
+        if error is None or isinstance(error, BackendRejected):
+            place.note(Event.ANSWERED)
+        elif _connection_was_kept(end) and not is_repeat:
+            return  # that closes with no fault of anybody
+        elif self._began:
+            place.note(Event.FAILED)
+        elif isinstance(error, BackendUnavailable) and (error.takes_none or not error.was_reached):
+            place.note(Event.TURNED_AWAY)
+        else:
+            self._suspected.append(place)
+
+    def _blame_suspected(self) -> None:
+        """The request is served: those that it failed at before had the fault."""
+        for place in self._suspected:
+            place.note(Event.FAILED)
+        self._suspected.clear()
+
+    async def _read(self, place: Place, request: BackendRequest | EmbeddingBackendRequest) -> FinishReason:
         """Read one backend's answer; TimeoutError if it keeps the gateway waiting."""
         self._began = False
         self.usage_reported = None
         self._finish_reason = None
-        request = changed(self._request, trace_context=trace_context)
         if isinstance(request, EmbeddingBackendRequest):
             return await self._embed(place, request)
         try:
@@ -165,7 +192,8 @@ class Reader:
         async with asyncio.timeout(self._limits.first_token_seconds_max):
             self.embeddings = await backend.embed(request)
         self.usage_reported = self.embeddings.usage_reported
-        return FinishReason.STOP
+        self._finish_reason = FinishReason.STOP
+        return self._finish_reason
 
     async def _read_events(self, place: Place, answer: AsyncGenerator[BackendEvent, None]) -> None:
         async with (
@@ -181,6 +209,7 @@ class Reader:
                     if not self._began:
                         self._began = True
                         place.note(Event.BEGAN)
+                        self._blame_suspected()
                     if not self._buffer.offer(event):
                         # The app is slow, not the backend.
                         patience.pause()
@@ -202,6 +231,10 @@ class Reader:
 
     def _unavailable(self, problem: str) -> BackendUnavailable:
         return BackendUnavailable(model_id=self._request.model_id, problem=problem)
+
+
+def _connection_was_kept(end: End) -> bool:
+    return isinstance(end.error, BackendUnavailable) and end.error.connection_was_kept
 
 
 class _Dispatch:

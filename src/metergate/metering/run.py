@@ -97,6 +97,8 @@ class Run(ABC):
             self._vetting = Vetting(
                 services.policy,
                 services.limits,
+                observer=self._observer,
+                monotonic=services.monotonic,
                 reservation_id=reservation.reservation_id,
                 model_id=self._priced.model.model_id,
             )
@@ -287,10 +289,11 @@ class Run(ABC):
         """
         if self._closing is None:
             self._stop_reading()
-            spawn = self._services.tasks.spawn
-            self._closing = spawn(asyncio.get_running_loop().create_future())
+            # Nobody completes the one of these futures before the other is begun.
             operation = self._settle_operation(end)
+            spawn = self._services.tasks.spawn
             settling = spawn(self._services.ledger.settle(operation))
+            self._closing = spawn(asyncio.get_running_loop().create_future())
             settling.add_done_callback(partial(self._settled, end, operation))
         return self._closing
 
@@ -306,6 +309,8 @@ class Run(ABC):
             end=end,
             usage=self._usage_to_charge(end),
             usage_reported=self._reader.usage_reported,
+            report_is_whole=self._reader.has_finished,
+            stop=self._plan.request.sampling.stop if isinstance(self._plan.request, InferenceRequest) else (),
             attempts=self._reader.attempts,
             captures_at_settling=self.CAPTURES_AT_SETTLING,
         )

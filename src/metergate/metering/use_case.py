@@ -2,39 +2,34 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from metergate.core.catalog import Model, ModelTask
 from metergate.core.embedding import EmbeddingRequest
 from metergate.core.errors import (
     DeadlineExceeded,
     LedgerDiffers,
     MetergateError,
-    ModelNotAllowed,
     Overloaded,
-    RequestInvalid,
+    RequestIdConflict,
+    RequestInProgress,
     ShuttingDown,
-    Violation,
 )
-from metergate.core.inference import BackendRequest, InferenceRequest, Prompt
-from metergate.core.operations import Replayed, Reserve, Reserved, Settle
-from metergate.core.parameters import check_parameters
-from metergate.core.rating import RateCard
-from metergate.core.receipts import Admission, Completion, Embedded, Quote, Receipt
+from metergate.core.inference import InferenceRequest, Prompt
+from metergate.core.operations import Replayed, Reserved, Settle
+from metergate.core.receipts import Completion, Embedded, Quote, Receipt
 from metergate.core.reservation import CloseCause
 from metergate.core.rows import Authorization
-from metergate.core.text_bounds import PromptBound, prompt_tokens_estimated, prompt_tokens_max
-from metergate.core.usage import TokenClass
 from metergate.metering.buffer import End
-from metergate.metering.closing import receipt_of_charge
+from metergate.metering.closing import receipt_of_charge, write_replay
 from metergate.metering.deltas import whole_message
-from metergate.metering.embedding import EmbeddingRun, backend_request, count_inputs
+from metergate.metering.embedding import EmbeddingRun
 from metergate.metering.limits import Limits
 from metergate.metering.offering import Offering
-from metergate.metering.plan import Plan, PricedPrompt, bounded_room, completion_room, content_hash
+from metergate.metering.plan import Plan
+from metergate.metering.planning import Planner, reserve_operation
 from metergate.metering.pool import Candidates
 from metergate.metering.replays import ReplayBuffer
 from metergate.metering.run import Run, RunParts
@@ -44,10 +39,6 @@ from metergate.metering.whole_run import WholeRun
 from metergate.ports import CallObserver, CallStart, Clock, ContentPolicy, LedgerStore, Observer, Sink
 
 logger = logging.getLogger(__name__)
-
-# What a chat template writes around a message, about; short messages make long prompts too.
-TEMPLATE_CHARACTERS = 32
-
 
 # The app sent no trace context.
 NO_TRACE: Mapping[str, str] = MappingProxyType({})
@@ -97,6 +88,7 @@ class Metering:
             tasks=BackgroundTasks(),
             policy=policy,
         )
+        self._planner = Planner(self._services)
         self._observer = observer
         self._is_draining = False  # admit nothing more
         self._is_stopping = False  # end what runs
@@ -120,13 +112,12 @@ class Metering:
         trace_context: Mapping[str, str] = NO_TRACE,
     ) -> None:
         """Run a request and write admission, deltas and receipt to the sink; raise a MetergateError if it failed."""
-        async with self._call(_start("StreamComplete", caller, request, trace_context), time_left_seconds) as call:
-            plan = await self._plan(call.offering, caller, request)
-            outcome = await self._reserve(call, plan)
-            if isinstance(outcome, Replayed):
-                await self._replay(outcome, sink)
+        with self._call(_start("StreamComplete", caller, request, trace_context), time_left_seconds) as call:
+            begun = await self._begin(call, caller, request)
+            if isinstance(begun, Replayed):
+                await self._replay(begun, sink)
             else:
-                await self._serve(call, StreamedRun(sink=sink, **self._parts(call, plan, outcome)))
+                await self._serve(call, StreamedRun(sink=sink, **begun))
 
     async def complete(
         self,
@@ -137,14 +128,13 @@ class Metering:
         trace_context: Mapping[str, str] = NO_TRACE,
     ) -> Completion:
         """Run a request and return its whole answer, charged; raise a MetergateError if it failed."""
-        async with self._call(_start("Complete", caller, request, trace_context), time_left_seconds) as call:
-            plan = await self._plan(call.offering, caller, request)
-            outcome = await self._reserve(call, plan)
-            if isinstance(outcome, Replayed):
-                receipt = receipt_of_charge(outcome.charge, outcome.spendable_microcredits, replayed=True)
-                deltas = self._services.replays.deltas(outcome.charge.charge_id)
+        with self._call(_start("Complete", caller, request, trace_context), time_left_seconds) as call:
+            begun = await self._begin(call, caller, request)
+            if isinstance(begun, Replayed):
+                receipt = receipt_of_charge(begun.charge, begun.spendable_microcredits, replayed=True)
+                deltas = self._services.replays.deltas(begun.charge.charge_id)
             else:
-                run = WholeRun(**self._parts(call, plan, outcome))
+                run = WholeRun(**begun)
                 receipt = await self._serve(call, run)
                 deltas = run.transcript.deltas()
         message, reasoning_content = whole_message(deltas or [])
@@ -161,13 +151,12 @@ class Metering:
         trace_context: Mapping[str, str] = NO_TRACE,
     ) -> Embedded:
         """Turn texts into vectors and return them, charged; raise a MetergateError if that failed."""
-        async with self._call(_start("Embed", caller, request, trace_context), time_left_seconds) as call:
-            plan = await self._plan_embedding(call.offering, caller, request)
-            outcome = await self._reserve(call, plan)
-            if isinstance(outcome, Replayed):
-                receipt = receipt_of_charge(outcome.charge, outcome.spendable_microcredits, replayed=True)
-                return Embedded(embeddings=self._services.replays.embeddings(outcome.charge.charge_id), receipt=receipt)
-            run = EmbeddingRun(**self._parts(call, plan, outcome))
+        with self._call(_start("Embed", caller, request, trace_context), time_left_seconds) as call:
+            begun = await self._begin(call, caller, request)
+            if isinstance(begun, Replayed):
+                receipt = receipt_of_charge(begun.charge, begun.spendable_microcredits, replayed=True)
+                return Embedded(embeddings=self._services.replays.embeddings(begun.charge.charge_id), receipt=receipt)
+            run = EmbeddingRun(**begun)
             receipt = await self._serve(call, run)
             return Embedded(embeddings=run.embeddings, receipt=receipt)
 
@@ -184,17 +173,23 @@ class Metering:
         start = CallStart(
             verb="CountTokens", caller=caller, model_id=model_id, request_id="", trace_context=trace_context
         )
-        async with self._call(start, None) as call:
-            priced = await self._price(call.offering, caller, model_id, prompt, max_completion_tokens)
-            return Quote(
-                model_id=model_id,
-                prompt_tokens=priced.prompt_tokens,
-                completion_tokens_max=priced.completion_tokens_max,
-                prompt_microcredits=priced.cost(),
-                cost_microcredits_max=priced.cost_max(priced.completion_tokens_max),
-                rate_card=priced.rate_card,
-                counting_source=priced.model.counting_source,
-            )
+        with self._call(start, None) as call:
+            return (await self._planner.price(call.offering, caller, model_id, prompt, max_completion_tokens)).quote()
+
+    async def count_inputs(
+        self,
+        caller: Authorization,
+        model_id: str,
+        inputs: tuple[str, ...],
+        *,
+        trace_context: Mapping[str, str] = NO_TRACE,
+    ) -> Quote:
+        """Count texts as ``embed`` would and say what that costs; nothing is charged."""
+        start = CallStart(
+            verb="CountTokens", caller=caller, model_id=model_id, request_id="", trace_context=trace_context
+        )
+        with self._call(start, None) as call:
+            return (await self._planner.price_inputs(call.offering, caller, model_id, inputs)).quote()
 
     async def drain(self, seconds_max: float) -> None:
         """Admit nothing more; let what runs end within ``seconds_max``, then end it; return when all is settled."""
@@ -244,8 +239,8 @@ class Metering:
 
     # --- admission --------------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _call(self, start: CallStart, time_left_seconds: float | None) -> AsyncIterator[Call]:
+    @contextmanager
+    def _call(self, start: CallStart, time_left_seconds: float | None) -> Iterator[Call]:
         """Let a call in, unless the gateway drains or is full, and see to it that it is seen to end."""
         call = Call(
             observer=self._observer.call_began(start),
@@ -283,128 +278,39 @@ class Metering:
             else:
                 call.run.when_settled(ended)
 
-    def _model(self, offering: Offering, caller: Authorization, model_id: str, task: ModelTask) -> Model:
-        model = offering.catalog.get(model_id)
-        if caller.allowed_models and model_id not in caller.allowed_models:
-            raise ModelNotAllowed(model_id=model_id)
-        model.must_be_for(task)
-        return model
+    async def _begin(
+        self, call: Call, caller: Authorization, request: InferenceRequest | EmbeddingRequest
+    ) -> RunParts | Replayed:
+        """Plan a request and set credit aside for it; Replayed if it was charged before."""
+        try:
+            plan = await self._planner.plan(call.offering, caller, request)
+        except MetergateError as refusal:
+            return await self._charged_before(caller, request, refusal)
+        outcome = await self._reserve(call, plan)
+        return outcome if isinstance(outcome, Replayed) else self._parts(call, plan, outcome)
 
-    async def _price(
-        self,
-        offering: Offering,
-        caller: Authorization,
-        model_id: str,
-        prompt: Prompt,
-        max_completion_tokens: int | None,
-    ) -> PricedPrompt:
-        model = self._model(offering, caller, model_id, ModelTask.CHAT)
-        rate_card = model.rate_card(self._services.clock.now_us())
-        if model.prompt_bound is not None:
-            return await self._price_bounded(model, rate_card, prompt, model.prompt_bound, max_completion_tokens)
-        tokenizer = offering.tokenizers[model_id]
-        _refuse_hopeless(model, prompt, tokenizer.characters_per_token_max)
-        codec = offering.codecs.get(model_id)
-        prompt_token_ids: Sequence[int] = ()
-        if codec is None:
-            count = tokenizer.count_prompt
-            prompt_tokens = await asyncio.to_thread(count, prompt) if self._is_long(prompt) else count(prompt)
-        else:
-            _refuse_tools(model, prompt)
-            encode = codec.encode_prompt
-            prompt_token_ids = await asyncio.to_thread(encode, prompt) if self._is_long(prompt) else encode(prompt)
-            prompt_tokens = len(prompt_token_ids)
-        return PricedPrompt(
-            model=model,
-            rate_card=rate_card,
-            prompt_tokens=prompt_tokens,
-            prompt_token_ids=prompt_token_ids,
-            completion_tokens_max=completion_room(model, prompt_tokens, max_completion_tokens),
+    async def _charged_before(
+        self, caller: Authorization, request: InferenceRequest | EmbeddingRequest, refusal: MetergateError
+    ) -> Replayed:
+        """The record of a request that would be refused now, if it was charged while it was not (L4); else the refusal.
+
+        Its model may be gone since, or its price, or the consent to use it.
+        """
+        services = self._services
+        before = await services.ledger.find_request(
+            caller.subscriber_id, caller.authorization_id, request.request_id, services.clock.now_us()
         )
-
-    async def _price_bounded(
-        self, model: Model, rate_card: RateCard, prompt: Prompt, bound: PromptBound, max_completion_tokens: int | None
-    ) -> PricedPrompt:
-        """A prompt that only the backend can count, at the most that it can be."""
-
-        def count() -> tuple[int, int]:
-            return prompt_tokens_max(prompt, bound), prompt_tokens_estimated(prompt)
-
-        tokens_max, estimated = await asyncio.to_thread(count) if self._is_long(prompt) else count()
-        return PricedPrompt(
-            model=model,
-            rate_card=rate_card,
-            prompt_tokens=tokens_max,
-            completion_tokens_max=bounded_room(model, tokens_max, estimated, max_completion_tokens),
-            prompt_tokens_estimated=estimated,
-        )
-
-    def _is_long(self, prompt: Prompt) -> bool:
-        """Whether working through all of it would hold the event loop."""
-        characters = prompt.characters() + TEMPLATE_CHARACTERS * len(prompt.messages)
-        return characters > self._services.limits.counted_in_loop_characters_max
-
-    async def _plan(self, offering: Offering, caller: Authorization, request: InferenceRequest) -> Plan:
-        prompt = request.prompt
-        check_parameters(request, self._model(offering, caller, request.model_id, ModelTask.CHAT).parameters)
-        priced = await self._price(offering, caller, request.model_id, prompt, request.max_completion_tokens)
-        return Plan(
-            caller=caller,
-            request=request,
-            backend_request=BackendRequest(
-                model_id=priced.model.model_id,
-                prompt=prompt,
-                sampling=request.sampling,
-                response_format=request.response_format,
-                tool_choice=request.tool_choice,
-                max_completion_tokens=priced.completion_tokens_max,
-                prompt_token_ids=priced.prompt_token_ids,
-            ),
-            content_hash=await self._content_hash(request, is_long=self._is_long(prompt)),
-            priced=priced,
-        )
-
-    async def _plan_embedding(self, offering: Offering, caller: Authorization, request: EmbeddingRequest) -> Plan:
-        model = self._model(offering, caller, request.model_id, ModelTask.EMBEDDING)
-        rate_card = model.rate_card(self._services.clock.now_us())
-        asked = backend_request(model, request)
-        limits = self._services.limits
-        is_long = request.characters() > limits.counted_in_loop_characters_max
-        prompt_tokens = await count_inputs(model, offering.tokenizers[model.model_id], request, is_long=is_long)
-        return Plan(
-            caller=caller,
-            request=request,
-            backend_request=asked,
-            content_hash=await self._content_hash(request, is_long=is_long),
-            priced=PricedPrompt(model=model, rate_card=rate_card, prompt_tokens=prompt_tokens, completion_tokens_max=0),
-        )
-
-    async def _content_hash(self, request: InferenceRequest | EmbeddingRequest, *, is_long: bool) -> bytes:
-        key = self._services.ledger.content_key
-        return await asyncio.to_thread(content_hash, key, request) if is_long else content_hash(key, request)
+        if before is None:
+            raise refusal
+        known = before.charge if isinstance(before, Replayed) else before
+        if known.content_hash != await self._planner.content_hash(request):
+            raise RequestIdConflict(request_id=request.request_id) from refusal
+        if not isinstance(before, Replayed):
+            raise RequestInProgress(request_id=request.request_id) from refusal
+        return before
 
     async def _reserve(self, call: Call, plan: Plan) -> Reserved | Replayed:
-        services, priced = self._services, plan.priced
-        slice_tokens = min(services.limits.slice_tokens, priced.completion_tokens_max)
-        operation = Reserve(
-            reservation_id=services.new_id(),
-            subscriber_id=plan.caller.subscriber_id,
-            authorization_id=plan.caller.authorization_id,
-            request_id=plan.request.request_id,
-            content_hash=plan.content_hash,
-            owner=services.ledger.owner,
-            model_id=priced.model.model_id,
-            provider_id=priced.model.provider_id,
-            counting_source=priced.model.counting_source,
-            rate_card_id=priced.rate_card.rate_card_id,
-            minimum_microcredits=priced.cost_max(min(1, priced.completion_tokens_max)),
-            wanted_microcredits=priced.cost_max(slice_tokens),
-            limit_microcredits=plan.limit_microcredits(),
-            capture_microcredits=priced.cost(),
-            capture_usage=priced.usage(),
-            estimate=None if priced.prompt_tokens_estimated is None else priced.estimate(None, 0, 0),
-            now_us=services.clock.now_us(),
-        )
+        services, operation = self._services, reserve_operation(self._services, plan)
         call.reservation_id = operation.reservation_id
         self._held.add(operation.reservation_id)
         reserving = services.tasks.spawn(services.ledger.reserve(operation))
@@ -471,7 +377,7 @@ class Metering:
                 if self._is_stopping:
                     patience.reschedule(self._patience_end())
                 try:
-                    await self._write_replay(outcome, sink)
+                    await write_replay(sink, outcome, self._services.replays.deltas(outcome.charge.charge_id) or [])
                 finally:
                     self._replays.discard(patience)
         except TimeoutError:
@@ -479,22 +385,6 @@ class Metering:
                 raise ShuttingDown from None
             limit = f"{self._services.limits.request_seconds_max:g} seconds"
             raise DeadlineExceeded(limit=limit) from None
-
-    async def _write_replay(self, outcome: Replayed, sink: Sink) -> None:
-        charge = outcome.charge
-        usage = charge.usage_counted
-        await sink.admit(
-            Admission(
-                subscriber_id=charge.subscriber_id,
-                reservation_id=charge.reservation_id,
-                prompt_tokens=usage.get(TokenClass.PROMPT) + usage.get(TokenClass.CACHED_PROMPT),
-                model_id=charge.model_id,
-                rate_card_id=charge.rate_card_id,
-            )
-        )
-        for delta in self._services.replays.deltas(charge.charge_id) or []:
-            await sink.deliver(delta)
-        await sink.receipt(receipt_of_charge(charge, outcome.spendable_microcredits, replayed=True))
 
 
 def _start(
@@ -510,19 +400,6 @@ def _start(
         request_id=request.request_id,
         trace_context=trace_context,
     )
-
-
-def _refuse_hopeless(model: Model, prompt: Prompt, characters_per_token_max: int | None) -> None:
-    """PromptTooLong for a prompt that is too long whatever its count is: counting it would be for nothing."""
-    if characters_per_token_max is not None:
-        completion_room(model, prompt.characters() // characters_per_token_max, None)
-
-
-def _refuse_tools(model: Model, prompt: Prompt) -> None:
-    """RequestInvalid for tools: an engine sends a tool call as raw text, each model in a form of its own."""
-    if prompt.tools:
-        description = f"{model.model_id} takes no tools: its calls would come as text, in a form of the model's own"
-        raise RequestInvalid(Violation("tools", description))
 
 
 def _drained() -> End:

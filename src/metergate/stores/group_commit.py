@@ -1,6 +1,6 @@
 """Group commit: when the last commit returns, everything that is queued goes into the next one.
 
-Under load, captures alone do not begin the next one at once: see ``CAPTURES_WAIT_S``.
+Under load, captures alone do not begin the next one at once: see ``CAPTURES_WAIT_S_MAX``.
 
 The writer owns an operation from the moment it is queued: a caller that is cancelled stops waiting, and nothing else.
 """
@@ -28,12 +28,14 @@ BATCH_OPERATIONS_MAX = 512
 # settle that was refused would leave credit set aside.
 QUEUED_OPERATIONS_MAX = 8_192
 
-# A commit costs about the same CPU and the same write to disk for one capture as for forty. So when many streams run
-# (the last batch was of at least ``SHARED_OPERATIONS_MIN``), captures of deliveries that follow a first one wait until
-# this long after the last commit began, for those of other streams to join. It is less than half of the time between
-# two tokens at 50 a second. Nothing else waits, and nothing waits with it: a reservation, a first delivery or a
+# A commit costs about the same CPU and the same write to disk for one capture as for forty, and a delivery the same for
+# one token as for two. So when many streams run (the last batch was of at least ``SHARED_OPERATIONS_MIN``), captures of
+# deliveries that follow a first one wait, for those of other streams to join and for their own streams' next tokens:
+# the longer the more streams run, up to ``CAPTURES_WAIT_S_MAX`` after the last commit began, at which an app still gets
+# some 25 deliveries a second. Nothing else waits, and nothing waits with it: a reservation, a first delivery or a
 # settlement begins the commit, and so does a queue that fills.
-CAPTURES_WAIT_S = 0.008
+CAPTURES_WAIT_S_EACH = 0.0004  # for each operation of the last batch
+CAPTURES_WAIT_S_MAX = 0.032
 SHARED_OPERATIONS_MIN = 8
 WAITING_OPERATIONS_MAX = 128
 
@@ -84,7 +86,7 @@ class GroupCommit(Generic[Operation]):
     def submit(self, operation: Operation, *, is_new_work: bool, is_urgent: bool = True) -> "asyncio.Future[Any]":
         """Queue an operation and return its outcome to come. Overloaded for new work while the queue is full.
 
-        One that is not urgent may wait for others, for no longer than ``CAPTURES_WAIT_S``.
+        One that is not urgent may wait for others, for no longer than ``CAPTURES_WAIT_S_MAX``.
         """
         future: asyncio.Future[object] = self._loop.create_future()
         if self._is_closing:
@@ -120,8 +122,7 @@ class GroupCommit(Generic[Operation]):
                 self._queued.clear()
                 await self._queued.wait()
                 continue
-            if count >= SHARED_OPERATIONS_MIN:
-                await self._gather(began_seconds + CAPTURES_WAIT_S - time.monotonic())
+            await self._gather(began_seconds + captures_wait_s(count) - time.monotonic())
             self._is_urgent = len(self._queue) > BATCH_OPERATIONS_MAX
             count = min(len(self._queue), BATCH_OPERATIONS_MAX)
             batch = [self._queue.popleft() for _ in range(count)]
@@ -180,6 +181,11 @@ class GroupCommit(Generic[Operation]):
     def _put_off_reopening(self, now_s: float) -> None:
         self._reopen_at = now_s + self._reopen_wait_s
         self._reopen_wait_s = min(2 * self._reopen_wait_s, REOPEN_WAIT_S_MAX)
+
+
+def captures_wait_s(operations: int) -> float:
+    """How long after a batch of so many operations began captures alone begin no other."""
+    return min(CAPTURES_WAIT_S_EACH * operations, CAPTURES_WAIT_S_MAX) if operations >= SHARED_OPERATIONS_MIN else 0.0
 
 
 def _answer(future: asyncio.Future[object], result: object) -> None:

@@ -163,6 +163,12 @@ FAILOVERS = Family(
     help="Requests that failed at this backend before their first token and were sent to another.",
     labels=("backend",),
 )
+REPEATS = Family(
+    name="metergate_backend_repeats_total",
+    kind="counter",
+    help="Requests that were sent to the backend once more, for it closed the kept connection that they were sent on.",
+    labels=("backend",),
+)
 EJECTIONS = Family(
     name="metergate_backend_ejections_total",
     kind="counter",
@@ -214,6 +220,24 @@ REPORT_DIFFERENCE = Family(
     kind="counter",
     help="Tokens by which reports of finished answers differ from the count. larger: counted or reported.",
     labels=("model", "backend", "larger"),
+)
+
+# --- content policy -------------------------------------------------------------------------------------------------
+
+CONTENT_POLICY_CALLS = Family(
+    name="metergate_content_policy_calls_total",
+    kind="counter",
+    help=(
+        "Pieces of answers that the content policy was asked about. result: allowed, blocked, failed (no verdict in "
+        "time)."
+    ),
+    labels=("result", "model"),
+)
+CONTENT_POLICY_SECONDS = Family(
+    name="metergate_content_policy_seconds",
+    kind="histogram",
+    help="How long the content policy took for a piece, which waited for it; those too that it failed.",
+    bounds=_WAITS_SECONDS,
 )
 
 # --- store ----------------------------------------------------------------------------------------------------------
@@ -329,6 +353,7 @@ FAMILIES = (
     ATTEMPTS,
     FAILURES,
     FAILOVERS,
+    REPEATS,
     EJECTIONS,
     BACKEND_UP,
     BACKEND_EJECTED,
@@ -337,6 +362,8 @@ FAMILIES = (
     BACKEND_QUEUE_SECONDS,
     REPORTS,
     REPORT_DIFFERENCE,
+    CONTENT_POLICY_CALLS,
+    CONTENT_POLICY_SECONDS,
     COMMITS,
     COMMIT_SECONDS,
     COMMIT_OPERATIONS,
@@ -356,7 +383,7 @@ FAMILIES = (
 
 # What a label's values are, and so how many there can be.
 LABELS = {
-    "verb": "`StreamComplete`, `Complete`, `CountTokens`",
+    "verb": "`StreamComplete`, `Complete`, `Embed`, `CountTokens`",
     "outcome": "`OK`, `CANCELLED` (the app went away), or an error's reason: `INSUFFICIENT_CREDIT`, `OVERLOADED` ...",
     "model": "a model on sale, or `(unknown)`",
     "app": "one of the first 200 apps that called since the start, `(own)` for subscribers' own keys, or `(other)`",
@@ -367,7 +394,7 @@ LABELS = {
     "backend": "a backend of the configuration",
     "result": (
         "of reports: `match`, `mismatch`, `missing`; of commits: `ok`, `failed`; of queues: `served`, `refused`; "
-        "of audits: `ok`, `different`"
+        "of content policies: `allowed`, `blocked`, `failed`; of audits: `ok`, `different`"
     ),
     "kind": "what differs: `GRANT`, `CHARGE`, `SEQUENCE`, `PRICE`, `WALLET` ...",
     "account": "`payments`, `goodwill`, `revenue`, `breakage` ..., and `grants`: all grants together",

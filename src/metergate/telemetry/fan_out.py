@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from metergate.core.operations import Settle, Settled
+from metergate.core.passage import Verdict
 from metergate.core.reservation import Reservation
 from metergate.ports import CallObserver, CallStart, Commit, Delivery, Observer
 
@@ -68,6 +69,10 @@ class FanOutCall:
                 observer.delivered(delivery)
             except Exception as exc:  # noqa: BLE001 - a defect of an observer must not touch the call
                 self._silence(observer, exc)
+
+    def vetted(self, verdict: Verdict, seconds: float) -> None:
+        """The content policy was asked."""
+        self._tell(lambda observer: observer.vetted(verdict, seconds))
 
     def settled(self, operation: Settle, settled: Settled) -> None:
         """The reservation is closed."""

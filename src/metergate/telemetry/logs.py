@@ -7,6 +7,7 @@ from typing import Any
 
 from metergate.core.errors import MetergateError
 from metergate.core.operations import Settle, Settled
+from metergate.core.passage import Verdict
 from metergate.core.reservation import Reservation
 from metergate.ports import CallObserver, CallStart, Commit, Delivery
 
@@ -64,6 +65,9 @@ class _CallLog:
         self._deliveries += 1
         if delivery.is_first:
             self._first_token_seconds = self._monotonic() - self._began_seconds
+
+    def vetted(self, verdict: Verdict, seconds: float) -> None:
+        """Say nothing: the request's line tells what a verdict that ended it came to."""
 
     def settled(self, operation: Settle, settled: Settled) -> None:
         """Note what the request was charged."""

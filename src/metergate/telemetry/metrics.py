@@ -13,6 +13,7 @@ from metergate.core import errors
 from metergate.core.audit import AuditRound, DifferenceKind
 from metergate.core.catalog import Catalog
 from metergate.core.operations import Settle, Settled
+from metergate.core.passage import Verdict
 from metergate.core.rating import rate_ceil
 from metergate.core.reservation import CloseCause, Reservation
 from metergate.core.rows import Charge
@@ -81,6 +82,7 @@ class Metrics:
         self.attempts = counter(families.ATTEMPTS, registry)
         self.failures = counter(families.FAILURES, registry)
         self.failovers = counter(families.FAILOVERS, registry)
+        self.repeats = counter(families.REPEATS, registry)
         self.ejections = counter(families.EJECTIONS, registry)
         self.backend_up = gauge(families.BACKEND_UP, registry)
         self.backend_ejected = gauge(families.BACKEND_EJECTED, registry)
@@ -89,6 +91,8 @@ class Metrics:
         self.backend_queue_seconds = Histogram(families.BACKEND_QUEUE_SECONDS, registry)
         self.reports = counter(families.REPORTS, registry)
         self.report_difference = counter(families.REPORT_DIFFERENCE, registry)
+        self.policy_calls = counter(families.CONTENT_POLICY_CALLS, registry)
+        self.policy_seconds = Histogram(families.CONTENT_POLICY_SECONDS, registry).series()
         self._commits = counter(families.COMMITS, registry)
         self._commits_ok, self._commits_failed = self._commits.labels("ok"), self._commits.labels("failed")
         self.commit_seconds = Histogram(families.COMMIT_SECONDS, registry).series()
@@ -149,7 +153,7 @@ class Metrics:
         self.ready.set(is_ready)
         for backend_id in backend_ids:
             # From 0 on: a rate sees nothing of a counter that begins with its first failure.
-            for counted in (self.attempts, self.failures, self.failovers):
+            for counted in (self.attempts, self.failures, self.failovers, self.repeats):
                 counted.labels(backend_id)
 
     def pooled(self, loads: Mapping[str, BackendLoad]) -> None:
@@ -236,6 +240,7 @@ class CallMetrics:
         self._prompt_microcredits: int | None = None  # None: no reservation was made
         self._attempts = 0
         self._backend_id = ""  # that was called last
+        self._was_vetted = False
 
     def admitted(self, reservation: Reservation, prompt_tokens: int) -> None:
         """A reservation begins with the prompt captured, so it tells the prompt's price."""
@@ -244,7 +249,8 @@ class CallMetrics:
     def dispatched(self, backend_id: str) -> Mapping[str, str]:
         """Count an attempt."""
         if self._attempts:
-            self._metrics.failovers.labels(self._backend_id).inc()
+            is_repeat = backend_id == self._backend_id
+            (self._metrics.repeats if is_repeat else self._metrics.failovers).labels(self._backend_id).inc()
         self._attempts += 1
         self._backend_id = backend_id
         self._metrics.attempts.labels(backend_id).inc()
@@ -266,6 +272,16 @@ class CallMetrics:
             timings.between_backend.observe(delivery.backend_seconds)
             timings.between_gateway.observe(delivery.gateway_seconds)
         timings.capture.observe(delivery.capture_seconds)
+
+    def vetted(self, verdict: Verdict, seconds: float) -> None:
+        """Count a call of the content policy."""
+        if not self._was_vetted:
+            self._was_vetted = True
+            # From 0 on: a rate sees nothing of a counter that begins with its first failure.
+            for other in Verdict:
+                self._metrics.policy_calls.labels(other.value, self._model)
+        self._metrics.policy_calls.labels(verdict.value, self._model).inc()
+        self._metrics.policy_seconds.observe(seconds)
 
     def settled(self, operation: Settle, settled: Settled) -> None:
         """Count what a reservation came to."""

@@ -22,6 +22,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from metergate.core.operations import Settle, Settled
+from metergate.core.passage import Verdict
 from metergate.core.reservation import Reservation
 from metergate.core.rows import Charge
 from metergate.core.usage import TokenClass
@@ -114,6 +115,7 @@ class _CallTrace:
         self._deliveries = 0
         self._capture_seconds = 0.0
         self._capture_seconds_max = 0.0
+        self._policy_seconds: float | None = None  # None: no content policy was asked
 
     def admitted(self, reservation: Reservation, prompt_tokens: int) -> None:
         """Record how long counting and reserving took."""
@@ -149,6 +151,10 @@ class _CallTrace:
         if delivery.is_first and self._dispatch is not None:
             self._dispatch.add_event("first token")
 
+    def vetted(self, verdict: Verdict, seconds: float) -> None:
+        """Add up."""
+        self._policy_seconds = (self._policy_seconds or 0.0) + seconds
+
     def settled(self, operation: Settle, settled: Settled) -> None:
         """Record the settling, which began when its operation was made."""
         began_ns = operation.now_us * 1_000
@@ -173,6 +179,8 @@ class _CallTrace:
                 "metergate.capture_seconds_max": self._capture_seconds_max,
             }
         )
+        if self._policy_seconds is not None:
+            self._span.set_attribute("metergate.content_policy_seconds", self._policy_seconds)
         if told in _FAULTS:
             self._span.set_status(Status(StatusCode.ERROR, told))
         self._span.end()

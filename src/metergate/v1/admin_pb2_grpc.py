@@ -28,7 +28,7 @@ if _version_not_supported:
 class AdminServiceStub:
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
     `.admin` added, mode 0600), never on the listener that apps call: who may open the socket may do everything here, without
-    a key. `metergate subscriber`, `grant`, `key`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
+    a key. `metergate subscriber`, `grant`, `key`, `authorization`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
     same content and answers as it first did; the same id with other content is ALREADY_EXISTS (ID_CONFLICT). Fields this
     version does not know are refused with INVALID_ARGUMENT. Ids are 1 to 128 of a-z, A-Z, 0-9, dot, underscore and dash,
     beginning with a letter or a digit.
@@ -65,6 +65,11 @@ class AdminServiceStub:
                 request_serializer=metergate_dot_v1_dot_admin__pb2.RevokeKeyRequest.SerializeToString,
                 response_deserializer=metergate_dot_v1_dot_admin__pb2.RevokeKeyResponse.FromString,
                 _registered_method=True)
+        self.RevokeAuthorization = channel.unary_unary(
+                '/metergate.v1.AdminService/RevokeAuthorization',
+                request_serializer=metergate_dot_v1_dot_admin__pb2.RevokeAuthorizationRequest.SerializeToString,
+                response_deserializer=metergate_dot_v1_dot_admin__pb2.RevokeAuthorizationResponse.FromString,
+                _registered_method=True)
         self.RefundCharge = channel.unary_unary(
                 '/metergate.v1.AdminService/RefundCharge',
                 request_serializer=metergate_dot_v1_dot_admin__pb2.RefundChargeRequest.SerializeToString,
@@ -100,7 +105,7 @@ class AdminServiceStub:
 class AdminServiceServicer:
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
     `.admin` added, mode 0600), never on the listener that apps call: who may open the socket may do everything here, without
-    a key. `metergate subscriber`, `grant`, `key`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
+    a key. `metergate subscriber`, `grant`, `key`, `authorization`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
     same content and answers as it first did; the same id with other content is ALREADY_EXISTS (ID_CONFLICT). Fields this
     version does not know are refused with INVALID_ARGUMENT. Ids are 1 to 128 of a-z, A-Z, 0-9, dot, underscore and dash,
     beginning with a letter or a digit.
@@ -137,6 +142,15 @@ class AdminServiceServicer:
     def RevokeKey(self, request, context):
         """Revokes a key, for ever. No new call of this gateway is let in with it from the moment of the response; running ones end
         by themselves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeAuthorization(self, request, context):
+        """Revokes an authorization, for ever, and with it all its keys. No new call of this gateway is let in with them from the
+        moment of the response. Running requests set no more credit aside: they end where what they have set aside ends
+        (CLOSE_CAUSE_CAP_REACHED), and are charged for what they delivered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,6 +230,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=metergate_dot_v1_dot_admin__pb2.RevokeKeyRequest.FromString,
                     response_serializer=metergate_dot_v1_dot_admin__pb2.RevokeKeyResponse.SerializeToString,
             ),
+            'RevokeAuthorization': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeAuthorization,
+                    request_deserializer=metergate_dot_v1_dot_admin__pb2.RevokeAuthorizationRequest.FromString,
+                    response_serializer=metergate_dot_v1_dot_admin__pb2.RevokeAuthorizationResponse.SerializeToString,
+            ),
             'RefundCharge': grpc.unary_unary_rpc_method_handler(
                     servicer.RefundCharge,
                     request_deserializer=metergate_dot_v1_dot_admin__pb2.RefundChargeRequest.FromString,
@@ -257,7 +276,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 class AdminService:
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
     `.admin` added, mode 0600), never on the listener that apps call: who may open the socket may do everything here, without
-    a key. `metergate subscriber`, `grant`, `key`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
+    a key. `metergate subscriber`, `grant`, `key`, `authorization`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
     same content and answers as it first did; the same id with other content is ALREADY_EXISTS (ID_CONFLICT). Fields this
     version does not know are refused with INVALID_ARGUMENT. Ids are 1 to 128 of a-z, A-Z, 0-9, dot, underscore and dash,
     beginning with a letter or a digit.
@@ -388,6 +407,33 @@ class AdminService:
             '/metergate.v1.AdminService/RevokeKey',
             metergate_dot_v1_dot_admin__pb2.RevokeKeyRequest.SerializeToString,
             metergate_dot_v1_dot_admin__pb2.RevokeKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeAuthorization(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/metergate.v1.AdminService/RevokeAuthorization',
+            metergate_dot_v1_dot_admin__pb2.RevokeAuthorizationRequest.SerializeToString,
+            metergate_dot_v1_dot_admin__pb2.RevokeAuthorizationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -29,7 +29,7 @@ GRPC_VERSION: str
 class AdminServiceStub:
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
     `.admin` added, mode 0600), never on the listener that apps call: who may open the socket may do everything here, without
-    a key. `metergate subscriber`, `grant`, `key`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
+    a key. `metergate subscriber`, `grant`, `key`, `authorization`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
     same content and answers as it first did; the same id with other content is ALREADY_EXISTS (ID_CONFLICT). Fields this
     version does not know are refused with INVALID_ARGUMENT. Ids are 1 to 128 of a-z, A-Z, 0-9, dot, underscore and dash,
     beginning with a letter or a digit.
@@ -50,6 +50,11 @@ class AdminServiceStub:
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeKeyRequest, _admin_pb2.RevokeKeyResponse]
     """Revokes a key, for ever. No new call of this gateway is let in with it from the moment of the response; running ones end
     by themselves.
+    """
+    RevokeAuthorization: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeAuthorizationRequest, _admin_pb2.RevokeAuthorizationResponse]
+    """Revokes an authorization, for ever, and with it all its keys. No new call of this gateway is let in with them from the
+    moment of the response. Running requests set no more credit aside: they end where what they have set aside ends
+    (CLOSE_CAUSE_CAP_REACHED), and are charged for what they delivered.
     """
     RefundCharge: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RefundChargeRequest, _admin_pb2.RefundChargeResponse]
     """Gives back part of a charge, to the grants that paid it, the last drawn first; what an expired grant paid goes to a new
@@ -75,7 +80,7 @@ class AdminServiceStub:
 class AdminServiceAsyncStub(AdminServiceStub):
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
     `.admin` added, mode 0600), never on the listener that apps call: who may open the socket may do everything here, without
-    a key. `metergate subscriber`, `grant`, `key`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
+    a key. `metergate subscriber`, `grant`, `key`, `authorization`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
     same content and answers as it first did; the same id with other content is ALREADY_EXISTS (ID_CONFLICT). Fields this
     version does not know are refused with INVALID_ARGUMENT. Ids are 1 to 128 of a-z, A-Z, 0-9, dot, underscore and dash,
     beginning with a letter or a digit.
@@ -93,6 +98,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     RevokeKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeKeyRequest, _admin_pb2.RevokeKeyResponse]  # type: ignore[assignment]
     """Revokes a key, for ever. No new call of this gateway is let in with it from the moment of the response; running ones end
     by themselves.
+    """
+    RevokeAuthorization: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeAuthorizationRequest, _admin_pb2.RevokeAuthorizationResponse]  # type: ignore[assignment]
+    """Revokes an authorization, for ever, and with it all its keys. No new call of this gateway is let in with them from the
+    moment of the response. Running requests set no more credit aside: they end where what they have set aside ends
+    (CLOSE_CAUSE_CAP_REACHED), and are charged for what they delivered.
     """
     RefundCharge: _aio.UnaryUnaryMultiCallable[_admin_pb2.RefundChargeRequest, _admin_pb2.RefundChargeResponse]  # type: ignore[assignment]
     """Gives back part of a charge, to the grants that paid it, the last drawn first; what an expired grant paid goes to a new
@@ -117,7 +127,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """What operators do to the ledger of a gateway that serves. Only on the Unix-domain socket beside the store (its path with
     `.admin` added, mode 0600), never on the listener that apps call: who may open the socket may do everything here, without
-    a key. `metergate subscriber`, `grant`, `key`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
+    a key. `metergate subscriber`, `grant`, `key`, `authorization`, `charge` and `wallet` call it while a gateway serves. Every method may be called again with the
     same content and answers as it first did; the same id with other content is ALREADY_EXISTS (ID_CONFLICT). Fields this
     version does not know are refused with INVALID_ARGUMENT. Ids are 1 to 128 of a-z, A-Z, 0-9, dot, underscore and dash,
     beginning with a letter or a digit.
@@ -163,6 +173,17 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.RevokeKeyResponse, _abc.Awaitable[_admin_pb2.RevokeKeyResponse]]:
         """Revokes a key, for ever. No new call of this gateway is let in with it from the moment of the response; running ones end
         by themselves.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeAuthorization(
+        self,
+        request: _admin_pb2.RevokeAuthorizationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RevokeAuthorizationResponse, _abc.Awaitable[_admin_pb2.RevokeAuthorizationResponse]]:
+        """Revokes an authorization, for ever, and with it all its keys. No new call of this gateway is let in with them from the
+        moment of the response. Running requests set no more credit aside: they end where what they have set aside ends
+        (CLOSE_CAUSE_CAP_REACHED), and are charged for what they delivered.
         """
 
     @_abc_1.abstractmethod

@@ -35,7 +35,7 @@ class _CloseCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CloseCause
     CLOSE_CAUSE_CREDIT_EXHAUSTED: _CloseCause.ValueType  # 2
     """The wallet was empty."""
     CLOSE_CAUSE_CAP_REACHED: _CloseCause.ValueType  # 3
-    """The authorization's cap was used up."""
+    """The authorization's cap was used up, or the authorization was revoked meanwhile."""
     CLOSE_CAUSE_CREDIT_LIMIT_REACHED: _CloseCause.ValueType  # 4
     """The request's own credit_limit_microcredits was used up."""
     CLOSE_CAUSE_CLIENT_CANCELLED: _CloseCause.ValueType  # 5
@@ -71,7 +71,7 @@ CLOSE_CAUSE_FINISHED: CloseCause.ValueType  # 1
 CLOSE_CAUSE_CREDIT_EXHAUSTED: CloseCause.ValueType  # 2
 """The wallet was empty."""
 CLOSE_CAUSE_CAP_REACHED: CloseCause.ValueType  # 3
-"""The authorization's cap was used up."""
+"""The authorization's cap was used up, or the authorization was revoked meanwhile."""
 CLOSE_CAUSE_CREDIT_LIMIT_REACHED: CloseCause.ValueType  # 4
 """The request's own credit_limit_microcredits was used up."""
 CLOSE_CAUSE_CLIENT_CANCELLED: CloseCause.ValueType  # 5
@@ -115,9 +115,10 @@ class Inference(_message.Message):
     TOOL_CHOICE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the request repeatable without being charged twice: 1 to 128 printable characters, chosen by the app, unique within its
-    authorization. Required. The same id with the same content returns the recorded receipt (the text too for some minutes);
-    while it still runs, ABORTED (REQUEST_IN_PROGRESS); with other content, ALREADY_EXISTS (REQUEST_ID_CONFLICT). An id whose
-    request ended uncharged may be used again.
+    authorization. Required. The same id with the same content returns the recorded receipt (the text too for some minutes),
+    also if the request would be refused by now, because its model is gone, say; while it still runs, ABORTED
+    (REQUEST_IN_PROGRESS); with other content, ALREADY_EXISTS (REQUEST_ID_CONFLICT). An id whose request ended uncharged may be
+    used again.
     """
     model: _builtins.str
     """The model: `models/{model}`. Required. NOT_FOUND (MODEL_NOT_FOUND) if there is none."""
@@ -488,17 +489,24 @@ class CountTokensRequest(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
     MAX_COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model: `models/{model}`. Required. NOT_FOUND (MODEL_NOT_FOUND) if there is none."""
     max_completion_tokens: _builtins.int
     """As in Inference."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Message]:
-        """The conversation, as in Inference. Required."""
+        """The conversation, as in Inference. Required for a CHAT model; for an EMBEDDING one, INVALID_ARGUMENT (MODEL_TASK_WRONG)."""
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Tool]:
         """As in Inference."""
+
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The texts that Embed would be sent, as in EmbedRequest. Required for an EMBEDDING model, instead of messages; for a CHAT one,
+        INVALID_ARGUMENT (MODEL_TASK_WRONG). With messages, tools or max_completion_tokens, INVALID_ARGUMENT.
+        """
 
     def __init__(
         self,
@@ -507,10 +515,11 @@ class CountTokensRequest(_message.Message):
         messages: _abc.Iterable[_chat_pb2.Message] | None = ...,
         tools: _abc.Iterable[_chat_pb2.Tool] | None = ...,
         max_completion_tokens: _builtins.int | None = ...,
+        inputs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "max_completion_tokens", b"max_completion_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "max_completion_tokens", b"max_completion_tokens", "messages", b"messages", "model", b"model", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "inputs", b"inputs", "max_completion_tokens", b"max_completion_tokens", "messages", b"messages", "model", b"model", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_completion_tokens: _TypeAlias = _typing.Literal["max_completion_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_completion_tokens: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens"]  # noqa: Y015
@@ -532,10 +541,10 @@ class CountTokensResponse(_message.Message):
     COUNTING_SOURCE_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the prompt, through the model's chat template; of a model that its backend counts (COUNTING_SOURCE_BACKEND)
-    the most that they can be.
+    the most that they can be. Of inputs: what all of them together have, counted as Embed counts them.
     """
     completion_tokens_max: _builtins.int
-    """The most tokens of answer that the request could have."""
+    """The most tokens of answer that the request could have; of inputs 0."""
     prompt_microcredits: _builtins.int
     """What the prompt alone costs, in microcredits."""
     cost_microcredits_max: _builtins.int

@@ -93,7 +93,7 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
-        """Counts a prompt and says the most that running it can cost. Charges nothing and runs nothing.
+        """Counts a prompt, or what would be embedded, and says the most that running it can cost. Charges nothing and runs nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

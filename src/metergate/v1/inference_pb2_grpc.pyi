@@ -49,7 +49,7 @@ class InferenceServiceStub:
     one, or an Embed with a CHAT model, is INVALID_ARGUMENT (MODEL_TASK_WRONG).
     """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]
-    """Counts a prompt and says the most that running it can cost. Charges nothing and runs nothing."""
+    """Counts a prompt, or what would be embedded, and says the most that running it can cost. Charges nothing and runs nothing."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -72,7 +72,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     one, or an Embed with a CHAT model, is INVALID_ARGUMENT (MODEL_TASK_WRONG).
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]  # type: ignore[assignment]
-    """Counts a prompt and says the most that running it can cost. Charges nothing and runs nothing."""
+    """Counts a prompt, or what would be embedded, and says the most that running it can cost. Charges nothing and runs nothing."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs models for an app and debits the subscriber before anything is delivered.
@@ -116,6 +116,6 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.CountTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.CountTokensResponse, _abc.Awaitable[_inference_pb2.CountTokensResponse]]:
-        """Counts a prompt and says the most that running it can cost. Charges nothing and runs nothing."""
+        """Counts a prompt, or what would be embedded, and says the most that running it can cost. Charges nothing and runs nothing."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

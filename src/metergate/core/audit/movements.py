@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 
 from metergate.core.grants import is_expired, rollover_expire_time, rollover_grant_id
 from metergate.core.rows import (
@@ -108,10 +109,11 @@ class Movements:
         if transfer.grant_terms is None:
             yield f"makes grant {grant.grant_id} without its terms"
         elif transfer.grant_terms != terms_of(grant):
+            terms, row = transfer.grant_terms, terms_of(grant)
             changed = [
-                f"{name} {getattr(transfer.grant_terms, name)}, but it says {getattr(grant, name)}"
-                for name in GrantTerms.__slots__
-                if getattr(transfer.grant_terms, name) != getattr(grant, name)
+                f"{field.name} {getattr(terms, field.name)}, but it says {getattr(row, field.name)}"
+                for field in fields(GrantTerms)
+                if getattr(terms, field.name) != getattr(row, field.name)
             ]
             yield f"makes grant {grant.grant_id} of {'; '.join(changed)}"
 

@@ -6,8 +6,8 @@ from metergate.core.audit.findings import DifferenceKind, Findings
 from metergate.core.errors import RateCardInvalid
 from metergate.core.rating import RateCard, rate_ceil
 from metergate.core.reservation import CloseCause
-from metergate.core.rows import Charge
-from metergate.core.usage import TOKENS_WITHOUT_TEXT_MAX, TokenClass, Usage
+from metergate.core.rows import Charge, FinishReason
+from metergate.core.usage import STOP_TEXT_BYTES_MAX, TOKENS_WITHOUT_TEXT_MAX, TokenClass, Usage
 
 # The widest tolerance of a model in tokens: reports that differ by more are flagged whatever the model.
 USAGE_TOLERANCE_TOKENS_MAX = 1_000
@@ -43,10 +43,15 @@ def is_flag_right(charge: Charge) -> bool:
     if charge.usage_reported is None:
         return not charge.usage_mismatch
     counted, reported = _prompt_and_answer(charge.usage_counted), _prompt_and_answer(charge.usage_reported)
-    most = max(abs(one - other) for one, other in zip(counted, reported, strict=True))
-    if charge.usage_mismatch:  # of an answer that was cut short, a report says nothing
-        return most > 0 and charge.close_cause is CloseCause.FINISHED
-    return most <= USAGE_TOLERANCE_TOKENS_MAX + TOKENS_WITHOUT_TEXT_MAX or charge.close_cause is not CloseCause.FINISHED
+    prompt, answer = (other - one for one, other in zip(counted, reported, strict=True))
+    if charge.close_cause is not CloseCause.FINISHED:  # of an answer that was cut short, a report says nothing
+        return not charge.usage_mismatch
+    if charge.usage_mismatch:
+        return (prompt, answer) != (0, 0)
+    if answer > 0 and charge.finish_reason is FinishReason.LENGTH:
+        answer = 0  # if the gateway cut the answer, the report is of more than was delivered
+    answer -= min(max(answer, 0), TOKENS_WITHOUT_TEXT_MAX + STOP_TEXT_BYTES_MAX)
+    return max(abs(prompt), abs(answer)) <= USAGE_TOLERANCE_TOKENS_MAX
 
 
 def _prompt_and_answer(usage: Usage) -> tuple[int, int]:

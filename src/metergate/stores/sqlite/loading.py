@@ -1,10 +1,10 @@
 """Loads every row that a batch of operations touches, set-based: a few statements, whatever the batch's size."""
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
-from metergate.core.books import Books, CorrectionKey, GrantKey, RequestKey, request_key
+from metergate.core.books import Books, CorrectionKey, GrantKey, RequestKey
 from metergate.core.grants import is_expired, rollover_grant_id
 from metergate.core.ledger import Operation
 from metergate.core.operations import (
@@ -18,12 +18,13 @@ from metergate.core.operations import (
     Refund,
     Reserve,
     Reverse,
+    RevokeAuthorization,
     Settle,
     SetWalletState,
 )
 from metergate.core.reservation import Reservation
-from metergate.core.rows import Wallet
 from metergate.stores.sqlite import codec
+from metergate.stores.sqlite.open_rows import OpenRows
 
 Row = TypeVar("Row")
 
@@ -80,15 +81,14 @@ REFUNDS_BY_CHARGE = _select(
 
 
 class Loader:
-    """One batch's loading. ``kept`` are open reservations that the writer knows, by id: they are not read again."""
+    """One batch's loading. What the writer remembers (``kept``) is not read again."""
 
-    def __init__(self, connection: sqlite3.Connection, kept: Mapping[str, Reservation]) -> None:
+    def __init__(self, connection: sqlite3.Connection, kept: OpenRows) -> None:
         self._connection = connection
         self._kept = kept
         self._subscribers: set[str] = set()
         self._authorizations: set[str] = set()
         self._grants: set[GrantKey] = set()
-        self._charges: set[str] = set()
         self._corrections: set[CorrectionKey] = set()
         self._refunded: set[str] = set()  # charges of which something is refunded
         self._requests: set[RequestKey] = set()
@@ -109,21 +109,28 @@ class Loader:
     # --- reservations -----------------------------------------------------------------------------------------------
 
     def _load_reservations(self, books: Books, operations: Sequence[Operation]) -> None:
+        """Those that are named, and those under which requests run. Whether a charge's id is new, its index knows."""
         unknown: set[str] = set()
         requests: set[RequestKey] = set()
         for operation in operations:
-            if isinstance(operation, Capture | Settle | Recover | Reserve):
-                kept = self._kept.get(operation.reservation_id)
-                if kept is None:
-                    unknown.add(operation.reservation_id)
-                elif operation.reservation_id not in books.reservations.rows:
-                    books.load_reservation(kept)
             if isinstance(operation, Reserve):
-                requests.add((operation.subscriber_id, operation.authorization_id, operation.request_id))
+                key = (operation.subscriber_id, operation.authorization_id, operation.request_id)
+                if not self._recall_reservation(books, self._kept.active(key)):
+                    requests.add(key)
+            elif not isinstance(operation, (Capture, Settle, Recover)):
+                continue
+            if not self._recall_reservation(books, self._kept.reservations.get(operation.reservation_id)):
+                unknown.add(operation.reservation_id)
         for select, wanted in ((RESERVATIONS_BY_ID, unknown), (RESERVATIONS_ACTIVE, requests)):
             for row in self._rows(select, wanted, codec.reservation):
                 if row.reservation_id not in books.reservations.rows:
-                    books.load_reservation(self._kept.get(row.reservation_id, row))
+                    books.load_reservation(self._kept.reservations.get(row.reservation_id, row))
+
+    def _recall_reservation(self, books: Books, row: Reservation | None) -> bool:
+        """Put a remembered reservation in the books; whether there is one."""
+        if row is not None and row.reservation_id not in books.reservations.rows:
+            books.load_reservation(row)
+        return row is not None
 
     # --- what each operation touches --------------------------------------------------------------------------------
 
@@ -138,8 +145,6 @@ class Loader:
                 row = books.reservations.get(operation.reservation_id)
                 if row is not None:
                     self._note_reservation(row)
-                    self._requests.add(request_key(row))
-                self._note_new_charge(operation)
             case Reserve():
                 self._subscribers.add(operation.subscriber_id)
                 self._authorizations.add(operation.authorization_id)
@@ -148,13 +153,22 @@ class Loader:
                 self._subscribers.add(grant.subscriber_id)
                 self._grants.add((grant.subscriber_id, grant.grant_id))
                 self._granted.add(grant.subscriber_id)
-            case AddSubscriber(wallet=Wallet(subscriber_id=subscriber_id)) | Expire(subscriber_id=subscriber_id):
+            case Expire(subscriber_id=subscriber_id):
                 self._subscribers.add(subscriber_id)
+            case AddSubscriber() | AddAuthorization() | RevokeAuthorization():
+                self._note_set_up(operation)
+            case Refund() | Adjust() | Reverse() | SetWalletState():
+                self._note_correction(operation)
+
+    def _note_set_up(self, operation: AddSubscriber | AddAuthorization | RevokeAuthorization) -> None:
+        match operation:
+            case AddSubscriber(wallet=wallet):
+                self._subscribers.add(wallet.subscriber_id)
             case AddAuthorization(authorization=authorization):
                 self._subscribers.add(authorization.subscriber_id)
                 self._authorizations.add(authorization.authorization_id)
-            case Refund() | Adjust() | Reverse() | SetWalletState():
-                self._note_correction(operation)
+            case RevokeAuthorization():
+                self._authorizations.add(operation.authorization_id)
 
     def _note_correction(self, operation: Refund | Adjust | Reverse | SetWalletState) -> None:
         subscriber_id = operation.subscriber_id
@@ -167,12 +181,6 @@ class Loader:
         if isinstance(operation, Reverse):
             grant_ids = (operation.grant_id, rollover_grant_id(operation.grant_id))
             self._grants.update((subscriber_id, grant_id) for grant_id in grant_ids)
-
-    def _note_new_charge(self, operation: Settle | Recover) -> None:
-        if isinstance(operation, Recover):
-            self._charges.add(operation.charge_id)
-        elif operation.settlement is not None:
-            self._charges.add(operation.settlement.charge_id)
 
     def _note_reservation(self, row: Reservation) -> None:
         self._subscribers.add(row.subscriber_id)
@@ -194,22 +202,31 @@ class Loader:
     # --- the rest ---------------------------------------------------------------------------------------------------
 
     def _load_payers(self, books: Books) -> None:
-        for wallet in self._rows(WALLETS, self._subscribers, codec.wallet):
+        unknown = [subscriber_id for subscriber_id in self._subscribers if not self._recall(books, subscriber_id)]
+        for wallet in self._rows(WALLETS, unknown, codec.wallet):
             books.wallets.rows[wallet.subscriber_id] = wallet
-        for select, wanted in (
-            (AUTHORIZATIONS_BY_ID, self._authorizations),
-            (AUTHORIZATIONS_RESERVED, self._granted),
-        ):
+        authorization_ids = self._authorizations.difference(books.authorizations.rows)
+        for select, wanted in ((AUTHORIZATIONS_BY_ID, authorization_ids), (AUTHORIZATIONS_RESERVED, self._granted)):
             for authorization in self._rows(select, wanted, codec.authorization):
-                books.authorizations.rows[authorization.authorization_id] = authorization
-        grants: tuple[tuple[str, Collection[object]], ...] = (
-            (GRANTS_WITH_CREDIT, self._subscribers),
-            (GRANTS_BY_ID, self._grants),
-        )
-        for select, keys in grants:
-            for grant in self._rows(select, keys, codec.grant):
-                if (grant.subscriber_id, grant.grant_id) not in books.grants.rows:
-                    books.load_grant(grant)
+                books.authorizations.rows.setdefault(authorization.authorization_id, authorization)
+        self._load_grants(books, GRANTS_WITH_CREDIT, unknown)
+        self._load_grants(books, GRANTS_BY_ID, self._grants.difference(books.grants.rows))
+
+    def _recall(self, books: Books, subscriber_id: str) -> bool:
+        """Put what is remembered of a subscriber in the books; whether anything is."""
+        payer = self._kept.payers.get(subscriber_id)
+        if payer is None:
+            return False
+        books.wallets.rows[subscriber_id] = payer.wallet
+        books.authorizations.rows.update(payer.authorizations)
+        for grant in payer.grants.values():
+            books.load_grant(grant)
+        return True
+
+    def _load_grants(self, books: Books, select: str, wanted: Collection[object]) -> None:
+        for grant in self._rows(select, wanted, codec.grant):
+            if (grant.subscriber_id, grant.grant_id) not in books.grants.rows:
+                books.load_grant(grant)
 
     def _load_rollovers(self, books: Books, operations: Sequence[Operation]) -> None:
         """The rollover grants of those that are over by the latest of the batch's times: what comes back goes there."""
@@ -219,15 +236,12 @@ class Loader:
         now_us = max(map(_time_of, operations))
         expired = [grant for grant in ruled if is_expired(grant, now_us)]
         wanted = [(grant.subscriber_id, rollover_grant_id(grant.grant_id)) for grant in expired]
-        for grant in self._rows(GRANTS_BY_ID, wanted, codec.grant):
-            if (grant.subscriber_id, grant.grant_id) not in books.grants.rows:
-                books.load_grant(grant)
+        self._load_grants(books, GRANTS_BY_ID, wanted)
 
     def _load_charges(self, books: Books) -> None:
         closed = [row.reservation_id for row in books.reservations.rows.values() if row.close_cause is not None]
         charges: tuple[tuple[str, Collection[object]], ...] = (
             (CHARGES_BY_REQUEST, self._requests),
-            (CHARGES_BY_ID, self._charges),
             (CHARGES_BY_RESERVATION, closed),
         )
         for select, keys in charges:

@@ -1,7 +1,8 @@
 """What is read of a ledger outside its transactions of writing. Plain blocking code over one read-only connection."""
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -9,7 +10,9 @@ from metergate.core.accounts import AccountBalance
 from metergate.core.credits import MICROCREDITS_PER_CREDIT
 from metergate.core.errors import RequestInvalid, ResourceNotFound, Violation
 from metergate.core.grants import rollable, rollover_grant_id
+from metergate.core.operations import Replayed
 from metergate.core.postings import spendable
+from metergate.core.reservation import Reservation
 from metergate.core.rows import Authorization, Charge, Correction, Grant, Transfer
 from metergate.core.usage import CountingSource
 from metergate.ports import Balance, ChargeFilter, Days, Grantee, Page, TransferFilter, UsageComparison
@@ -37,6 +40,13 @@ RESERVED = """
 GRANTEE = f"""
     SELECT {codec.qualified("keys", codec.KEY)}, {codec.qualified("authorizations", codec.AUTHORIZATION)}
     FROM keys JOIN authorizations USING (authorization_id) WHERE keys.secret_hash = ?
+"""
+CHARGE_OF_REQUEST = f"""
+    SELECT {codec.CHARGE} FROM charges WHERE subscriber_id = ? AND authorization_id = ? AND request_id = ?
+"""
+RESERVATION_OF_REQUEST = f"""
+    SELECT {codec.RESERVATION} FROM reservations INDEXED BY reservations_active
+    WHERE subscriber_id = ? AND authorization_id = ? AND request_id = ? AND state = 'ACTIVE'
 """
 KEYS_PAGE = f"""
     SELECT {codec.qualified("keys", codec.KEY)}, {codec.qualified("authorizations", codec.AUTHORIZATION)}
@@ -99,6 +109,18 @@ class Query:
         columns = self._one(GRANTEE, secret_hash)
         return None if columns is None else _grantee(columns)
 
+    def request(
+        self, subscriber_id: str, authorization_id: str, request_id: str, now_us: int
+    ) -> Replayed | Reservation | None:
+        """What became of a request."""
+        with self._one_view():
+            charge = self._one(CHARGE_OF_REQUEST, subscriber_id, authorization_id, request_id)
+            if charge is not None:
+                balance = self._balance(subscriber_id, authorization_id, now_us)
+                return Replayed(charge=codec.charge(charge), spendable_microcredits=balance.spendable_microcredits)
+            running = self._one(RESERVATION_OF_REQUEST, subscriber_id, authorization_id, request_id)
+            return None if running is None else codec.reservation(running)
+
     def keys(self, subscriber_id: str, cursor: str | None, size: int) -> Page[Grantee]:
         """By key id; the cursor is the last one of the page before."""
         # One more row than asked for tells whether there is a next page.
@@ -110,20 +132,20 @@ class Query:
 
     def balance(self, subscriber_id: str, authorization_id: str | None, now_us: int) -> Balance:
         """The wallet now."""
-        self.connection.execute("BEGIN")
-        try:
-            columns = self._one(f"SELECT {codec.WALLET} FROM wallets WHERE subscriber_id = ?", subscriber_id)
-            if columns is None:
-                raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}")
-            wallet = codec.wallet(columns)
-            (credit,) = self.connection.execute(AVAILABLE, (subscriber_id, now_us)).fetchone()
-            credit += self._rolling_over(subscriber_id, now_us)
-            (reserved,) = self.connection.execute(RESERVED, (subscriber_id,)).fetchone()
-            may_spend = credit
-            if authorization_id is not None:
-                may_spend = spendable(wallet, self._authorization(subscriber_id, authorization_id), credit)
-        finally:
-            self.connection.execute("COMMIT")
+        with self._one_view():
+            return self._balance(subscriber_id, authorization_id, now_us)
+
+    def _balance(self, subscriber_id: str, authorization_id: str | None, now_us: int) -> Balance:
+        columns = self._one(f"SELECT {codec.WALLET} FROM wallets WHERE subscriber_id = ?", subscriber_id)
+        if columns is None:
+            raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}")
+        wallet = codec.wallet(columns)
+        (credit,) = self.connection.execute(AVAILABLE, (subscriber_id, now_us)).fetchone()
+        credit += self._rolling_over(subscriber_id, now_us)
+        (reserved,) = self.connection.execute(RESERVED, (subscriber_id,)).fetchone()
+        may_spend = credit
+        if authorization_id is not None:
+            may_spend = spendable(wallet, self._authorization(subscriber_id, authorization_id), credit)
         return Balance(
             wallet=wallet,
             available_microcredits=credit,
@@ -210,6 +232,15 @@ class Query:
     def usage_by_day(self, settle_time_us_min: int) -> tuple[UsageComparison, ...]:
         """Counted beside reported."""
         return tuple(map(_usage_comparison, self.connection.execute(USAGE_BY_DAY, (settle_time_us_min,))))
+
+    @contextmanager
+    def _one_view(self) -> Iterator[None]:
+        """All that is read within it is of one instant."""
+        self.connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.connection.execute("COMMIT")
 
     def _one(self, sql: str, *values: object) -> codec.Columns | None:
         columns: codec.Columns | None = self.connection.execute(sql, values).fetchone()

@@ -12,7 +12,9 @@ from typing import Any, Self, TypeVar
 from metergate.core.accounts import AccountBalance
 from metergate.core.audit import SubscriberLedger
 from metergate.core.errors import StoreRefused, StoreUnavailable
+from metergate.core.operations import Replayed
 from metergate.core.rating import RateCard
+from metergate.core.reservation import Reservation
 from metergate.core.rows import Charge, Correction, Grant, Transfer
 from metergate.ports import ALL_DAYS, Balance, ChargeFilter, Days, Grantee, Page, Times, TransferFilter, UsageComparison
 from metergate.stores.sqlite.auditing import read_ledgers
@@ -66,6 +68,12 @@ class SqliteLedgerReader:
     async def find_grantee(self, secret_hash: bytes) -> Grantee | None:
         """Whom a key stands for, revoked or not; None if the key is unknown."""
         return await self._read(lambda query: query.grantee(secret_hash))
+
+    async def find_request(
+        self, subscriber_id: str, authorization_id: str, request_id: str, now_us: int
+    ) -> Replayed | Reservation | None:
+        """What became of a request: its charge, or the reservation that it runs with; None: neither."""
+        return await self._read(lambda query: query.request(subscriber_id, authorization_id, request_id, now_us))
 
     async def list_keys(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grantee]:
         """Every key that may spend of a wallet, expired and revoked ones included, by key id."""

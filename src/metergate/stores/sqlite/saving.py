@@ -51,6 +51,7 @@ UPDATE_GRANT = """
 UPDATE_AUTHORIZATION = """
     UPDATE authorizations SET charged_microcredits = ?, reserved_microcredits = ? WHERE authorization_id = ?
 """
+REVOKE_AUTHORIZATION = "UPDATE authorizations SET revoke_time_us = ? WHERE authorization_id = ?"
 _CAPTURED = "UPDATE reservations SET captured_microcredits = ?, captured_usage = ?, delivered_microcredits = ?"
 _EXTENDED = f"{_CAPTURED}, reserved_microcredits = ?, allocations = ?"
 _CLOSED = f"{_EXTENDED}, state = ?, close_cause = ?, close_time_us = ?"
@@ -77,6 +78,8 @@ def save(connection: sqlite3.Connection, books: Books, loaded: Mapping[str, Rese
     write(UPDATE_GRANT, map(_grant_change, books.grants.changed.values()))
     write(INSERT_AUTHORIZATION, map(codec.authorization_columns, books.authorizations.added.values()))
     write(UPDATE_AUTHORIZATION, map(_authorization_change, books.authorizations.changed.values()))
+    revoked = [row for row in books.authorizations.changed.values() if row.revoke_time_us is not None]  # very few
+    write(REVOKE_AUTHORIZATION, [(row.revoke_time_us, row.authorization_id) for row in revoked])
     _save_changed_reservations(write, books.reservations.changed, loaded)  # closes a request before it runs again
     write(INSERT_RESERVATION, map(codec.reservation_columns, books.reservations.added.values()))
     write(INSERT_CHARGE, map(codec.charge_columns, books.charges.added.values()))

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from metergate.core.errors import IdConflict, ResourceNotFound
+from metergate.core.errors import AuthorizationRevoked, IdConflict, ResourceNotFound
 from metergate.core.ids import check_ids
 from metergate.core.rating import RateCard
 from metergate.core.rows import ApiKey
@@ -23,9 +23,8 @@ def add_key(connection: sqlite3.Connection, key: ApiKey) -> ApiKey:
             raise IdConflict(resource="key", id=key.key_id)
         return first
     check_key(key)
-    of_authorization = "SELECT 1 FROM authorizations WHERE authorization_id = ?"
-    if connection.execute(of_authorization, (key.authorization_id,)).fetchone() is None:
-        raise ResourceNotFound(resource_name=f"authorizations/{key.authorization_id}")
+    if _revoke_time_us(connection, key.authorization_id) is not None:
+        raise AuthorizationRevoked
     if connection.execute("SELECT 1 FROM keys WHERE secret_hash = ?", (key.secret_hash,)).fetchone() is not None:
         raise IdConflict(resource="key", id=key.key_id)
     connection.execute(f"INSERT INTO keys ({codec.KEY}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", codec.key_columns(key))
@@ -69,6 +68,15 @@ def new_rate_cards(connection: sqlite3.Connection, cards: Sequence[RateCard]) ->
         elif first != card:
             raise IdConflict(resource="rate card", id=card.rate_card_id)
     return list(new.values())
+
+
+def _revoke_time_us(connection: sqlite3.Connection, authorization_id: str) -> int | None:
+    """When an authorization was revoked; ResourceNotFound if there is none."""
+    select = "SELECT revoke_time_us FROM authorizations WHERE authorization_id = ?"
+    columns: tuple[int | None] | None = connection.execute(select, (authorization_id,)).fetchone()
+    if columns is None:
+        raise ResourceNotFound(resource_name=f"authorizations/{authorization_id}")
+    return columns[0]
 
 
 def _find_key(connection: sqlite3.Connection, key_id: str) -> ApiKey | None:

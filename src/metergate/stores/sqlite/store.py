@@ -25,6 +25,7 @@ from metergate.core.operations import (
     Reserve,
     Reserved,
     Reverse,
+    RevokeAuthorization,
     Settle,
     Settled,
     SetWalletState,
@@ -250,7 +251,8 @@ class SqliteLedgerStore(SqliteLedgerReader):
     async def add_key(self, key: ApiKey) -> ApiKey:
         """Record a key's hash, or answer with the first, revoked or not.
 
-        ResourceNotFound without its authorization, IdConflict if the id or the secret is another key's.
+        ResourceNotFound without its authorization, AuthorizationRevoked if that was revoked, IdConflict if the id or
+        the secret is another key's.
         """
         return cast(ApiKey, await self._set_up(SetUp(lambda connection: setting_up.add_key(connection, key))))
 
@@ -259,6 +261,13 @@ class SqliteLedgerStore(SqliteLedgerReader):
         return cast(
             ApiKey, await self._set_up(SetUp(lambda connection: setting_up.revoke_key(connection, key_id, now_us)))
         )
+
+    async def revoke_authorization(self, authorization_id: str, now_us: int) -> int:
+        """Revoke an authorization with all its keys; ResourceNotFound if there is none. Returns when it first was."""
+        operation = RevokeAuthorization(authorization_id=authorization_id, now_us=now_us)
+        authorization = cast(Authorization, await self._commits.submit(operation, is_new_work=True))
+        assert authorization.revoke_time_us is not None
+        return authorization.revoke_time_us
 
     async def record_key_uses(self, use_times_us: Mapping[str, int]) -> None:
         """Record when keys, by id, were last used; never earlier than was recorded. Unknown keys are left out."""

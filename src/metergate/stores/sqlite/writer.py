@@ -17,13 +17,14 @@ from metergate.core.capturing import answer, debited, is_covered
 from metergate.core.errors import LedgerInvariantBroken, MetergateError, StoreRefused, StoreUnavailable
 from metergate.core.ledger import Ledger, Operation, Outcome, check_ids_of, place
 from metergate.core.operations import Capture, CaptureStatus, Recover, Reserve
-from metergate.core.reservation import Owner, Reservation, ReservationState
+from metergate.core.reservation import Owner, Reservation
 from metergate.core.rows import TransferKind
 from metergate.ports import Clock
 from metergate.stores.sqlite import codec
 from metergate.stores.sqlite.compacting import compact_if_small
 from metergate.stores.sqlite.connection import BUSY_TIMEOUT_S, FileIdentity, open_for_writing
 from metergate.stores.sqlite.loading import Loader
+from metergate.stores.sqlite.open_rows import OpenRows
 from metergate.stores.sqlite.saving import RowsMissing, save, save_captured
 
 logger = logging.getLogger(__name__)
@@ -71,8 +72,7 @@ class SqliteWriter:
         self._expired_microcredits = 0  # since it was asked last
         self._is_wal_clean = True  # False: it may hold what was erased
         self._wal_cleaned_time_us = 0
-        # This owner's ACTIVE reservations as last committed. Nobody else may change them, so captures read no row.
-        self._open: dict[str, Reservation] = {}
+        self._open = OpenRows()
 
     @property
     def owner(self) -> Owner:
@@ -120,7 +120,7 @@ class SqliteWriter:
 
     def close(self) -> None:
         """Close the connection; what was committed stays."""
-        self._open = {}
+        self._open = OpenRows()
         if self._connection is not None:
             connection, self._connection = self._connection, None
             try:
@@ -290,7 +290,7 @@ class SqliteWriter:
         self._beat_if_due(connection)
         self._commit(connection)
         self._expired_microcredits += expired_microcredits
-        self._keep_open(books)
+        self._open.keep(books)
         self._remove_traces(connection, [set_up for _, set_up in set_ups])
         return results
 
@@ -300,7 +300,7 @@ class SqliteWriter:
         for operation in operations:
             if type(operation) is not Capture:
                 return None
-            reservation = self._open.get(operation.reservation_id)
+            reservation = self._open.reservations.get(operation.reservation_id)
             if reservation is None or not is_covered(reservation, operation):
                 return None
             captures.append(operation)
@@ -312,7 +312,7 @@ class SqliteWriter:
         rows: dict[str, Reservation] = {}
         for capture in captures:
             reservation_id = capture.reservation_id
-            before = rows.get(reservation_id) or self._open[reservation_id]
+            before = rows.get(reservation_id) or self._open.reservations[reservation_id]
             try:
                 after = rows[reservation_id] = debited(before, capture, before.reserved_microcredits)
                 results.append(answer(CaptureStatus.OPEN, after))
@@ -322,7 +322,7 @@ class SqliteWriter:
         save_captured(connection, rows.values())
         self._beat_if_due(connection)
         self._commit(connection)
-        self._open.update(rows)
+        self._open.keep_captured(rows)
         self._remove_traces(connection, ())
         return results
 
@@ -349,7 +349,7 @@ class SqliteWriter:
         # The caller read its owner before the store was opened again: that epoch's reservations would never be closed.
         if isinstance(operation, Reserve) and operation.owner != self._owner:
             raise StoreUnavailable
-        return ledger.decide(operation)
+        return ledger.carry_out(operation)
 
     def beat(self, connection: sqlite3.Connection) -> None:
         """Write within a transaction that this owner lives."""
@@ -367,14 +367,6 @@ class SqliteWriter:
         """Microcredits that became breakage since this was asked last. Not while a batch is committed."""
         expired, self._expired_microcredits = self._expired_microcredits, 0
         return expired
-
-    def _keep_open(self, books: Books) -> None:
-        for rows in (books.reservations.added, books.reservations.changed):
-            for reservation in rows.values():
-                if reservation.state is ReservationState.ACTIVE and reservation.owner == self._owner:
-                    self._open[reservation.reservation_id] = reservation
-                else:
-                    self._open.pop(reservation.reservation_id, None)
 
     def _rescue(self) -> None:
         """Put what the WAL holds, acknowledged, into the database that this connection has open, and empty the WAL.
