@@ -1,6 +1,7 @@
 """Certificates for tests: a small authority and what it issues."""
 
 import os
+import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
@@ -27,6 +28,13 @@ class Issued:
 
     certificate: bytes
     key: bytes
+
+    def server_context(self, folder: Path) -> ssl.SSLContext:
+        """For a server that shows this certificate; its files are written to the folder."""
+        self.write(folder)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+        return context
 
     def write(self, folder: Path, name: str = "tls") -> None:
         """Write NAME.crt and NAME.key, the key closed to others; each appears whole."""

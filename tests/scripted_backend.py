@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import cycle
+from ssl import SSLContext
 
 # Steps of a script: bytes are sent; WAIT waits for ``go_on``; CLOSE ends the connection, RESET breaks it; HANG sends
 # nothing more until the peer is gone; a function makes bytes without end until the peer is gone; a Drip is slow.
@@ -58,12 +59,13 @@ class ScriptedServer:
     go_on: asyncio.Event = field(default_factory=asyncio.Event)  # set by the test
     is_left: asyncio.Event = field(default_factory=asyncio.Event)  # the peer has closed a connection
     port: int = 0
+    scheme: str = "http"
     _is_looked_at: bool = False
 
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{self.scheme}://127.0.0.1:{self.port}/v1"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Play to one connection."""
@@ -131,12 +133,14 @@ def _ends_connection(script: Sequence[Step]) -> bool:
 
 
 @asynccontextmanager
-async def scripted_server(*script: Step, kept: Sequence[Step] | None = None) -> AsyncIterator[ScriptedServer]:
+async def scripted_server(
+    *script: Step, kept: Sequence[Step] | None = None, tls: SSLContext | None = None
+) -> AsyncIterator[ScriptedServer]:
     """A server that plays the script; it and its connections end with the context.
 
     ``kept`` is played to the requests that come on a connection that was used before; None: the script.
     """
-    scripted = ScriptedServer(script, script if kept is None else kept)
+    scripted = ScriptedServer(script, script if kept is None else kept, scheme="http" if tls is None else "https")
     connections: set[asyncio.Task[None]] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -145,7 +149,7 @@ async def scripted_server(*script: Step, kept: Sequence[Step] | None = None) -> 
         connections.add(task)
         await scripted.serve(reader, writer)
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
     scripted.port = server.sockets[0].getsockname()[1]
     try:
         yield scripted

@@ -89,7 +89,7 @@ def _make(folder: Path, *, wallets: int, charges: int) -> None:
     folder.mkdir()
     write_config(folder, openai_backend("http://127.0.0.1:9/v1"))
     asyncio.run(_create(folder / "ledger.db"))
-    generate(folder / "ledger.db", wallets=wallets, charges=charges)
+    generate(folder / "ledger.db", wallets=wallets, charges=charges, made=lambda _: None)
 
 
 async def _create(path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import grpc
 import pytest
 from app_client import Answer, cause, finish, inference
+from certificates import Authority
 from gateway_process import cost, openai_backend
 from open_gateway import open_gateway
 from scripted_backend import CLOSE, HANG, RESET, Step, chunked, head, scripted_server
@@ -144,6 +145,26 @@ async def test_a_backends_absurd_report_changes_no_price(tmp_path: Path, reporte
         answer = await app.stream(inference("liar")).ended()
     assert answer.receipted.charged_microcredits == cost(answer.admitted.prompt_tokens, answer.text)
     assert answer.text == model.text(40)
+
+
+async def test_a_backend_that_does_not_prove_itself_is_sent_nothing_and_one_that_does_serves(tmp_path: Path) -> None:
+    authority, stranger = Authority(), Authority("a stranger")
+    context = authority.issue().server_context(tmp_path)
+    async with scripted_server(head(), event("The sea."), END, tls=context) as server:
+        for name, pem in (("proven", authority.pem), ("unproven", stranger.pem)):
+            folder = tmp_path / name
+            folder.mkdir()
+            (folder / "ca.crt").write_bytes(pem)
+            table = f'{openai_backend(server.url)}\nca_path = "{folder / "ca.crt"}"'
+            async with open_gateway(folder, table) as (app, books):
+                answer = await app.stream(inference("stream")).ended()
+                if name == "proven":
+                    assert (answer.refusal, answer.text) == (None, "The sea.")
+                else:
+                    assert answer.refused.reason == "BACKEND_UNAVAILABLE"
+                    assert "certificate" in answer.refused.metadata["problem"]
+                    assert books.charges() == {}
+        assert len(server.received) == 1
 
 
 @pytest.mark.parametrize("closing", [CLOSE, RESET])

@@ -16,6 +16,7 @@ from grpc import aio
 from scripted_backend import CLOSE, Step, head, scripted_server
 
 from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
+from metergate.core.changes import changed
 from metergate.core.errors import BackendUnavailable
 from metergate.core.inference import (
     BackendEvent,
@@ -96,23 +97,88 @@ async def test_over_tls_a_server_that_speaks_http2_only_is_an_unavailable_backen
     assert raised.value.problem.startswith(("TLS failed", "it sent something else", "it closed the connection"))
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + ANSWER,
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n%s" % (len(ANSWER), ANSWER),
+        CHUNKED + b"\r\n" + b"".join(b"1\r\n%c\r\n" % byte for byte in ANSWER) + b"0\r\n\r\n",
+        CHUNKED + b"\r\n%x;name=value\r\n%s\r\n0\r\n\r\n" % (len(ANSWER), ANSWER),
+        CHUNKED + b"Trailer: X-Took\r\n\r\n%x\r\n%s\r\n0\r\nX-Took: 3\r\n\r\n" % (len(ANSWER), ANSWER),
+        b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n" + head() + ANSWER,
+        b"HTTP/1.1 100 Continue\r\n\r\n" + head() + ANSWER,
+        b"HTTP/1.1 200\r\nCONTENT-TYPE:text/event-stream;charset=utf-8\r\nConnection: close\r\n\r\n" + ANSWER,
+    ],
+    ids=[
+        "HTTP/1.0",
+        "a length",
+        "chunks of a byte",
+        "chunk extensions",
+        "trailers",
+        "early hints",
+        "continue",
+        "no reason, odd headers",
+    ],
+)
+async def test_every_form_of_an_http1_answer_is_read(answer: bytes) -> None:
+    async with scripted_server(answer, CLOSE) as server:
+        assert await ask(server.url) == ANSWER_EVENTS
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # the buffers on the way hold megabytes
+async def test_a_server_that_reads_nothing_is_left_with_the_request_half_sent() -> None:
+    """Slow-loris the other way round: a prompt that does not fit into the buffers on the way is never taken."""
+    connected, left = asyncio.Event(), asyncio.Event()
+
+    async def never_read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()  # type: ignore[attr-defined] # a stream's transport reads
+        connected.set()
+        await left.wait()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(never_read, "127.0.0.1", 0, limit=1024)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    options = OpenAIBackendOptions(backend_id="b1", url=url, model_names={"smol": "smol"}, connect_timeout_seconds=2.0)
+    large = changed(request(), prompt=Prompt(messages=(Message(role=Role.USER, parts=("x" * 50_000_000,)),)))
+    backend = OpenAIBackend(options)
+    async with server:
+        try:
+            asking = asyncio.ensure_future(anext(backend.generate(large)))
+            await asyncio.wait_for(connected.wait(), SOON_SECONDS)
+            asking.cancel()  # as its reader does when nothing came for too long
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(asking, SOON_SECONDS)
+        finally:
+            await asyncio.wait_for(backend.close(), SOON_SECONDS)
+            left.set()
+
+
 # --- TLS ------------------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def https(
-    issued: Issued, folder: Path, *, host: str = "127.0.0.1", only: ssl.TLSVersion | None = None
+    issued: Issued,
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    only: ssl.TLSVersion | None = None,
+    protocols: tuple[str, ...] = (),
 ) -> AsyncIterator[int]:
-    """A server that answers over TLS, of one version or any, with this certificate."""
-    issued.write(folder)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+    """A server that answers over TLS, of one version or any, with this certificate; it offers the protocols."""
+    context = issued.server_context(folder)
     if only is not None:
         context.minimum_version = context.maximum_version = only
         context.set_ciphers("ALL:@SECLEVEL=0")
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
+        assert writer.get_extra_info("ssl_object").selected_alpn_protocol() != "h2"
         writer.write(head() + ANSWER)
         writer.close()
 
@@ -124,6 +190,12 @@ async def https(
 async def test_a_server_that_its_authority_vouches_for_is_called_over_tls(tmp_path: Path) -> None:
     authority = Authority()
     async with https(authority.issue(), tmp_path) as port:
+        assert await ask(f"https://127.0.0.1:{port}/v1", ca_pem=authority.pem.decode()) == ANSWER_EVENTS
+
+
+async def test_a_server_that_would_rather_speak_http2_is_called_with_http1(tmp_path: Path) -> None:
+    authority = Authority()
+    async with https(authority.issue(), tmp_path, protocols=("h2", "http/1.1")) as port:
         assert await ask(f"https://127.0.0.1:{port}/v1", ca_pem=authority.pem.decode()) == ANSWER_EVENTS
 
 

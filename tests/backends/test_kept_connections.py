@@ -4,9 +4,11 @@ import asyncio
 from array import array
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import Authority
 from scripted_backend import CLOSE, RESET, Step, chunked, scripted_server
 
 from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
@@ -83,6 +85,21 @@ async def test_a_kept_connection_that_ends_instead_of_an_answer_is_told_and_a_re
         assert await ask(backend) == ANSWER_EVENTS
         assert await ask(backend, is_repeat=True) == ANSWER_EVENTS
         assert (server.connections, len(server.received)) == (3, 4)
+
+
+@pytest.mark.parametrize("closing", [[CLOSE], [RESET]], ids=["closed", "reset"])
+async def test_over_tls_it_is_told_too(tmp_path: Path, closing: Sequence[Step]) -> None:
+    authority = Authority()
+    context = authority.issue().server_context(tmp_path)
+    async with (
+        scripted_server(ANSWER, kept=closing, tls=context) as server,
+        backend_at(server.url, ca_pem=authority.pem.decode()) as backend,
+    ):
+        assert await ask(backend) == ANSWER_EVENTS
+        with pytest.raises(BackendUnavailable) as raised:
+            await ask(backend)
+        assert raised.value.connection_was_kept
+        assert await ask(backend, is_repeat=True) == ANSWER_EVENTS
 
 
 @pytest.mark.parametrize("closing", [[CLOSE], [RESET]], ids=["closed", "reset"])

@@ -86,7 +86,7 @@ async def test_an_older_ledger_is_served_with_all_its_data(tmp_path: Path, versi
         assert raw.execute("PRAGMA foreign_key_check").fetchall() == []
 
 
-async def test_the_terms_of_grants_that_version_5_made_are_those_of_their_rows(tmp_path: Path) -> None:
+async def test_the_terms_of_grants_that_version_6_made_are_those_of_their_rows(tmp_path: Path) -> None:
     """Of grants that corrections and the ledger itself made, too, and of each once."""
     path = tmp_path / "ledger.db"
     store = await SqliteLedgerStore.open(path, clock=FakeClock(NOW_US), owner_id="gateway-1", create=True)
@@ -105,9 +105,9 @@ async def test_the_terms_of_grants_that_version_5_made_are_those_of_their_rows(t
     assert await differences(store) == []
     before = (await store.list_transfers("alice", TransferFilter(), cursor=None, size=99)).rows
     await store.close()
-    with closing(sqlite3.connect(path, isolation_level=None)) as raw:  # as version 5 had it
+    with closing(sqlite3.connect(path, isolation_level=None)) as raw:  # as version 6 had it
         raw.execute("ALTER TABLE transfers DROP COLUMN grant_terms")
-        raw.execute("PRAGMA user_version = 5")
+        raw.execute("PRAGMA user_version = 6")
     store = await open_store(path)
     assert (await store.list_transfers("alice", TransferFilter(), cursor=None, size=99)).rows == before
     assert sum(row.grant_terms is not None for row in before) == 5

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 
-from metering_world import STOP, ScriptedBackend, World, content, request
+from metering_world import STOP, KeepingBackend, ScriptedBackend, World, content, request
 
 from metergate.core.errors import BackendUnavailable, MetergateError
 from metergate.core.operations import Settle, Settled
@@ -36,6 +36,9 @@ class Recorder:
     def failed_over(self, backend_id: str, problem: str) -> None:
         self.told.append(f"failed {backend_id}")
 
+    def crossed(self, backend_id: str) -> None:
+        self.told.append(f"crossed {backend_id}")
+
     def delivered(self, delivery: Delivery) -> None:
         self.told.append("delivered")
 
@@ -66,6 +69,15 @@ async def test_a_call_that_fails_over_is_seen_step_by_step() -> None:
         "ended NoneType",
     ]
     assert "delivered" in recorder.told
+
+
+async def test_a_request_that_crossed_a_closing_connection_is_seen_to_be_asked_once_more() -> None:
+    recorder = Recorder()
+    crossed = BackendUnavailable(model_id="model-1", problem="it closed the connection", connection_was_kept=True)
+    backend = KeepingBackend([crossed], [*content("one"), STOP], "here")
+    world = await World(backends=[backend], observers=[recorder]).fund(10_000)
+    await world.stream()
+    assert [step for step in recorder.told if "here" in step] == ["dispatched here", "crossed here", "dispatched here"]
 
 
 async def test_a_call_cancelled_at_any_await_ends_once_and_after_it_was_settled() -> None:

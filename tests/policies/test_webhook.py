@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from scripted_backend import CLOSE, RESET, scripted_server
 
 from metergate.core.errors import ContentPolicyUnavailable
 from metergate.core.inference import Delta, ToolCallDelta
@@ -114,3 +115,40 @@ async def test_a_webhook_that_is_not_there_or_hangs_up_is_a_failure_that_quotes_
     for failure in (hung_up, refused):
         assert "new" not in str(failure.value)
         assert "127.0.0.1" not in str(failure.value)
+
+
+ALLOWS = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n" + b'{"verdict": "allow"}'
+
+
+@pytest.mark.parametrize("closing", [CLOSE, RESET])
+async def test_a_connection_that_is_closed_instead_of_a_verdict_is_no_failure(closing: str) -> None:
+    """Both of them were kept, and the one that is asked again must not be the other."""
+    async with scripted_server(ALLOWS, kept=[closing]) as server:
+        policy = WebhookPolicy(WebhookPolicyOptions(url=server.url, connections_max=2))
+        try:
+            assert all(await asyncio.gather(policy.allows(PASSAGE), policy.allows(PASSAGE)))
+            for _ in range(4):
+                assert await policy.allows(PASSAGE)
+        finally:
+            await policy.close()
+
+
+async def test_a_webhook_that_closes_right_after_each_verdict_is_no_failure() -> None:
+    async with scripted_server(ALLOWS, CLOSE) as server:
+        policy = WebhookPolicy(WebhookPolicyOptions(url=server.url, connections_max=2))
+        try:
+            assert [await policy.allows(PASSAGE) for _ in range(50)] == [True] * 50
+        finally:
+            await policy.close()
+
+
+@pytest.mark.parametrize("closing", [CLOSE, RESET])
+async def test_a_webhook_that_closes_every_connection_is_a_failure(closing: str) -> None:
+    async with scripted_server(closing) as server:
+        policy = WebhookPolicy(WebhookPolicyOptions(url=server.url, connections_max=2))
+        try:
+            with pytest.raises(ContentPolicyUnavailable):
+                await policy.allows(PASSAGE)
+        finally:
+            await policy.close()
+        assert len(server.received) == 2

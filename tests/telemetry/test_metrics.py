@@ -224,13 +224,19 @@ async def test_an_attempt_that_never_reached_its_backend_costs_the_operator_noth
     assert value(observer, "backend_failovers_total", backend="second") is None
 
 
-async def test_a_repeat_to_the_same_backend_is_no_failover() -> None:
+async def test_a_repeat_to_the_same_backend_is_no_failure_no_failover_and_no_cost() -> None:
     crossed = BackendUnavailable(model_id="model-1", problem="it closed the connection", connection_was_kept=True)
+    failure = BackendUnavailable(model_id="model-1", problem="HTTP 500")
     observer = metrics()
-    await play(observer, [], backends=[KeepingBackend([crossed], [*content("one"), STOP], "first")])
-    assert value(observer, "backend_repeats_total", backend="first") == 1
-    assert value(observer, "backend_attempts_total", backend="first") == 2
-    assert value(observer, "backend_failovers_total", backend="first") is None
+    failing = ScriptedBackend([failure], "first")
+    await play(observer, [], backends=[failing, KeepingBackend([crossed], [*content("one"), STOP], "second")])
+    assert value(observer, "backend_repeats_total", backend="second") == 1
+    assert value(observer, "backend_attempts_total", backend="second") == 2
+    assert value(observer, "backend_failures_total", backend="second") is None
+    assert value(observer, "backend_failovers_total", backend="second") is None
+    assert value(observer, "backend_failovers_total", backend="first") == 1
+    cost = value(observer, "operator_cost_microcredits_total", model="model-1", reason="attempt")
+    assert cost == PROMPT_MICROCREDITS  # of the backend that failed
 
 
 class Wordlist:

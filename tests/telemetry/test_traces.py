@@ -5,13 +5,14 @@ import threading
 from collections.abc import Mapping
 
 import pytest
-from metering_world import STOP, ScriptedBackend, World, content, request
+from metering_world import STOP, KeepingBackend, ScriptedBackend, World, content, request
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
 from metergate.core.errors import BackendUnavailable, InsufficientCredit
+from metergate.core.passage import Passage
 from metergate.telemetry import traces as module
 from metergate.telemetry.traces import Traces
 
@@ -89,6 +90,35 @@ async def test_each_attempt_is_a_span_and_the_failed_one_says_why() -> None:
     assert attempts[0].status.description == "away: HTTP 500"
     contexts = [backend.requests[0].trace_context["traceparent"] for backend in (failing, serving)]
     assert [context.split("-")[2] for context in contexts] == [id_of(span) for span in attempts]
+
+
+async def test_an_attempt_that_crossed_a_closing_connection_is_a_span_without_an_error() -> None:
+    recorded = Recorded()
+    crossed = BackendUnavailable(model_id="model-1", problem="it closed the connection", connection_was_kept=True)
+    backend = KeepingBackend([crossed], [*content("one"), STOP], "here")
+    world = await World(backends=[backend], observers=[recorded.traces]).fund(10_000)
+    await world.stream()
+    attempts = [span for span in recorded.spans() if span.name == "dispatch"]
+    assert [[event.name for event in span.events] for span in attempts] == [
+        ["kept connection closed"],
+        ["first token"],
+    ]
+    assert [span.status.status_code for span in attempts] == [StatusCode.UNSET, StatusCode.UNSET]
+
+
+class Allowing:
+    """A policy that lets everything pass."""
+
+    async def allows(self, passage: Passage) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("policy", [None, Allowing()])
+async def test_a_call_says_how_long_the_content_policy_took_if_it_was_asked(policy: Allowing | None) -> None:
+    recorded = Recorded()
+    world = await World([*content("one"), STOP], observers=[recorded.traces], policy=policy).fund(10_000)
+    await world.stream()
+    assert ("metergate.content_policy_seconds" in said(recorded.span(METHOD))) is (policy is not None)
 
 
 async def test_a_call_says_what_it_used_and_what_it_was_charged() -> None:

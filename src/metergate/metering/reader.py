@@ -127,19 +127,25 @@ class Reader:
         except (BackendUnavailable, BackendRejected) as exc:
             problem = exc.problem
             end = End(cause=CloseCause.BACKEND_ERROR, error=exc)
-            if isinstance(exc, BackendUnavailable) and not exc.was_reached:
-                prompt_tokens = 0
+            if isinstance(exc, BackendUnavailable) and (exc.connection_was_kept or not exc.was_reached):
+                prompt_tokens = (
+                    0  # who closes a connection has not read what crosses that; who dies of it bills nothing
+                )
         else:
             problem = ""
             end = End(cause=CloseCause.FINISHED, finish_reason=finish_reason)
         self._ended.append(self._under_way.attempt(prompt_tokens, problem))
         self._under_way = None
-        self._judge(place, end, is_repeat=is_repeat)
+        if not is_repeat and _connection_was_kept(end):
+            # That closes with no fault of anybody.
+            self._observer.crossed(backend_id)
+            return end
+        self._judge(place, end)
         if problem:
             self._observer.failed_over(backend_id, problem)
         return end
 
-    def _judge(self, place: Place, end: End, *, is_repeat: bool) -> None:
+    def _judge(self, place: Place, end: End) -> None:
         """Say what the end of an attempt tells of its backend.
 
         What fails at every backend may be the request's own fault, and is held against none of them.
@@ -149,8 +155,6 @@ class Reader:
             self._blame_suspected()
         if error is None or isinstance(error, BackendRejected):
             place.note(Event.ANSWERED)
-        elif _connection_was_kept(end) and not is_repeat:
-            return  # that closes with no fault of anybody
         elif self._began:
             place.note(Event.FAILED)
         elif isinstance(error, BackendUnavailable) and (error.takes_none or not error.was_reached):

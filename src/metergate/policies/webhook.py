@@ -18,9 +18,6 @@ _ANSWER_BYTES_MAX = 4_096
 # Below the 5 s after which common servers close an idle connection: the gateway goes first.
 _IDLE_CONNECTION_SECONDS = 4.0
 
-# A connection that its server closed in that instant is no verdict, and asking again is harmless.
-_TRIES_MAX = 2
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookPolicyOptions:
@@ -39,35 +36,38 @@ class WebhookPolicy:
 
     def __init__(self, options: WebhookPolicyOptions) -> None:
         self._url = options.url
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=options.connections_max, keepalive_timeout=_IDLE_CONNECTION_SECONDS),
-            # A compressed answer could grow without bound; it is not asked for, and not unpacked if it comes.
-            headers={"Accept-Encoding": "identity", "Content-Type": "application/json"},
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None),
-        )
+        limit = options.connections_max
+        self._session = _session(aiohttp.TCPConnector(limit=limit, keepalive_timeout=_IDLE_CONNECTION_SECONDS))
+        # For what is asked again: each connection is used once.
+        self._repeats = _session(aiohttp.TCPConnector(limit=limit, force_close=True))
 
     async def allows(self, passage: Passage) -> bool:
         """Ask; ContentPolicyUnavailable unless the answer is 200 with a verdict. No text of the peer is quoted."""
         body = _encoded(passage)
-        tries = 0
-        while True:
-            tries += 1
-            try:
-                return await self._ask(body)
-            except aiohttp.ServerDisconnectedError:
-                if tries == _TRIES_MAX:
-                    raise ContentPolicyUnavailable(problem="it closed the connection without an answer") from None
-            except (aiohttp.ClientError, OSError) as exc:
-                raise ContentPolicyUnavailable(problem=f"it could not be asked: {type(exc).__name__}") from None
+        try:
+            return await self._ask(self._session, body)
+        except aiohttp.ClientConnectorError as exc:
+            raise _unasked(exc) from None
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            # Perhaps a kept connection that was being closed in that instant: that is no verdict, and asking again is
+            # harmless.
+            pass
+        except (aiohttp.ClientError, OSError) as exc:
+            raise _unasked(exc) from None
+        try:
+            return await self._ask(self._repeats, body)
+        except aiohttp.ServerDisconnectedError:
+            raise ContentPolicyUnavailable(problem="it closed the connection without an answer") from None
+        except (aiohttp.ClientError, OSError) as exc:
+            raise _unasked(exc) from None
 
     async def close(self) -> None:
         """Close its connections."""
         await self._session.close()
+        await self._repeats.close()
 
-    async def _ask(self, body: bytes) -> bool:
-        async with self._session.post(self._url, data=body, allow_redirects=False) as response:
+    async def _ask(self, session: aiohttp.ClientSession, body: bytes) -> bool:
+        async with session.post(self._url, data=body, allow_redirects=False) as response:
             if response.status != 200:
                 raise ContentPolicyUnavailable(problem=f"HTTP status {response.status}")
             answer = bytearray()
@@ -79,6 +79,21 @@ class WebhookPolicy:
             return msgspec.json.decode(answer, type=_Answer).verdict == "allow"
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise ContentPolicyUnavailable(problem="its answer is no verdict") from None
+
+
+def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=connector,
+        # A compressed answer could grow without bound; it is not asked for, and not unpacked if it comes.
+        headers={"Accept-Encoding": "identity", "Content-Type": "application/json"},
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None),
+    )
+
+
+def _unasked(failure: Exception) -> ContentPolicyUnavailable:
+    return ContentPolicyUnavailable(problem=f"it could not be asked: {type(failure).__name__}")
 
 
 def _encoded(passage: Passage) -> bytes:

@@ -61,6 +61,10 @@ class CallObserver(Protocol):
         """A backend failed; perhaps another is called."""
         ...
 
+    def crossed(self, backend_id: str) -> None:
+        """A backend closed a kept connection as the request was sent on it; it is called once more."""
+        ...
+
     def delivered(self, delivery: Delivery) -> None:
         """A delta is written now; its capture is durable."""
         ...

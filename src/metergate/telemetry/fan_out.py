@@ -62,6 +62,10 @@ class FanOutCall:
         """A backend failed."""
         self._tell(lambda observer: observer.failed_over(backend_id, problem))
 
+    def crossed(self, backend_id: str) -> None:
+        """A backend is called once more."""
+        self._tell(lambda observer: observer.crossed(backend_id))
+
     def delivered(self, delivery: Delivery) -> None:
         """A delta is written now: once a token, so told without ``_tell``."""
         for observer in self._observers:

@@ -60,6 +60,9 @@ class _CallLog:
         fields = {"backend": backend_id, "problem": problem, "attempts": self._attempts}
         logger.warning("backend failed", extra=_told(self._identity() | fields))
 
+    def crossed(self, backend_id: str) -> None:
+        """Say nothing: it is no failure, and some servers do it after each answer."""
+
     def delivered(self, delivery: Delivery) -> None:
         """Count a delivery."""
         self._deliveries += 1

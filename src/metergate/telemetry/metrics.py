@@ -248,9 +248,8 @@ class CallMetrics:
 
     def dispatched(self, backend_id: str) -> Mapping[str, str]:
         """Count an attempt."""
-        if self._attempts:
-            is_repeat = backend_id == self._backend_id
-            (self._metrics.repeats if is_repeat else self._metrics.failovers).labels(self._backend_id).inc()
+        if self._attempts and backend_id != self._backend_id:
+            self._metrics.failovers.labels(self._backend_id).inc()
         self._attempts += 1
         self._backend_id = backend_id
         self._metrics.attempts.labels(backend_id).inc()
@@ -259,6 +258,11 @@ class CallMetrics:
     def failed_over(self, backend_id: str, problem: str) -> None:
         """Count a failure."""
         self._metrics.failures.labels(backend_id).inc()
+
+    def crossed(self, backend_id: str) -> None:
+        """Count a repeat; the attempt that comes is the one that counts."""
+        self._attempts -= 1
+        self._metrics.repeats.labels(backend_id).inc()
 
     def delivered(self, delivery: Delivery) -> None:
         """Time a delivery: called for every token."""

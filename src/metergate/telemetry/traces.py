@@ -141,6 +141,12 @@ class _CallTrace:
             self._dispatch.set_status(Status(StatusCode.ERROR, f"{backend_id}: {printable(problem)}"))
             self._end_dispatch(None)
 
+    def crossed(self, backend_id: str) -> None:
+        """End an attempt."""
+        if self._dispatch is not None:
+            self._dispatch.add_event("kept connection closed")
+            self._end_dispatch(None)
+
     def delivered(self, delivery: Delivery) -> None:
         """Add up; the first is an event."""
         self._deliveries += 1

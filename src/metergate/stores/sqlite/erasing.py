@@ -27,7 +27,8 @@ ADD_WALLET = """
 # Keys and closed reservations have nothing that the charges need.
 REMOVE = (
     "DELETE FROM keys WHERE authorization_id IN (SELECT authorization_id FROM authorizations WHERE subscriber_id = ?)",
-    "DELETE FROM reservations WHERE subscriber_id = ?",
+    "DELETE FROM reservations WHERE subscriber_id = ? AND state = 'RELEASED'",
+    "DELETE FROM reservations WHERE reservation_id IN (SELECT reservation_id FROM charges WHERE subscriber_id = ?)",
     "DELETE FROM authorizations WHERE subscriber_id = ?",
 )
 RENAME = (

@@ -38,7 +38,8 @@ _BY_REQUEST = """
 def _select(table: str, columns: str, condition: str, index: str = "") -> str:
     """Rows of a table for each value of a JSON array; ``index`` where the planner may not see the best one."""
     source = f"json_each(?) AS wanted CROSS JOIN {table} {index and f'INDEXED BY {index}'}"
-    return f"SELECT {codec.qualified(table, columns)} FROM {source} WHERE {condition}"  # noqa: S608 - constants only
+    read = columns if f"{table}." in columns else codec.qualified(table, columns)
+    return f"SELECT {read} FROM {source} WHERE {condition}"  # noqa: S608 - constants only
 
 
 RESERVATIONS_BY_ID = _select("reservations", codec.RESERVATION, "reservations.reservation_id = wanted.value")
@@ -52,20 +53,26 @@ CHARGES_BY_ID = _select("charges", codec.CHARGE, "charges.charge_id = wanted.val
 CHARGES_BY_RESERVATION = _select("charges", codec.CHARGE, "charges.reservation_id = wanted.value")
 CHARGES_BY_REQUEST = _select("charges", codec.CHARGE, _BY_REQUEST.format(table="charges"))
 WALLETS = _select("wallets", codec.WALLET, "wallets.subscriber_id = wanted.value")
-AUTHORIZATIONS_BY_ID = _select("authorizations", codec.AUTHORIZATION, "authorizations.authorization_id = wanted.value")
+AUTHORIZATIONS_BY_ID = _select(
+    "authorizations", codec.AUTHORIZATION_READ, "authorizations.authorization_id = wanted.value"
+)
 AUTHORIZATIONS_RESERVED = _select(
     "authorizations",
-    codec.AUTHORIZATION,
-    "authorizations.subscriber_id = wanted.value AND authorizations.reserved_microcredits > 0",
+    codec.AUTHORIZATION_READ,
+    """authorizations.subscriber_id = wanted.value AND EXISTS (
+        SELECT 1 FROM reservations AS open INDEXED BY reservations_active
+        WHERE open.state = 'ACTIVE' AND open.subscriber_id = authorizations.subscriber_id
+            AND open.authorization_id = authorizations.authorization_id
+    )""",
 )
 GRANTS_WITH_CREDIT = _select(
     "grants",
-    codec.GRANT,
-    "grants.subscriber_id = wanted.value AND grants.remaining_microcredits > 0",
+    codec.GRANT_READ,
+    "grants.subscriber_id = wanted.value AND grants.unspent_microcredits > 0",
     index="grants_with_credit",
 )
 GRANTS_BY_ID = _select(
-    "grants", codec.GRANT, "grants.subscriber_id = wanted.value ->> 0 AND grants.grant_id = wanted.value ->> 1"
+    "grants", codec.GRANT_READ, "grants.subscriber_id = wanted.value ->> 0 AND grants.grant_id = wanted.value ->> 1"
 )
 CORRECTIONS_BY_ID = _select(
     "corrections",
