@@ -7,10 +7,11 @@ from typing import TypeVar
 
 from metergate.core.accounts import DAY_US, AccountBalance, RollUp
 from metergate.core.audit import SubscriberLedger
-from metergate.core.books import Books, request_key
+from metergate.core.books import LOST_TO, Books, request_key
 from metergate.core.erasing import ERASED_REASON, check_erasure, grant_pseudonyms, pseudonym
 from metergate.core.errors import (
     AuthorizationRevoked,
+    ChargesTooMany,
     IdConflict,
     LedgerInvariantBroken,
     RateCardServed,
@@ -252,6 +253,9 @@ class MemoryLedgerStore:
         running = sum(row.subscriber_id == old for row in self.open_reservations())
         if running:
             raise ReservationsOpen(subscriber_id=old, reservations=running)
+        charges = sum(row.subscriber_id == old for row in self.books.charges.rows.values())
+        if operation.charges_max is not None and charges > operation.charges_max:
+            raise ChargesTooMany(subscriber_id=old, charges_max=operation.charges_max)
         self._forget(old, new)
         erasure = Erasure(
             subscriber_id=new,
@@ -326,6 +330,8 @@ class MemoryLedgerStore:
             else row
             for row in self._transfers
         ]
+        for row in (row for row in self._transfers if row.credit_account in LOST_TO):
+            self.books.load_lost((row.subscriber_id, row.grant_id), row.amount_microcredits)
 
     async def add_authorization(self, operation: AddAuthorization) -> Authorization:
         outcome = await self._run(operation)

@@ -1,6 +1,7 @@
 """Durable captures a second: through the store, from many streams at once, and the same rows by ``executemany``."""
 
 import asyncio
+import gc
 import itertools
 import sqlite3
 import time
@@ -27,6 +28,7 @@ async def measure_captures(folder: Path, rounds: int, captures_a_stream: int, pr
     progress(f"captures, {STREAMS} streams: opening")
     store = await _Streams.open(folder / "captures.db")
     raw = copy_ledger(folder / "captures.db", folder / "raw.db")
+    gc.freeze()  # as a gateway does once it serves
     targets = itertools.count(1)
     rates, cpu_us, raw_rates = [], [], []
     try:

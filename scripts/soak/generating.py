@@ -1,7 +1,7 @@
 """A ledger of any size, written set-based: the rows that a gateway would have left, and `verify` accepts."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 # What each wallet was given, and what each of its charges cost: one microcredit a token.
@@ -13,7 +13,10 @@ TIME_US = 1_700_000_000_000_000
 # Built again, sorted, after the rows: many times faster than row by row.
 _INDEXES = "SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL"
 
-_NUMBERS = "WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < {count})"
+_NUMBERS = "WITH RECURSIVE numbers (n) AS (SELECT {first} UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < {end})"
+
+# Rows of one statement: so many are written between two reports of progress.
+ROWS_AT_ONCE = 100_000
 
 # Of a UUID of version 7: the time in milliseconds first, so that ids grow.
 _ID = f"printf('%012x7%03x8%015x', {TIME_US // 1_000} + n / 1000, n % 1000, n)"
@@ -23,14 +26,14 @@ WALLETS = """
     SELECT printf('s%07d', n), 'ACTIVE', 1 + {each}, {time} FROM numbers
 """
 GRANTS = """
-    INSERT INTO grants (grant_id, subscriber_id, source, priority, amount_microcredits, remaining_microcredits,
+    INSERT INTO grants (grant_id, subscriber_id, source, priority, amount_microcredits, unspent_microcredits,
         effective_time_us, expire_time_us, create_time_us)
     SELECT 'first', printf('s%07d', n), 'TOP_UP', 10, {grant}, {grant} - {each} * {price}, 0, NULL, {time} FROM numbers
 """
 AUTHORIZATIONS = """
     INSERT INTO authorizations (authorization_id, subscriber_id, app_id, channel, cap_microcredits, allowed_models,
-        charged_microcredits, reserved_microcredits, create_time_us, revoke_time_us)
-    SELECT printf('s%07d', n), printf('s%07d', n), 'bench', 'APP', NULL, '[]', {each} * {price}, 0, {time}, NULL
+        charged_microcredits, create_time_us, revoke_time_us)
+    SELECT printf('s%07d', n), printf('s%07d', n), 'bench', 'APP', NULL, '[]', {each} * {price}, {time}, NULL
     FROM numbers
 """
 RATE_CARD = """
@@ -80,8 +83,8 @@ ACCOUNT_DAYS = """
 """
 
 
-def generate(ledger: Path, *, wallets: int, charges: int) -> None:
-    """Fill a ledger that was just created; ``charges`` is a multiple of ``wallets``."""
+def generate(ledger: Path, *, wallets: int, charges: int, made: Callable[[int], None]) -> None:
+    """Fill a ledger that was just created; ``charges`` is a multiple of ``wallets``. ``made`` hears of charges."""
     assert charges % wallets == 0
     connection = sqlite3.connect(ledger, isolation_level=None)
     connection.execute("PRAGMA synchronous = OFF")
@@ -110,7 +113,11 @@ def generate(ledger: Path, *, wallets: int, charges: int) -> None:
         (wallets, GRANT_TRANSFERS),
     ):
         insert, select = sql.format(**values).split("SELECT", 1)
-        connection.execute(f"{insert} {_NUMBERS.format(count=count)} SELECT {select}")
+        for first in range(0, count, ROWS_AT_ONCE):
+            end = min(count, first + ROWS_AT_ONCE)
+            connection.execute(f"{insert} {_NUMBERS.format(first=first, end=end)} SELECT {select}")
+            if sql is CHARGES:
+                made(end - first)
     for _, sql in indexes:
         connection.execute(sql)
     connection.execute(CHARGE_TRANSFERS.format(**values))

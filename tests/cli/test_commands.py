@@ -305,7 +305,7 @@ def test_an_intact_ledger_verifies(alice: Run) -> None:
 def test_a_ledger_that_was_tampered_with_is_reported_with_exit_code_1(alice: Run, tmp_path: Path) -> None:
     alice("grant", "add", "alice", "--credits", "5", "--id", "june", *STORE)
     with sqlite3.connect(tmp_path / "ledger.db") as tampered:
-        changed = tampered.execute("UPDATE grants SET remaining_microcredits = remaining_microcredits - 1")
+        changed = tampered.execute("UPDATE grants SET unspent_microcredits = unspent_microcredits - 1")
         assert changed.rowcount == 1
     tampered.close()
     code, out, _ = alice("ledger", "verify", *STORE)

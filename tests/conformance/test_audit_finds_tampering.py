@@ -67,18 +67,19 @@ async def correct(store: SqliteLedgerStore) -> None:
     await store.refund(a_refund(5, "charge-of-more", "refund-of-more", **hers))
     await store.adjust(an_adjustment(20, "gift", **hers))
     await store.adjust(an_adjustment(-7, "taken", **hers))
+    await reserve(store, "aside", authorization_id="auth-carol", wanted_microcredits=10, **hers)
     await store.reverse(a_reversal("paid", **hers))
+    await store.settle(a_settle(None, "aside", owner=store.owner, **hers))
     await store.set_wallet_state(a_state_change("go on", WalletState.ACTIVE, **hers))
 
 
 TAMPERINGS = [
     ("UPDATE wallets SET sequence = sequence + 1 WHERE subscriber_id = 'alice'", DifferenceKind.SEQUENCE),
-    ("UPDATE grants SET remaining_microcredits = 899 WHERE grant_id = 'grant-1'", DifferenceKind.GRANT),
-    ("UPDATE grants SET remaining_microcredits = -1 WHERE grant_id = 'grant-1'", DifferenceKind.GRANT),
+    ("UPDATE grants SET unspent_microcredits = 899 WHERE grant_id = 'grant-1'", DifferenceKind.GRANT),
+    ("UPDATE grants SET unspent_microcredits = -1 WHERE grant_id = 'grant-1'", DifferenceKind.GRANT),
     ("UPDATE grants SET amount_microcredits = 1001 WHERE grant_id = 'grant-1'", DifferenceKind.GRANT),
     ("DELETE FROM grants WHERE grant_id = 'later'", DifferenceKind.TRANSFER),
     ("UPDATE authorizations SET charged_microcredits = 40", DifferenceKind.AUTHORIZATION),
-    ("UPDATE authorizations SET reserved_microcredits = 0", DifferenceKind.AUTHORIZATION),
     ("DELETE FROM authorizations WHERE authorization_id = 'auth-1'", DifferenceKind.AUTHORIZATION),
     (
         "UPDATE reservations SET reserved_microcredits = 101 WHERE reservation_id = 'open'",
@@ -86,11 +87,10 @@ TAMPERINGS = [
     ),
     ("UPDATE reservations SET captured_microcredits = 101 WHERE state = 'ACTIVE'", DifferenceKind.RESERVATION),
     ("UPDATE reservations SET delivered_microcredits = 10 WHERE state = 'ACTIVE'", DifferenceKind.RESERVATION),
-    ("UPDATE reservations SET allocations = '[[\"grant-1\",99]]' WHERE state = 'ACTIVE'", DifferenceKind.GRANT),
+    ("UPDATE reservations SET allocations = '[[\"grant-1\",99]]' WHERE state = 'ACTIVE'", DifferenceKind.RESERVATION),
     ("UPDATE reservations SET allocations = '[[\"none\",100]]' WHERE state = 'ACTIVE'", DifferenceKind.GRANT),
     ("UPDATE reservations SET rate_card_id = 'none' WHERE state = 'ACTIVE'", DifferenceKind.PRICE),
     ("UPDATE reservations SET captured_microcredits = 10 WHERE reservation_id = 'one'", DifferenceKind.CHARGE),
-    ("DELETE FROM reservations WHERE reservation_id = 'open'", DifferenceKind.GRANT),
     ("DELETE FROM reservations WHERE reservation_id = 'one'", DifferenceKind.CHARGE),
     (
         "UPDATE reservations SET state = 'RELEASED' WHERE reservation_id = 'one'",
@@ -189,7 +189,7 @@ TAMPERINGS = [
     ("UPDATE transfers SET charge_id = '' WHERE kind = 'REFUND'", DifferenceKind.TRANSFER),
     ("UPDATE transfers SET debit_account = 'goodwill' WHERE kind = 'REFUND'", DifferenceKind.TRANSFER),
     (
-        "UPDATE transfers SET grant_id = 'june', credit_account = 'grant:june' WHERE credit_account LIKE '%refund:%'",
+        "UPDATE transfers SET grant_id = 'june', credit_account = 'grant:june' WHERE credit_account LIKE '%refund-of%'",
         DifferenceKind.TRANSFER,
     ),
     (
@@ -205,8 +205,9 @@ TAMPERINGS = [
     ("UPDATE grants SET reverse_time_us = NULL WHERE grant_id = 'paid'", DifferenceKind.GRANT),
     ("UPDATE grants SET reverse_time_us = 5 WHERE grant_id = 'paid'", DifferenceKind.CORRECTION),
     ("UPDATE grants SET reverse_time_us = 5 WHERE grant_id = 'later'", DifferenceKind.GRANT),
-    ("UPDATE grants SET remaining_microcredits = 1 WHERE grant_id = 'paid'", DifferenceKind.GRANT),
+    ("UPDATE grants SET unspent_microcredits = 1 WHERE grant_id = 'paid'", DifferenceKind.GRANT),
     ("UPDATE corrections SET shortfall_microcredits = 1 WHERE kind = 'REVERSAL'", DifferenceKind.CORRECTION),
+    ("UPDATE corrections SET shortfall_microcredits = 11 WHERE kind = 'REVERSAL'", DifferenceKind.CORRECTION),
     ("UPDATE corrections SET grant_id = 'june' WHERE kind = 'REVERSAL'", DifferenceKind.CORRECTION),
     ("DELETE FROM corrections WHERE kind = 'REVERSAL'", DifferenceKind.GRANT),
     ("UPDATE transfers SET credit_account = 'breakage' WHERE kind = 'REVERSAL'", DifferenceKind.TRANSFER),
@@ -230,12 +231,20 @@ TAMPERINGS = [
 async def test_a_row_that_cannot_be_read_is_named_and_the_rest_is_still_audited(path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as tamperer:
         tamperer.execute("UPDATE charges SET attempts = 'x' WHERE charge_id = 'charge-of-one'")
-        tamperer.execute("UPDATE grants SET remaining_microcredits = 9 WHERE subscriber_id = 'bob'")
+        tamperer.execute("UPDATE grants SET unspent_microcredits = 9 WHERE subscriber_id = 'bob'")
     reader = await SqliteLedgerReader.open_read_only(path)
     found = await differences(reader)
     await reader.close()
     assert any("Row charges/charge-of-one of subscriber alice cannot be read" in one.sentence for one in found)
     assert (DifferenceKind.GRANT, "bob") in {(one.kind, one.subscriber_id) for one in found}
+
+
+async def test_a_reversal_that_an_earlier_version_recorded_with_what_was_lost_is_no_difference(path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as earlier:
+        earlier.execute("UPDATE corrections SET shortfall_microcredits = 12 WHERE kind = 'REVERSAL'")
+    reader = await SqliteLedgerReader.open_read_only(path)
+    assert await differences(reader) == []
+    await reader.close()
 
 
 async def test_a_rate_card_that_is_recorded_during_the_audit_makes_no_difference(tmp_path: Path) -> None:

@@ -134,18 +134,29 @@ async def test_what_an_expired_grant_paid_goes_to_a_grant_of_its_own_that_lives_
     await store.refund(a_refund(90, now_us=LATER_US, grant_seconds=3 * DAY_SECONDS))
     assert await moved(store, TransferKind.REFUND) == [
         ("revenue", "grant:never", 40),
-        ("revenue", "grant:refund:refund-1", 50),
+        ("revenue", "grant:refund-of-soon:refund-1", 30),
+        ("revenue", "grant:refund-of-sooner:refund-1", 20),
     ]
-    grant = (await grants(store))["refund:refund-1"]
-    assert (grant.source, grant.priority, grant.amount_microcredits) == (GrantSource.REFUND, 1, 50)
+    grant = (await grants(store))["refund-of-sooner:refund-1"]
+    assert (grant.source, grant.priority, grant.amount_microcredits) == (GrantSource.REFUND, 1, 20)
     assert grant.expire_time_us == LATER_US + 3 * DAY_US
     assert await available(store, LATER_US) == 150
-    # What that grant pays in turn can be given back to it.
+    # What such a grant pays in turn can be given back to it.
     await charge(store, 50, "res-2", LATER_US)
     await store.refund(a_refund(20, "charge-of-res-2", "refund-2", now_us=LATER_US))
-    assert (await remaining(store))["refund:refund-1"] == 20
+    assert (await remaining(store))["refund-of-soon:refund-1"] == 20
     await store.refund(a_refund(10, correction_id="refund-3", now_us=LATER_US))
-    assert (await remaining(store))["refund:refund-3"] == 10
+    assert (await remaining(store))["refund-of-sooner:refund-3"] == 10
+
+
+async def test_what_goodwill_of_the_ledger_paid_is_refunded_to_a_grant_that_no_reversal_reaches(
+    store: LedgerStore,
+) -> None:
+    await open_wallet(store)
+    await store.adjust(an_adjustment(50, "gift", grant_seconds=DAY_SECONDS))
+    await charge(store, 50)
+    await store.refund(a_refund(50, now_us=LATER_US))
+    assert await moved(store, TransferKind.REFUND) == [("revenue", "grant:refund:refund-1", 50)]
 
 
 async def test_a_refund_asked_again_is_the_first_and_other_content_is_a_conflict(store: LedgerStore) -> None:
@@ -338,6 +349,62 @@ async def test_a_reversal_reaches_what_the_grant_rolled_over_into_also_later(sto
     await store.settle(a_settle(None, "res-1", owner=store.owner, now_us=LATER_US))
     assert (await moved(store, TransferKind.REVERSAL))[-1] == ("grant:june", "reversals", 100)
     assert (await grants(store))["rollover:june"].reverse_time_us == LATER_US
+
+
+@pytest.mark.parametrize("is_refunded_first", [True, False])
+async def test_a_refund_leaves_nothing_of_a_reversed_payment_whichever_came_first(
+    store: LedgerStore, is_refunded_first: bool
+) -> None:
+    await open_wallet(
+        store,
+        a_grant("other", 30, priority=1, expire_time_us=LATER_US),
+        a_grant("paid", 100, priority=2, expire_time_us=LATER_US),
+    )
+    await charge(store, 100)
+    refund = a_refund(90, now_us=LATER_US)
+    if is_refunded_first:
+        await store.refund(refund)
+    reversal = await store.reverse(a_reversal("paid", now_us=LATER_US))
+    if not is_refunded_first:
+        await store.refund(refund)
+    assert sum(amount for *_, amount in await moved(store, TransferKind.REVERSAL)) == 70
+    assert reversal.amount_microcredits + reversal.shortfall_microcredits == 70, "30 expired"
+    assert await remaining(store) == {"other": 0, "paid": 0, "refund-of-other:refund-1": 20} | (
+        {"refund-of-paid:refund-1": 0} if is_refunded_first else {}
+    )
+
+
+async def test_a_reversal_reaches_what_was_refunded_again_and_what_is_refunded_later(store: LedgerStore) -> None:
+    rule: dict[str, Any] = {"rollover_microcredits_max": 150, "rollover_seconds": DAY_SECONDS}
+    await open_wallet(store, a_grant("june", 100, expire_time_us=LATER_US, source=GrantSource.PLAN_CYCLE, **rule))
+    await charge(store, 100, now_us=LATER_US)  # the rollover grant pays it
+    over_us = LATER_US + DAY_US
+    await store.refund(a_refund(100, now_us=over_us))
+    await charge(store, 80, "res-2", over_us)
+    again_us = over_us + DAY_US
+    await store.refund(a_refund(40, "charge-of-res-2", "refund-2", now_us=again_us))
+    assert await available(store, again_us) == 40
+    reversal = await store.reverse(a_reversal("june", now_us=again_us))
+    assert (reversal.amount_microcredits, reversal.shortfall_microcredits) == (40, 40), "20 expired"
+    await store.refund(a_refund(40, "charge-of-res-2", "refund-3", now_us=again_us))
+    assert await available(store, again_us + DAY_US) == 0
+    assert set((await remaining(store)).values()) == {0}
+
+
+async def test_what_expired_or_was_taken_by_hand_is_no_debt(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant("paid", 100, priority=1, expire_time_us=LATER_US), a_grant("other", 100))
+    await store.adjust(an_adjustment(-30))
+    await store.expire_grants(LATER_US, 9)
+    reversal = await store.reverse(a_reversal("paid", now_us=LATER_US))
+    assert (reversal.amount_microcredits, reversal.shortfall_microcredits) == (0, 0)
+    await reserve(store, now_us=LATER_US)
+
+
+async def test_what_expires_by_the_reversal_itself_is_no_debt(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant("paid", 100, expire_time_us=LATER_US), a_grant("other", 100))
+    await charge(store, 30)
+    reversal = await store.reverse(a_reversal("paid", now_us=LATER_US))
+    assert (reversal.amount_microcredits, reversal.shortfall_microcredits) == (0, 30)
 
 
 async def test_a_reversal_asked_again_is_the_first_and_a_second_one_is_refused(store: LedgerStore) -> None:

@@ -29,10 +29,17 @@ from ledger_rows import (
     reserve,
 )
 
-from metergate.core.errors import MetergateError, RequestInvalid, ReservationsOpen, ResourceNotFound, StoreRefused
+from metergate.core.errors import (
+    ChargesTooMany,
+    MetergateError,
+    RequestInvalid,
+    ReservationsOpen,
+    ResourceNotFound,
+    StoreRefused,
+)
 from metergate.core.operations import EraseSubscriber
 from metergate.ports import ChargeFilter, LedgerStore, TransferFilter
-from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, compacting
+from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, compacting, expiring
 
 PSEUDONYM = "erased-0f3c"
 
@@ -98,6 +105,36 @@ async def test_charges_and_transfers_stay_under_a_pseudonym_and_add_up(store: Le
         await store.balance("alice", None, NOW_US)
 
 
+async def test_grants_and_corrections_of_the_same_id_keep_what_was_made_of_them(store: LedgerStore) -> None:
+    rolling: dict[str, Any] = {"rollover_microcredits_max": 20, "rollover_seconds": 9 * DAY_US // 1_000_000}
+    june = a_grant("june", 50, expire_time_us=NOW_US - 1, priority=0, **rolling)
+    await open_wallet(store, a_grant("case", 1_000), june)
+    await store.expire_grants(NOW_US, 10)
+    for name in ("june", "case"):
+        await store.adjust(an_adjustment(7, name))
+    await reserve(store, minimum_microcredits=20, wanted_microcredits=20)
+    await store.settle(a_settle(20, owner=store.owner, captured=20))
+    later_us = NOW_US + 9 * DAY_US
+    await store.refund(a_refund(15, correction_id="rollover:june", now_us=later_us))
+    await store.erase_subscriber(an_erasure())
+    names = {grant.grant_id: grant for grant in (await store.list_grants(PSEUDONYM, cursor=None, size=9)).rows}
+    rolled = [name for name, grant in names.items() if grant.rollover_microcredits_max]
+    assert f"rollover:{rolled[0]}" in names
+    assert any(name.startswith(f"refund-of-{rolled[0]}:erased-") for name in names)
+    assert not any("june" in name or "case" in name for name in names)
+    reversal = await store.reverse(a_reversal(rolled[0], subscriber_id=PSEUDONYM, now_us=later_us))
+    assert (reversal.amount_microcredits, reversal.shortfall_microcredits) == (15, 5), "30 expired"
+
+
+async def test_what_was_settled_after_the_time_of_the_erasure_is_no_difference(store: LedgerStore) -> None:
+    """The clock may be set back; and the time was read before the batch, in which settlements come first."""
+    await live(store)
+    await reserve(store, "last", request_id="last")
+    await store.settle(a_settle(30, "last", owner=store.owner, captured=40, now_us=NOW_US + 20))
+    await store.erase_subscriber(an_erasure(now_us=NOW_US - DAY_US))
+    assert await differences(store) == []
+
+
 async def test_keys_and_authorizations_are_gone_and_nobody_elses_are(store: LedgerStore) -> None:
     await live(store)
     await store.add_key(a_key("of-bob", "auth-bob", b"b" * 32))
@@ -134,16 +171,22 @@ async def test_what_is_running_keeps_a_subscriber_from_being_forgotten(store: Le
         ({"reason": "ALICE asked"}, RequestInvalid),
         ({"actor": "alice"}, RequestInvalid),
         ({"actor": "two\nlines"}, RequestInvalid),
+        ({"charges_max": 1}, ChargesTooMany),
     ],
 )
 async def test_a_refused_erasure_changes_nothing(
-    store: LedgerStore, values: dict[str, str], error: type[MetergateError]
+    store: LedgerStore, values: dict[str, Any], error: type[MetergateError]
 ) -> None:
     await live(store)
     with pytest.raises(error):
         await store.erase_subscriber(an_erasure(**values))
     assert (await store.find_grantee(b"h" * 32)) is not None
     assert (await store.balance("alice", None, NOW_US)).available_microcredits > 0
+
+
+async def test_as_many_charges_as_captures_may_wait_for_are_renamed(store: LedgerStore) -> None:
+    await live(store)
+    await store.erase_subscriber(an_erasure(charges_max=2))
 
 
 async def test_the_same_subscriber_may_come_back_and_is_somebody_new(store: LedgerStore) -> None:
@@ -161,6 +204,28 @@ async def test_the_same_subscriber_may_come_back_and_is_somebody_new(store: Ledg
         capture_usage=a_capture(1).target_usage,
     )
     await store.settle(a_settle(1, "res-1-again", owner=store.owner))
+
+
+async def test_what_expires_while_its_subscriber_is_forgotten_expires_under_the_pseudonym(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, loop = tmp_path / "ledger.db", asyncio.get_running_loop()
+    store = await SqliteLedgerStore.open(path, clock=FakeClock(NOW_US), owner_id="gateway-1", create=True)
+    await open_wallet(store, a_grant("ends", 50, expire_time_us=NOW_US + 5))
+    find = expiring.expired_grants
+
+    def forgotten_meanwhile(connection: sqlite3.Connection, now_us: int, limit: int) -> list[expiring.ExpiredGrant]:
+        found = find(connection, now_us, limit)
+        asyncio.run_coroutine_threadsafe(store.erase_subscriber(an_erasure()), loop).result(timeout=30)
+        return found
+
+    monkeypatch.setattr(expiring, "expired_grants", forgotten_meanwhile)
+    await store.expire_grants(NOW_US + 5, 9)
+    monkeypatch.undo()
+    assert "alice" not in caplog.text
+    assert await store.expire_grants(NOW_US + 5, 9) == 1
+    assert (await store.account_balances())["breakage"].credited_microcredits == 50
+    await store.close()
 
 
 # --- what is left on the disk ---------------------------------------------------------------------------------------

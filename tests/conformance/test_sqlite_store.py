@@ -553,7 +553,7 @@ async def test_books_that_cannot_be_read_keep_no_other_grant_from_expiring(
     assert [await store.expire_grants(NOW_US + 2, 1) for _ in range(3)] == [1, 1, 0]
     assert "grants of 'bob' cannot expire" in caplog.text
     with raw(path) as other:
-        left = dict(other.execute("SELECT grant_id, remaining_microcredits FROM grants").fetchall())
+        left = dict(other.execute("SELECT grant_id, unspent_microcredits FROM grants").fetchall())
     assert left == {"alices": 0, "bobs": 10, "bad": 10}
 
 

@@ -1,5 +1,7 @@
 """What every LedgerStore promises of reservations that nobody runs any more, and of old ones."""
 
+import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from metergate.core.operations import CaptureStatus, Replayed
 from metergate.core.reservation import CloseCause
 from metergate.ports import ChargeFilter, LedgerStore, Recovery
 from metergate.stores.sqlite import SqliteLedgerStore
+from metergate.stores.sqlite import store as sqlite_store
+from metergate.stores.sqlite.upkeep import OpenReservation, open_reservations
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -82,6 +86,30 @@ async def test_looking_again_changes_nothing(store: LedgerStore) -> None:
     await reserve(store)
     await store.recover_abandoned(nobody)
     assert await store.recover_abandoned(nobody) == Recovery(settled=0, stuck=0)
+
+
+async def test_a_request_that_ends_while_the_sweep_looks_was_not_abandoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, loop = tmp_path / "ledger.db", asyncio.get_running_loop()
+    store = await SqliteLedgerStore.open(path, clock=FakeClock(NOW_US), owner_id="gateway-1", create=True)
+    await open_wallet(store, a_grant(amount=1_000))
+    await reserve(store)
+    running = {"res-1"}
+
+    async def end() -> None:
+        await store.settle(a_settle(9, owner=store.owner))
+        running.clear()
+
+    def ends_meanwhile(connection: sqlite3.Connection) -> list[OpenReservation]:
+        rows = list(open_reservations(connection))
+        asyncio.run_coroutine_threadsafe(end(), loop).result(timeout=30)
+        return rows
+
+    monkeypatch.setattr(sqlite_store, "open_reservations", ends_meanwhile)
+    assert await store.recover_abandoned(running.__contains__) == Recovery(settled=0, stuck=0)
+    assert caplog.text == ""
+    await store.close()
 
 
 # --- pruning --------------------------------------------------------------------------------------------------------

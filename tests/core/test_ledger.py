@@ -1,6 +1,7 @@
 """The pure ledger: its order, its refusals, and the law of conservation under any sequence of operations."""
 
 import copy
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from ledger_rows import (
 
 from metergate.core.books import Books
 from metergate.core.errors import MetergateError
+from metergate.core.grants import origin_of
 from metergate.core.ledger import Ledger, Operation, in_order
 from metergate.core.operations import Captured, CaptureStatus, Expire, Recover, Reserved, Settled
 from metergate.core.reservation import CloseCause, Owner, ReservationState
@@ -256,12 +258,20 @@ class Conservation(RuleBasedStateMachine):
             assert back == self.books.refunded_microcredits(charge.charge_id) <= charge.charged_microcredits
 
     @invariant()
-    def what_a_reversal_took_and_what_it_lacks_are_its_grant(self) -> None:
+    def what_a_reversal_took_and_what_was_spent_or_lost_are_its_grant(self) -> None:
+        lost: Counter[str] = Counter()
+        for row in self.books.transfers:
+            if row.kind in (TransferKind.EXPIRY, TransferKind.ADJUSTMENT) and row.debit_account.startswith("grant:"):
+                lost[origin_of(row.grant_id)] += row.amount_microcredits
         reversals = {row.grant_id: row for row in self.books.corrections.rows.values() if row.grant_id}
         for correction in reversals.values():
             grant: Grant = self.books.grants.rows[("alice", correction.grant_id)]
             assert grant.source is GrantSource.TOP_UP
-            assert correction.amount_microcredits + correction.shortfall_microcredits == grant.amount_microcredits
+            taken, missing = correction.amount_microcredits, correction.shortfall_microcredits
+            assert missing >= 0
+            assert taken + missing + lost[grant.grant_id] == grant.amount_microcredits
+            carriers = [row for row in self.books.grants_of("alice") if origin_of(row.grant_id) == grant.grant_id]
+            assert {row.reverse_time_us is not None for row in carriers} == {True}
 
     @invariant()
     def every_reservation_is_covered(self) -> None:

@@ -9,7 +9,7 @@ def test_names_are_parsed_into_what_they_were_made_of() -> None:
     assert resources.parse_wallet(resources.wallet_name("zhang")) == "zhang"
     assert resources.parse_subscriber("subscribers/zhang") == "zhang"
     assert resources.parse_charge(resources.charge_name("zhang", "c1")) == ("zhang", "c1")
-    for grant_id in ("june", "rollover:june", "refund:r-1", "adjustment:a.1"):
+    for grant_id in ("june", "rollover:june", "refund-of-june:r-1", "refund:r-1", "adjustment:a.1"):
         assert resources.parse_grant(resources.grant_name("zhang", grant_id)) == ("zhang", grant_id)
 
 
@@ -37,7 +37,9 @@ def test_what_is_no_models_name_is_refused(name: str) -> None:
     assert resources.parse_model(name) is None
 
 
-@pytest.mark.parametrize("grant_id", ["", "other:june", ":june", "rollover:", "rollover:refund:r-1", "a/b"])
+@pytest.mark.parametrize(
+    "grant_id", ["", "other:june", ":june", "rollover:", "rollover:refund:r-1", "refund-of-:r-1", "a/b"]
+)
 def test_what_is_no_grants_name_is_refused(grant_id: str) -> None:
     assert resources.parse_grant(f"subscribers/zhang/grants/{grant_id}") is None
 

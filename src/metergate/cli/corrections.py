@@ -53,7 +53,7 @@ def _sentence(correction: Correction) -> str:
             if not correction.shortfall_microcredits:
                 return taken
             missing = credits_of(correction.shortfall_microcredits)
-            return f"{taken}; the wallet is suspended for the {missing} that were used, set aside or gone before"
+            return f"{taken}; the wallet is suspended for the {missing} that were spent or are set aside"
         case CorrectionKind.SUSPENSION:
             return f"the wallet of {whom} is suspended"
         case CorrectionKind.RESUMPTION:

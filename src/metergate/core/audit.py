@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from metergate.core.accounts import AccountBalance, RollUp
 from metergate.core.errors import RateCardInvalid
-from metergate.core.grants import rollover_grant_id
+from metergate.core.grants import origin_of
 from metergate.core.matching import Matching
 from metergate.core.movements import Movements
 from metergate.core.rating import RateCard, rate_ceil
@@ -180,7 +180,8 @@ class _SubscriberCheck:
         self._open_requests = {(row.authorization_id, row.request_id): row for row in ledger.open_reservations}
         self._charge_matching = Matching()  # by charge and grant
         self._correction_matching = Matching()  # by correction and charge
-        self._reversed: set[str] = set()  # grants that a correction reversed, and what they roll over into
+        self._reversals: list[Correction] = []
+        self._reversed: set[str] = set()  # grants that a correction reversed; it reverses what carries on their credit
         self._state: WalletState | None = None  # what the last correction of it left; None: there was none
 
     @property
@@ -200,6 +201,7 @@ class _SubscriberCheck:
         for charge_id in self._ledger.charge_ids_refunded_too_much:
             self._say(DifferenceKind.CHARGE, charge_id, "is not there, or less than what was refunded of it")
         await self._check_streams()
+        self._check_reversals()
         for grant in self._ledger.grants:
             self._check_grant(grant)
         for authorization in self._ledger.authorizations:
@@ -289,25 +291,37 @@ class _SubscriberCheck:
             case CorrectionKind.RESUMPTION:
                 self._state = WalletState.ACTIVE
             case CorrectionKind.REVERSAL:
-                self._check_reversal(correction)
+                self._note_reversal(correction)
         if bool(correction.charge_id) != (correction.kind is CorrectionKind.REFUND):
             self._say(DifferenceKind.CORRECTION, name, f"is a {correction.kind} of the charge {correction.charge_id!r}")
 
-    def _check_reversal(self, correction: Correction) -> None:
+    def _note_reversal(self, correction: Correction) -> None:
         name = correction.correction_id
         if correction.shortfall_microcredits:
             self._state = WalletState.SUSPENDED
-        self._reversed |= {correction.grant_id, rollover_grant_id(correction.grant_id)}
+        self._reversed.add(correction.grant_id)
         grant = self._grants.get(correction.grant_id)
         if grant is None or grant.reverse_time_us != correction.create_time_us:
             self._say(DifferenceKind.CORRECTION, name, f"reverses grant {correction.grant_id}, which does not say so")
-            return
-        if correction.amount_microcredits + correction.shortfall_microcredits != grant.amount_microcredits:
-            finding = (
-                f"takes back {correction.amount_microcredits} microcredits and lacks "
-                f"{correction.shortfall_microcredits} of grant {grant.grant_id}, of {grant.amount_microcredits}"
-            )
-            self._say(DifferenceKind.CORRECTION, name, finding)
+        else:
+            self._reversals.append(correction)
+
+    def _check_reversals(self) -> None:
+        """After all transfers: what was lost of a grant then was lost before, as a reversed one loses nothing more."""
+        lost: Counter[str] = Counter()
+        for grant_id in self._grants:
+            kinds = (TransferKind.EXPIRY, TransferKind.ADJUSTMENT)
+            lost[origin_of(grant_id)] += sum(self._movements.left(kind, grant_id) for kind in kinds)
+        for correction in self._reversals:
+            grant = self._grants[correction.grant_id]
+            taken, missing = correction.amount_microcredits, correction.shortfall_microcredits
+            # Earlier versions counted what was lost among what is missing.
+            if grant.amount_microcredits - taken - missing not in (lost[grant.grant_id], 0):
+                finding = (
+                    f"takes back {taken} microcredits and lacks {missing} of grant {grant.grant_id}, "
+                    f"of {grant.amount_microcredits}, of which {lost[grant.grant_id]} were lost before"
+                )
+                self._say(DifferenceKind.CORRECTION, correction.correction_id, finding)
 
     def _check_charge(self, charge: Charge) -> None:
         self.charges += 1
@@ -408,7 +422,7 @@ class _SubscriberCheck:
         self._check_reversed(grant)
 
     def _check_reversed(self, grant: Grant) -> None:
-        is_reversed = grant.grant_id in self._reversed
+        is_reversed = origin_of(grant.grant_id) in self._reversed
         if is_reversed != (grant.reverse_time_us is not None):
             finding = "is reversed without a correction" if not is_reversed else "does not say that it is reversed"
             self._say(DifferenceKind.GRANT, grant.grant_id, finding)

@@ -8,7 +8,17 @@ from typing import Generic, TypeVar
 
 from metergate.core.changes import changed
 from metergate.core.reservation import Reservation, ReservationState
-from metergate.core.rows import Authorization, Charge, Correction, Grant, Transfer, TransferKind, Wallet
+from metergate.core.rows import (
+    BREAKAGE_ACCOUNT,
+    GOODWILL_ACCOUNT,
+    Authorization,
+    Charge,
+    Correction,
+    Grant,
+    Transfer,
+    TransferKind,
+    Wallet,
+)
 
 Key = TypeVar("Key")
 Row = TypeVar("Row")
@@ -16,6 +26,9 @@ Row = TypeVar("Row")
 RequestKey = tuple[str, str, str]  # subscriber_id, authorization_id, request_id
 GrantKey = tuple[str, str]  # subscriber_id, grant_id
 CorrectionKey = tuple[str, str]  # subscriber_id, correction_id
+
+# Where credit goes that nobody spent: what expired, and what was taken by hand.
+LOST_TO = frozenset({BREAKAGE_ACCOUNT, GOODWILL_ACCOUNT})
 
 
 class Table(Generic[Key, Row]):
@@ -67,6 +80,7 @@ class Books:
         self._charged: dict[RequestKey, str] = {}  # charge ids
         self._charge_of: dict[str, str] = {}  # charge ids by reservation id
         self._refunds: dict[str, list[CorrectionKey]] = {}  # by charge
+        self._lost: dict[GrantKey, int] = {}  # microcredits
 
     # --- loading ----------------------------------------------------------------------------------------------------
 
@@ -92,6 +106,10 @@ class Books:
             self.corrections.rows[key] = correction
             self._index_correction(correction)
 
+    def load_lost(self, key: GrantKey, microcredits: int) -> None:
+        """What went from a grant to LOST_TO by stored transfers."""
+        self._lost[key] = self._lost.get(key, 0) + microcredits
+
     # --- looking up -------------------------------------------------------------------------------------------------
 
     def grants_of(self, subscriber_id: str) -> list[Grant]:
@@ -116,6 +134,10 @@ class Books:
     def refunded_microcredits(self, charge_id: str) -> int:
         """What was refunded of a charge, whose refunds are all loaded."""
         return sum(self.corrections.rows[key].amount_microcredits for key in self._refunds.get(charge_id, ()))
+
+    def lost_microcredits(self, key: GrantKey) -> int:
+        """What of a grant nobody spent and nobody can; of one that is to be reversed it is loaded."""
+        return self._lost.get(key, 0)
 
     # --- changing ---------------------------------------------------------------------------------------------------
 
@@ -183,6 +205,8 @@ class Books:
         wallet = self.wallets.rows[subscriber_id]
         sequence = wallet.sequence + 1
         self.wallets.change(subscriber_id, changed(wallet, sequence=sequence))
+        if credit_account in LOST_TO:
+            self.load_lost((subscriber_id, grant_id), amount_microcredits)
         self.transfers.append(
             Transfer(
                 subscriber_id=subscriber_id,

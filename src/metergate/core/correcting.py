@@ -4,6 +4,8 @@ Nothing that was recorded changes: each is new transfers, and one immutable row 
 for again and is answered as it first was (L4); none takes more than there is (L2).
 """
 
+from collections.abc import Iterable
+
 from metergate.core.books import Books
 from metergate.core.changes import changed
 from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
@@ -19,10 +21,11 @@ from metergate.core.errors import (
 from metergate.core.grants import (
     adjustment_grant_id,
     allocate,
+    burn_key,
     give_back,
     is_expired,
+    origin_of,
     refund_grant_id,
-    rollover_grant_id,
 )
 from metergate.core.operations import Adjust, Refund, Reverse, SetWalletState
 from metergate.core.postings import available, check_room, expire, take_from_grant
@@ -49,8 +52,8 @@ ADJUSTMENT_PRIORITY = 100
 def refund(books: Books, operation: Refund) -> Correction:
     """Give back part of a charge, the last drawn first, each part to the grant that paid it.
 
-    What an expired grant paid goes to a grant of its own instead. A reversed one gets its part, and it is taken back at
-    once: nobody paid for it. The authorization's cap has room again for what was refunded.
+    What an expired grant paid goes to a new grant instead, which carries on its credit. A reversed one gets its part,
+    and it is taken back at once: nobody paid for it. The authorization's cap has room again for what was refunded.
 
     Refusals: ResourceNotFound (no such subscriber, or charge of it), IdConflict, RefundExceedsCharge, RequestInvalid.
     """
@@ -78,16 +81,16 @@ def refund(books: Books, operation: Refund) -> Correction:
     expire_time_us = _expire_time(operation.grant_seconds, operation.now_us)
     parts = _refundable(books, charge, operation.amount_microcredits)
     to_grants = [part for part in parts if not _is_closed(_grant(books, charge, part), operation.now_us)]
-    to_new_grant = [part for part in parts if part not in to_grants]
+    to_new_grants = _by_origin(part for part in parts if part not in to_grants)
     revived = [part for part in to_grants if _grant(books, charge, part).remaining_microcredits == 0]
-    more_grants = len(revived) + bool(to_new_grant)
+    more_grants = len(revived) + len(to_new_grants)
     check_room(books, charge.subscriber_id, operation.amount_microcredits, operation.now_us, more_grants=more_grants)
     expire(books, charge.subscriber_id, operation.now_us)
     for part in to_grants:
         books.change_remaining(charge.subscriber_id, part.grant_id, part.amount_microcredits)
         _post_refund(books, correction, part)
-    if to_new_grant:
-        _add_refund_grant(books, correction, to_new_grant, expire_time_us)
+    for origin_grant_id, expired in to_new_grants.items():
+        _add_refund_grant(books, correction, origin_grant_id, expired, expire_time_us)
     expire(books, charge.subscriber_id, operation.now_us)  # what came back to a grant that was reversed
     authorization = books.authorizations.get(charge.authorization_id)
     if authorization is not None:  # it may have been erased since
@@ -110,6 +113,14 @@ def _refundable(books: Books, charge: Charge, amount_microcredits: int) -> tuple
     left, _ = give_back(charge.allocations, refunded)
     _, parts = give_back(left, amount_microcredits)
     return parts
+
+
+def _by_origin(parts: Iterable[Allocation]) -> dict[str, list[Allocation]]:
+    """Apart, so that a reversal reaches what is unpaid then, and nothing else."""
+    apart: dict[str, list[Allocation]] = {}
+    for part in parts:
+        apart.setdefault(origin_of(part.grant_id), []).append(part)
+    return apart
 
 
 def _grant(books: Books, owner: Charge | Correction, part: Allocation) -> Grant:
@@ -137,11 +148,11 @@ def _post_refund(books: Books, correction: Correction, part: Allocation, expire_
 
 
 def _add_refund_grant(
-    books: Books, correction: Correction, parts: list[Allocation], expire_time_us: int | None
+    books: Books, correction: Correction, origin_grant_id: str, parts: list[Allocation], expire_time_us: int | None
 ) -> None:
-    """One grant for all that expired ones paid, drawn as early as the first of those."""
+    """One grant for all that expired ones of one origin paid, drawn as early as the first of those."""
     whole = Allocation(
-        grant_id=refund_grant_id(correction.correction_id),
+        grant_id=refund_grant_id(correction.correction_id, origin_grant_id),
         amount_microcredits=sum(part.amount_microcredits for part in parts),
     )
     priority = min(_grant(books, correction, part).priority for part in parts)
@@ -221,10 +232,10 @@ def _take(books: Books, correction: Correction) -> None:
 
 
 def reverse(books: Books, operation: Reverse) -> Correction:
-    """Take back what is left of a grant whose payment was taken back, and of what it rolled over into.
+    """Take back what is left of a grant whose payment was taken back, and of those that carry on its credit.
 
-    What was spent or is set aside cannot be taken: the wallet is suspended for it. What of it comes back later, from
-    open reservations or refunds, is taken then.
+    What was spent, and not refunded, or is set aside cannot be taken: the wallet is suspended for it. What of it comes
+    back later, from open reservations or refunds, is taken then. What expired, or was taken by hand, nobody owes.
 
     Refusals: ResourceNotFound (no such subscriber or grant), IdConflict, AlreadyReversed, RequestInvalid (nobody paid
     for it).
@@ -256,11 +267,10 @@ def reverse(books: Books, operation: Reverse) -> Correction:
     if grant.reverse_time_us is not None:
         raise AlreadyReversed(grant_id=grant.grant_id)
     expire(books, subscriber_id, now_us)
-    taken = sum(
-        _reverse_grant(books, subscriber_id, grant_id, asked)
-        for grant_id in (grant.grant_id, rollover_grant_id(grant.grant_id))
-    )
-    shortfall = grant.amount_microcredits - taken
+    carriers = [row for row in books.grants_of(subscriber_id) if origin_of(row.grant_id) == grant.grant_id]
+    taken = sum(_reverse_grant(books, row, asked) for row in sorted(carriers, key=burn_key))
+    lost = sum(books.lost_microcredits((subscriber_id, row.grant_id)) for row in carriers)
+    shortfall = grant.amount_microcredits - taken - lost
     if shortfall > 0:
         _set_state(books, subscriber_id, WalletState.SUSPENDED)
     correction = changed(asked, amount_microcredits=taken, shortfall_microcredits=shortfall)
@@ -268,18 +278,15 @@ def reverse(books: Books, operation: Reverse) -> Correction:
     return correction
 
 
-def _reverse_grant(books: Books, subscriber_id: str, grant_id: str, correction: Correction) -> int:
-    """Mark it and take what remains; 0 if there is none of this id."""
-    key = (subscriber_id, grant_id)
-    grant = books.grants.get(key)
-    if grant is None:
-        return 0
+def _reverse_grant(books: Books, grant: Grant, correction: Correction) -> int:
+    """Mark it and take what remains; returns how much that was."""
+    key = (grant.subscriber_id, grant.grant_id)
     books.grants.change(key, changed(grant, reverse_time_us=correction.create_time_us))
     if grant.remaining_microcredits > 0:
-        rest = Allocation(grant_id=grant_id, amount_microcredits=grant.remaining_microcredits)
+        rest = Allocation(grant_id=grant.grant_id, amount_microcredits=grant.remaining_microcredits)
         take_from_grant(
             books,
-            subscriber_id,
+            grant.subscriber_id,
             TransferKind.REVERSAL,
             rest,
             correction.create_time_us,

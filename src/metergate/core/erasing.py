@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from metergate.core.errors import RequestInvalid, Violation
-from metergate.core.grants import OWN_MARK
+from metergate.core.grants import OWN_MARK, REFUND_OF, ROLLOVER
 from metergate.core.ids import check_ids
 from metergate.core.operations import EraseSubscriber
 
@@ -39,11 +39,16 @@ def grant_pseudonyms(grants: Iterable[tuple[int, str]], corrections: Mapping[str
     """The new ids by the old ones, of grants with their numbers; ``corrections``: likewise, of corrections.
 
     Grants that the ledger itself made are named after what they were made of, and stay so: the ledger finds them by it.
+    A grant and a correction may have the same id.
     """
     names = {grant_id: pseudonym(number) for number, grant_id in grants}
     renamed = dict(names)
     for grant_id, name in names.items():
-        kind, mark, origin = grant_id.partition(OWN_MARK)
-        if mark:
-            renamed[grant_id] = kind + mark + {**names, **corrections}.get(origin, name)
+        kind, mark, source = grant_id.partition(OWN_MARK)
+        if not mark:
+            continue
+        if kind.startswith(REFUND_OF):
+            kind = REFUND_OF + names.get(kind.removeprefix(REFUND_OF), name)
+        sources = names if kind == ROLLOVER else corrections
+        renamed[grant_id] = kind + mark + sources.get(source, name)
     return renamed

@@ -12,20 +12,44 @@ from metergate.core.times import MICROSECONDS_PER_SECOND
 # Marks the ids of grants that the ledger itself adds: no other may have it, so that their ids are certain to be free.
 OWN_MARK = ":"
 
+ROLLOVER = "rollover"
+REFUND = "refund"
+REFUND_OF = "refund-of-"  # before the id of the grant that had paid
+
 
 def rollover_grant_id(grant_id: str) -> str:
     """The grant that what is left of this one goes on in."""
-    return f"rollover{OWN_MARK}{grant_id}"
+    return f"{ROLLOVER}{OWN_MARK}{grant_id}"
 
 
-def refund_grant_id(refund_id: str) -> str:
-    """The grant for what expired grants had paid."""
-    return f"refund{OWN_MARK}{refund_id}"
+def refund_grant_id(refund_id: str, origin_grant_id: str) -> str:
+    """The grant for what an expired one had paid that carried on the credit of the origin, if it had one."""
+    kind = f"{REFUND_OF}{origin_grant_id}" if origin_grant_id else REFUND
+    return f"{kind}{OWN_MARK}{refund_id}"
+
+
+def refund_grant_id_range(origin_grant_id: str) -> tuple[str, str]:
+    """The ids of all refund grants of an origin are from the first of these, and below the second."""
+    kind = f"{REFUND_OF}{origin_grant_id}"
+    return f"{kind}{OWN_MARK}", f"{kind}{chr(ord(OWN_MARK) + 1)}"
 
 
 def adjustment_grant_id(adjustment_id: str) -> str:
     """The grant of credit that was given by hand."""
     return f"adjustment{OWN_MARK}{adjustment_id}"
+
+
+def origin_of(grant_id: str) -> str:
+    """The grant whose credit this one carries on: itself, or what it rolled over from, or what had paid a refund.
+
+    "" if there was none, as for what was given by hand. A payment that is taken back takes the credit wherever it is.
+    """
+    kind, mark, source = grant_id.partition(OWN_MARK)
+    if not mark:
+        return grant_id
+    if kind == ROLLOVER:
+        return source
+    return kind.removeprefix(REFUND_OF) if kind.startswith(REFUND_OF) else ""
 
 
 def burn_key(grant: Grant) -> tuple[int, bool, int, int, str]:

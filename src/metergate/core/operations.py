@@ -163,6 +163,7 @@ class EraseSubscriber:
     reason: str  # kept, as the actor is: neither may have the subscriber's id
     actor: str
     now_us: int
+    charges_max: int | None = None  # with more it is refused, because captures wait meanwhile; None: none do
 
 
 @row

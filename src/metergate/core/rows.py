@@ -237,7 +237,7 @@ class Correction:
     charge_id: str  # of a REFUND; else ""
     grant_id: str  # of a REVERSAL; else ""
     amount_microcredits: int  # REFUND: given back; ADJUSTMENT: given, or below 0 taken; REVERSAL: taken at once; else 0
-    shortfall_microcredits: int  # of a REVERSAL: what could not be taken at once; else 0
+    shortfall_microcredits: int  # of a REVERSAL: what was spent or set aside; else 0
     grant_seconds: int | None  # how long a grant that it adds lives; None: for ever, or it adds none
     reason: str
     actor: str  # who did it, as they said

@@ -11,8 +11,9 @@ _AUTHORIZATION = re.compile(rf"authorizations/({_ID})", re.ASCII)
 _KEY = re.compile(rf"keys/({_ID})", re.ASCII)
 _SUBSCRIBER = re.compile(rf"subscribers/({_ID})", re.ASCII)
 _WALLET = re.compile(rf"subscribers/({_ID})/wallet", re.ASCII)
+_MAKERS = rf"rollover|refund|refund-of-{_ID}|adjustment"
 # What the ledger's own grants are named after; ids that people choose have no colon.
-_GRANT = re.compile(rf"subscribers/({_ID})/grants/((?:(?:rollover|refund|adjustment):)?{_ID})", re.ASCII)
+_GRANT = re.compile(rf"subscribers/({_ID})/grants/((?:(?:{_MAKERS}):)?{_ID})", re.ASCII)
 _CHARGE = re.compile(rf"subscribers/({_ID})/charges/({_ID})", re.ASCII)
 
 

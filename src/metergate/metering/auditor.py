@@ -54,7 +54,8 @@ class Auditor:
         audit, found, different = Audit(), list[Difference](), 0
         began_seconds = worked_until_seconds = self._monotonic()
         balances = await self._ledger.account_balances()
-        async with aclosing(self._ledger.audit(after=self._after)) as ledgers:
+        # Not None, which stands for the whole ledger: it would be read through before the first subscriber.
+        async with aclosing(self._ledger.audit(after=self._after or "")) as ledgers:
             async for subscriber in ledgers:
                 differences = await audit.check(subscriber)
                 self._after = subscriber.wallet.subscriber_id

@@ -134,8 +134,8 @@ class LedgerStore(Protocol):
     async def erase_subscriber(self, operation: EraseSubscriber) -> Erasure:
         """Forget a subscriber: ReservationsOpen while a request of it runs; ResourceNotFound; RequestInvalid.
 
-        Nothing that names it is left on the storage, at the latest when reads that began before have ended; unless the
-        answer says that it is to be compacted first.
+        ChargesTooMany if it has more than the operation allows. Nothing that names it is left on the storage, at the
+        latest when reads that began before have ended; unless the answer says that it is to be compacted first.
         """
         ...
 

@@ -191,7 +191,7 @@ class Grant(_message.Message):
     REVERSE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`subscribers/{subscriber}/grants/{grant}`. Grants that the ledger adds by itself are named after what made them:
-    `rollover:{grant}`, `refund:{correction}`, `adjustment:{correction}`.
+    `rollover:{grant}`, `refund-of-{grant}:{correction}`, `refund:{correction}`, `adjustment:{correction}`.
     """
     source: Global___GrantSource.ValueType
     """Where they came from."""

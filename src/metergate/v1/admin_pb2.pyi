@@ -84,7 +84,9 @@ class Correction(_message.Message):
     amount_microcredits: _builtins.int
     """Given back, given (below 0: taken), or taken back at once, in microcredits. 0: nothing moved."""
     shortfall_microcredits: _builtins.int
-    """Of a reversal: what of the grant could not be taken back at once, in microcredits. Else 0."""
+    """Of a reversal: what of the grant was spent and not refunded, or was set aside, in microcredits: 0 or more. Else 0. Above
+    0 the wallet was suspended for it.
+    """
     grant_seconds: _builtins.int
     """How long a grant that it made lives, in seconds. Not set: for ever, or it made none."""
     reason: _builtins.str

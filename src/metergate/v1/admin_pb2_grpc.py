@@ -172,8 +172,9 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReverseGrant(self, request, context):
-        """Takes back what is left of a grant whose payment was taken back, and suspends the wallet if that is not all of it. What
-        of the rest comes back later is taken then. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
+        """Takes back what is left of a grant whose payment was taken back, and of what rolled over or was refunded from it, and
+        suspends the wallet if some of it was spent or is set aside. What of that comes back later is taken then. What expired,
+        or was taken by an adjustment, is no debt. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -196,7 +197,8 @@ class AdminServiceServicer:
     def EraseSubscriber(self, request, context):
         """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
         its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
-        (RESERVATIONS_OPEN) while a request of it runs. Called again it is NOT_FOUND: that it was there is forgotten, too.
+        (RESERVATIONS_OPEN) while a request of it runs, or (CHARGES_TOO_MANY) if it has more than 10,000 charges: forget it while
+        no gateway serves. Called again it is NOT_FOUND: that it was there is forgotten, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

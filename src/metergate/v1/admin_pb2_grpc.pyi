@@ -63,8 +63,9 @@ class AdminServiceStub:
     AdjustWallet: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AdjustWalletRequest, _admin_pb2.AdjustWalletResponse]
     """Gives credit, in a new grant, or takes what is available: never more (FAILED_PRECONDITION, INSUFFICIENT_CREDIT)."""
     ReverseGrant: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReverseGrantRequest, _admin_pb2.ReverseGrantResponse]
-    """Takes back what is left of a grant whose payment was taken back, and suspends the wallet if that is not all of it. What
-    of the rest comes back later is taken then. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
+    """Takes back what is left of a grant whose payment was taken back, and of what rolled over or was refunded from it, and
+    suspends the wallet if some of it was spent or is set aside. What of that comes back later is taken then. What expired,
+    or was taken by an adjustment, is no debt. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
     """
     SuspendWallet: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SuspendWalletRequest, _admin_pb2.SuspendWalletResponse]
     """Stops a wallet: nothing new is admitted, and running requests set no more credit aside."""
@@ -73,7 +74,8 @@ class AdminServiceStub:
     EraseSubscriber: _grpc.UnaryUnaryMultiCallable[_admin_pb2.EraseSubscriberRequest, _admin_pb2.EraseSubscriberResponse]
     """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
     its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
-    (RESERVATIONS_OPEN) while a request of it runs. Called again it is NOT_FOUND: that it was there is forgotten, too.
+    (RESERVATIONS_OPEN) while a request of it runs, or (CHARGES_TOO_MANY) if it has more than 10,000 charges: forget it while
+    no gateway serves. Called again it is NOT_FOUND: that it was there is forgotten, too.
     """
 
 @_typing.type_check_only
@@ -111,8 +113,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
     AdjustWallet: _aio.UnaryUnaryMultiCallable[_admin_pb2.AdjustWalletRequest, _admin_pb2.AdjustWalletResponse]  # type: ignore[assignment]
     """Gives credit, in a new grant, or takes what is available: never more (FAILED_PRECONDITION, INSUFFICIENT_CREDIT)."""
     ReverseGrant: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReverseGrantRequest, _admin_pb2.ReverseGrantResponse]  # type: ignore[assignment]
-    """Takes back what is left of a grant whose payment was taken back, and suspends the wallet if that is not all of it. What
-    of the rest comes back later is taken then. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
+    """Takes back what is left of a grant whose payment was taken back, and of what rolled over or was refunded from it, and
+    suspends the wallet if some of it was spent or is set aside. What of that comes back later is taken then. What expired,
+    or was taken by an adjustment, is no debt. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
     """
     SuspendWallet: _aio.UnaryUnaryMultiCallable[_admin_pb2.SuspendWalletRequest, _admin_pb2.SuspendWalletResponse]  # type: ignore[assignment]
     """Stops a wallet: nothing new is admitted, and running requests set no more credit aside."""
@@ -121,7 +124,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     EraseSubscriber: _aio.UnaryUnaryMultiCallable[_admin_pb2.EraseSubscriberRequest, _admin_pb2.EraseSubscriberResponse]  # type: ignore[assignment]
     """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
     its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
-    (RESERVATIONS_OPEN) while a request of it runs. Called again it is NOT_FOUND: that it was there is forgotten, too.
+    (RESERVATIONS_OPEN) while a request of it runs, or (CHARGES_TOO_MANY) if it has more than 10,000 charges: forget it while
+    no gateway serves. Called again it is NOT_FOUND: that it was there is forgotten, too.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -210,8 +214,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.ReverseGrantRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ReverseGrantResponse, _abc.Awaitable[_admin_pb2.ReverseGrantResponse]]:
-        """Takes back what is left of a grant whose payment was taken back, and suspends the wallet if that is not all of it. What
-        of the rest comes back later is taken then. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
+        """Takes back what is left of a grant whose payment was taken back, and of what rolled over or was refunded from it, and
+        suspends the wallet if some of it was spent or is set aside. What of that comes back later is taken then. What expired,
+        or was taken by an adjustment, is no debt. Once for each grant (FAILED_PRECONDITION, ALREADY_REVERSED).
         """
 
     @_abc_1.abstractmethod
@@ -238,7 +243,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.EraseSubscriberResponse, _abc.Awaitable[_admin_pb2.EraseSubscriberResponse]]:
         """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
         its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
-        (RESERVATIONS_OPEN) while a request of it runs. Called again it is NOT_FOUND: that it was there is forgotten, too.
+        (RESERVATIONS_OPEN) while a request of it runs, or (CHARGES_TOO_MANY) if it has more than 10,000 charges: forget it while
+        no gateway serves. Called again it is NOT_FOUND: that it was there is forgotten, too.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,6 +25,7 @@ from metergate.core.errors.needs import (
     StoreUnavailable,
 )
 from metergate.core.errors.requests import (
+    ChargesTooMany,
     MessageTooLarge,
     ModelNotFound,
     ModelTaskWrong,
@@ -61,6 +62,7 @@ __all__ = [
     "BackupRefused",
     "CapReached",
     "CertificateInvalid",
+    "ChargesTooMany",
     "CommandRefused",
     "ConfigInvalid",
     "ConfigProblem",

@@ -83,6 +83,15 @@ class ReservationsOpen(MetergateError):
 
 
 @dataclass(kw_only=True, eq=False)
+class ChargesTooMany(MetergateError):
+    """The subscriber {subscriber_id} has more than {charges_max} charges: forget it while no gateway serves."""
+
+    reason: ClassVar[str] = "CHARGES_TOO_MANY"
+    subscriber_id: str
+    charges_max: int
+
+
+@dataclass(kw_only=True, eq=False)
 class RequestIdConflict(MetergateError):
     """The request id {request_id} was used with other content."""
 

@@ -1,7 +1,7 @@
 """Reads a whole ledger for the audit in one consistent view, subscriber by subscriber, in bounded memory."""
 
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -21,13 +21,31 @@ Run = Callable[[Callable[[], Result]], Awaitable[Result]]
 # Rows that one read brings into memory.
 PAGE_ROWS = 1_000
 
+# Subscribers whose books are read at once, unless they have more rows than a page.
+SUBSCRIBERS_AT_ONCE = 64
+
+# Closed reservations that one look at the whole ledger goes through: a tenth of a second.
+RESERVATIONS_AT_ONCE = 50_000
+
 # Ids that one finding names: enough to see what is wrong, bounded whatever is wrong.
 NAMED_IDS_MAX = 100
+
+_AFTER_ALL_TIMES = 2**63 - 1
 
 # ruff: noqa: S608 - every SQL text is put together from constants; values are bound
 
 # Every table is asked, so that books whose wallet is missing are found too.
-_TABLES = ("wallets", "grants", "authorizations", "reservations", "charges", "corrections", "transfers")
+# Of settled reservations there are charges.
+_TABLES = (
+    "wallets WHERE true",
+    "grants WHERE true",
+    "authorizations WHERE true",
+    "reservations WHERE state = 'ACTIVE'",
+    "reservations WHERE state = 'RELEASED'",
+    "charges WHERE true",
+    "corrections WHERE true",
+    "transfers WHERE true",
+)
 
 
 def _smallest_subscriber(condition: str) -> str:
@@ -36,24 +54,26 @@ def _smallest_subscriber(condition: str) -> str:
 
 
 SUBSCRIBER_FIRST = _smallest_subscriber("")
-SUBSCRIBER_AFTER = _smallest_subscriber("WHERE subscriber_id > ?1")
+SUBSCRIBER_AFTER = _smallest_subscriber("AND subscriber_id > ?1")
 RATE_CARDS = f"SELECT {codec.RATE_CARD} FROM rate_cards"
 WALLET = f"SELECT {codec.WALLET} FROM wallets WHERE subscriber_id = ?"
-GRANTS = f"SELECT {codec.GRANT} FROM grants WHERE subscriber_id = ? ORDER BY grant_number"
-AUTHORIZATIONS = f"SELECT {codec.AUTHORIZATION} FROM authorizations WHERE subscriber_id = ?"
+GRANTS = f"SELECT {codec.GRANT_READ} FROM grants WHERE subscriber_id = ? ORDER BY grant_number"
+AUTHORIZATIONS = f"SELECT {codec.AUTHORIZATION_READ} FROM authorizations WHERE subscriber_id = ?"
 OPEN_RESERVATIONS = f"""
     SELECT {codec.RESERVATION} FROM reservations INDEXED BY reservations_active
     WHERE subscriber_id = ? AND state = 'ACTIVE'
 """
-SETTLED_WITHOUT_CHARGE = f"""
-    SELECT reservation_id FROM reservations
-    WHERE subscriber_id = ? AND state = 'SETTLED'
+# Read in the order that they are stored in, a piece at a time: by subscriber, each would lie on another page.
+RESERVATION_LAST = "SELECT coalesce(max(rowid), 0) FROM reservations"
+SETTLED_WITHOUT_CHARGE = """
+    SELECT subscriber_id, reservation_id FROM reservations
+    WHERE rowid > ?1 AND rowid <= ?2 AND state = 'SETTLED'
         AND NOT EXISTS (SELECT 1 FROM charges WHERE charges.reservation_id = reservations.reservation_id)
-    LIMIT {NAMED_IDS_MAX}
+    LIMIT ?3
 """
-CLOSED_WITH_ALLOCATIONS = f"""
-    SELECT reservation_id FROM reservations
-    WHERE subscriber_id = ? AND state <> 'ACTIVE' AND allocations <> '[]' LIMIT {NAMED_IDS_MAX}
+CLOSED_WITH_ALLOCATIONS = """
+    SELECT subscriber_id, reservation_id FROM reservations
+    WHERE rowid > ?1 AND rowid <= ?2 AND state <> 'ACTIVE' AND allocations <> '[]' LIMIT ?3
 """
 _REFUNDED = """
     SELECT charge_id, sum(amount_microcredits) AS refunded_microcredits FROM corrections
@@ -99,7 +119,7 @@ CHARGES_WITHOUT_SETTLED = f"""
     LIMIT {NAMED_IDS_MAX}
 """
 PRUNED_BEFORE = "SELECT reservations_pruned_before_us FROM meta"
-ERASURE = "SELECT erase_time_us FROM erasures WHERE subscriber_id = ?"
+ERASURE = "SELECT 1 FROM erasures WHERE subscriber_id = ?"
 CHARGES_AFTER = f"""
     SELECT charge_number, {codec.CHARGE} FROM charges
     WHERE subscriber_id = ? AND charge_number > ? ORDER BY charge_number LIMIT {PAGE_ROWS}
@@ -121,6 +141,10 @@ class _Whole:
     cards: Mapping[str, RateCard]
     balances: Mapping[str, AccountBalance]
     pruned_before_us: int  # settled reservations from before it may be gone
+    settled_without_charge: Mapping[
+        str, Sequence[str]
+    ]  # ids of reservations by subscriber; none in a part of the whole
+    closed_with_allocations: Mapping[str, Sequence[str]]  # likewise
 
 
 async def read_ledgers(
@@ -128,32 +152,80 @@ async def read_ledgers(
 ) -> AsyncGenerator[SubscriberLedger, None]:
     """The books of every subscriber after one, in order of id; ``run`` calls a function on the connection's thread.
 
-    A ledger's own iterators are read before the next ledger is asked for.
+    A ledger's own iterators are read before the next ledger is asked for. All closed reservations are read before the
+    first, but only if all ledgers are asked for: ``after`` is None.
     """
     await run(lambda: connection.execute("BEGIN"))
     unreadable: list[UnreadableRow] = []  # rate cards are named with the first subscriber
-    whole = await run(partial(_whole, connection, unreadable))
-    subscriber_id = await run(partial(_next_subscriber, connection, after))
-    while subscriber_id is not None:
-        yield await run(partial(_ledger_of, connection, run, subscriber_id, whole, unreadable))
-        subscriber_id = await run(partial(_next_subscriber, connection, subscriber_id))
-        unreadable = []
+    found: dict[str, dict[str, list[str]]] = {SETTLED_WITHOUT_CHARGE: {}, CLOSED_WITH_ALLOCATIONS: {}}
+    if after is None:
+        (last,) = await run(lambda: connection.execute(RESERVATION_LAST).fetchone())
+        for position in range(0, last, RESERVATIONS_AT_ONCE):
+            for sql, by_subscriber in found.items():
+                await run(partial(_find_reservations, connection, sql, position, by_subscriber))
+    whole = await run(partial(_whole, connection, unreadable, *found.values()))
+    while ledgers := await run(partial(_next_ledgers, connection, run, after, whole, unreadable)):
+        for ledger in ledgers:
+            yield ledger
+        after, unreadable = ledgers[-1].wallet.subscriber_id, []
 
 
-def _whole(connection: sqlite3.Connection, unreadable: list[UnreadableRow]) -> _Whole:
+def _next_ledgers(
+    connection: sqlite3.Connection,
+    run: Run[Any],
+    after: str | None,
+    whole: _Whole,
+    unreadable: list[UnreadableRow],
+) -> list[SubscriberLedger]:
+    """Some at once: a hop to this thread for each, and for each of its tables, took longer than reading it."""
+    ledgers: list[SubscriberLedger] = []
+    rows = 0
+    while len(ledgers) < SUBSCRIBERS_AT_ONCE and rows < PAGE_ROWS:
+        after = _next_subscriber(connection, whole, after)
+        if after is None:
+            break
+        ledger, count = _ledger_of(connection, run, after, whole, unreadable)
+        ledgers.append(ledger)
+        rows, unreadable = rows + count, []
+    return ledgers
+
+
+def _find_reservations(
+    connection: sqlite3.Connection, sql: str, position: int, by_subscriber: dict[str, list[str]]
+) -> None:
+    """Add what a statement finds in the reservations after a position, up to NAMED_IDS_MAX in all."""
+    room = NAMED_IDS_MAX - sum(map(len, by_subscriber.values()))
+    if room <= 0:
+        return
+    for subscriber_id, reservation_id in connection.execute(sql, (position, position + RESERVATIONS_AT_ONCE, room)):
+        by_subscriber.setdefault(str(subscriber_id), []).append(str(reservation_id))
+
+
+def _whole(
+    connection: sqlite3.Connection,
+    unreadable: list[UnreadableRow],
+    settled_without_charge: Mapping[str, Sequence[str]],
+    closed_with_allocations: Mapping[str, Sequence[str]],
+) -> _Whole:
     cards = _decoded("rate_cards", connection.execute(RATE_CARDS), codec.rate_card, unreadable)
     pruned = connection.execute(PRUNED_BEFORE).fetchone()
     return _Whole(
         cards={card.rate_card_id: card for card in cards},
         balances=Query(connection).account_balances(ALL_DAYS),
         pruned_before_us=0 if pruned is None else pruned[0],
+        settled_without_charge=settled_without_charge,
+        closed_with_allocations=closed_with_allocations,
     )
 
 
-def _next_subscriber(connection: sqlite3.Connection, after: str | None) -> str | None:
+def _next_subscriber(connection: sqlite3.Connection, whole: _Whole, after: str | None) -> str | None:
     found = connection.execute(SUBSCRIBER_FIRST) if after is None else connection.execute(SUBSCRIBER_AFTER, (after,))
     (subscriber_id,) = found.fetchone()
-    return None if subscriber_id is None else str(subscriber_id)
+    named = (*whole.settled_without_charge, *whole.closed_with_allocations)
+    candidates = [name for name in named if after is None or name > after]
+    if subscriber_id is not None:
+        candidates.append(str(subscriber_id))
+    return min(candidates, default=None)
 
 
 def _ledger_of(
@@ -162,18 +234,25 @@ def _ledger_of(
     subscriber_id: str,
     whole: _Whole,
     unreadable: list[UnreadableRow],
-) -> SubscriberLedger:
+) -> tuple[SubscriberLedger, int]:
+    """A subscriber's books, and how many rows of them are in memory beyond those that every subscriber has some of."""
     erasure = connection.execute(ERASURE, (subscriber_id,)).fetchone()
-    # An erasure removes closed reservations too.
-    pruned_before_us = whole.pruned_before_us if erasure is None else max(whole.pruned_before_us, erasure[0] + 1)
+    # An erasure removes all closed reservations, whatever the clock said when it was asked for.
+    pruned_before_us = whole.pruned_before_us if erasure is None else _AFTER_ALL_TIMES
 
     def rows(table: str, sql: str, decode: Callable[[codec.Columns], Row], *values: object) -> tuple[Row, ...]:
         return tuple(_decoded(table, connection.execute(sql, (subscriber_id, *values)), decode, unreadable))
 
-    def pages(table: str, sql: str, decode: Callable[[codec.Columns], Row]) -> AsyncIterator[Row]:
-        return _pages(connection, run, sql, subscriber_id, partial(_decoded, table, decode=decode, noted=unreadable))
+    count = 0
 
-    return SubscriberLedger(
+    def pages(table: str, sql: str, decode: Callable[[codec.Columns], Row]) -> AsyncIterator[Row]:
+        nonlocal count
+        first = _all(connection, sql, (subscriber_id, 0))
+        count += len(first)
+        read = partial(_decoded, table, decode=decode, noted=unreadable)
+        return _pages(connection, run, sql, subscriber_id, first, read)
+
+    ledger = SubscriberLedger(
         wallet=next(iter(rows("wallets", WALLET, codec.wallet)), _missing_wallet(subscriber_id)),
         is_erased=erasure is not None,
         rate_cards=whole.cards,
@@ -181,9 +260,9 @@ def _ledger_of(
         grants=rows("grants", GRANTS, codec.grant),
         authorizations=rows("authorizations", AUTHORIZATIONS, codec.authorization),
         open_reservations=rows("reservations", OPEN_RESERVATIONS, codec.reservation),
-        settled_reservation_ids_without_charge=rows("reservations", SETTLED_WITHOUT_CHARGE, _id),
+        settled_reservation_ids_without_charge=tuple(whole.settled_without_charge.get(subscriber_id, ())),
         charge_ids_without_settled_reservation=rows("charges", CHARGES_WITHOUT_SETTLED, _id, pruned_before_us),
-        closed_reservation_ids_with_allocations=rows("reservations", CLOSED_WITH_ALLOCATIONS, _id),
+        closed_reservation_ids_with_allocations=tuple(whole.closed_with_allocations.get(subscriber_id, ())),
         charge_ids_refunded_too_much=rows("corrections", REFUNDED_TOO_MUCH, _id),
         refunded_microcredits=dict(rows("corrections", REFUNDED_BY_AUTHORIZATION, _sum)),
         charges=pages("charges", CHARGES_AFTER, codec.charge),
@@ -191,6 +270,7 @@ def _ledger_of(
         transfers=pages("transfers", TRANSFERS_AFTER, codec.transfer),
         unreadable_rows=unreadable,
     )
+    return ledger, count
 
 
 def _id(columns: codec.Columns) -> str:
@@ -228,13 +308,13 @@ async def _pages(
     run: Run[Any],
     sql: str,
     subscriber_id: str,
+    page: list[codec.Columns],
     decode: Callable[[list[codec.Columns]], Iterator[Row]],
 ) -> AsyncIterator[Row]:
-    position = 0
+    """The rows of a page, and of those that follow it."""
     while True:
-        page = await run(partial(_all, connection, sql, (subscriber_id, position)))
         for row in decode([columns[1:] for columns in page]):
             yield row
         if len(page) < PAGE_ROWS:
             return
-        position = page[-1][0]
+        page = await run(partial(_all, connection, sql, (subscriber_id, page[-1][0])))

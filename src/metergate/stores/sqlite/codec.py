@@ -30,12 +30,12 @@ Columns = tuple[Any, ...]  # one row as the driver binds and returns it
 
 WALLET = "subscriber_id, state, sequence, create_time_us"
 GRANT = (
-    "grant_id, subscriber_id, source, priority, amount_microcredits, remaining_microcredits, effective_time_us, "
+    "grant_id, subscriber_id, source, priority, amount_microcredits, unspent_microcredits, effective_time_us, "
     "expire_time_us, create_time_us, rollover_microcredits_max, rollover_seconds, reverse_time_us"
 )
 AUTHORIZATION = (
     "authorization_id, subscriber_id, app_id, channel, cap_microcredits, allowed_models, charged_microcredits, "
-    "reserved_microcredits, create_time_us, revoke_time_us"
+    "create_time_us, revoke_time_us"
 )
 KEY = "key_id, secret_hash, authorization_id, create_time_us, revoke_time_us, prefix, expire_time_us, last_used_time_us"
 RATE_CARD = "rate_card_id, model_id, effective_time_us, expire_time_us, prices"
@@ -92,6 +92,31 @@ def qualified(table: str, columns: str) -> str:
     return ", ".join(f"{table}.{column.strip()}" for column in columns.split(","))
 
 
+# The parts of an open reservation's allocations. What cannot be read sets nothing aside: it is a difference that the
+# audit names, and must not keep all others from being read.
+OPEN_PARTS = """
+    reservations AS open INDEXED BY reservations_active,
+    json_each(iif(json_valid(open.allocations), open.allocations, '[]')) AS part
+"""
+PART_GRANT_ID = "CASE part.type WHEN 'array' THEN part.value ->> 0 END"
+PART_MICROCREDITS = "CASE part.type WHEN 'array' THEN CAST(part.value ->> 1 AS INTEGER) END"
+
+# What is read of a grant: what remains is what is unspent less what open reservations set aside of it.
+_SET_ASIDE = f"""(
+    SELECT coalesce(sum({PART_MICROCREDITS}), 0) FROM {OPEN_PARTS}
+    WHERE open.state = 'ACTIVE' AND open.subscriber_id = grants.subscriber_id AND {PART_GRANT_ID} = grants.grant_id
+)"""  # noqa: S608 - of constants
+GRANT_READ = qualified("grants", GRANT).replace("unspent_microcredits", f"unspent_microcredits - {_SET_ASIDE}")
+
+# What is read of an authorization: with what its open reservations reserved.
+_RESERVED = """(
+    SELECT coalesce(sum(open.reserved_microcredits), 0) FROM reservations AS open INDEXED BY reservations_active
+    WHERE open.state = 'ACTIVE' AND open.subscriber_id = authorizations.subscriber_id
+        AND open.authorization_id = authorizations.authorization_id
+)"""
+AUTHORIZATION_READ = f"{qualified('authorizations', AUTHORIZATION)}, {_RESERVED}"
+
+
 def to_json(value: object) -> str:
     """Compact JSON text."""
     return _encoder.encode(value).decode()
@@ -144,15 +169,15 @@ def wallet_columns(row: Wallet) -> Columns:
     return (row.subscriber_id, row.state, row.sequence, row.create_time_us)
 
 
-def grant_columns(row: Grant) -> Columns:
-    """``GRANT``."""
+def grant_columns(row: Grant, set_aside_microcredits: int) -> Columns:
+    """``GRANT``, of which so much is set aside."""
     return (
         row.grant_id,
         row.subscriber_id,
         row.source,
         row.priority,
         row.amount_microcredits,
-        row.remaining_microcredits,
+        row.remaining_microcredits + set_aside_microcredits,
         row.effective_time_us,
         row.expire_time_us,
         row.create_time_us,
@@ -172,7 +197,6 @@ def authorization_columns(row: Authorization) -> Columns:
         row.cap_microcredits,
         to_json(row.allowed_models),
         row.charged_microcredits,
-        row.reserved_microcredits,
         row.create_time_us,
         row.revoke_time_us,
     )
@@ -308,7 +332,7 @@ def wallet(columns: Columns) -> Wallet:
 
 
 def grant(columns: Columns) -> Grant:
-    """A row of ``GRANT``."""
+    """A row of ``GRANT_READ``."""
     return Grant(
         grant_id=columns[0],
         subscriber_id=columns[1],
@@ -326,7 +350,7 @@ def grant(columns: Columns) -> Grant:
 
 
 def authorization(columns: Columns) -> Authorization:
-    """A row of ``AUTHORIZATION``."""
+    """A row of ``AUTHORIZATION_READ``."""
     return Authorization(
         authorization_id=columns[0],
         subscriber_id=columns[1],
@@ -335,9 +359,9 @@ def authorization(columns: Columns) -> Authorization:
         cap_microcredits=columns[4],
         allowed_models=_ids.decode(columns[5]),
         charged_microcredits=columns[6],
-        reserved_microcredits=columns[7],
-        create_time_us=columns[8],
-        revoke_time_us=columns[9],
+        create_time_us=columns[7],
+        revoke_time_us=columns[8],
+        reserved_microcredits=columns[9],
     )
 
 

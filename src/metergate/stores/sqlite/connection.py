@@ -6,6 +6,7 @@ refused for it.
 """
 
 import fcntl
+import logging
 import os
 import sqlite3
 import stat
@@ -15,6 +16,8 @@ from typing import Self
 from urllib.parse import quote
 
 from metergate.core.errors import StoreRefused
+
+logger = logging.getLogger(__name__)
 
 # "MGTR": marks the file as Metergate's, for us and for file(1).
 APPLICATION_ID = 0x4D475452
@@ -32,8 +35,9 @@ WAL_BYTES_AFTER_CHECKPOINT = 64 * 1024 * 1024
 # not 4 MB as by itself, copies a busy page an eighth as often; reading a WAL of that size after a crash took 0.02 s.
 CHECKPOINT_PAGES = 8_192
 
-# The inner pages of every index of a ledger of ten million charges, which each reservation and settlement goes through.
-CACHE_KIBIBYTES = 64 * 1024
+# Of a ledger of a million wallets and ten million charges: all pages of the wallets and their grants, and the inner
+# ones of every index, which each reservation and settlement goes through. A smaller file takes no more than its size.
+CACHE_KIBIBYTES = 256 * 1024
 
 
 class FileLock:
@@ -272,6 +276,8 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         return
     connection.execute("PRAGMA foreign_keys = OFF")  # dropping a table that is made anew must touch no other
     for version in missing:
+        if missing.start > 1:
+            logger.info("the ledger %s becomes one of version %d; it is not served meanwhile", path, version)
         marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version};"
         connection.executescript(f"BEGIN IMMEDIATE; {scripts[version - 1]}; {marks}")
         dangling = connection.execute("PRAGMA foreign_key_check").fetchone()

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Mapping
 
 from metergate.core.erasing import ERASED_REASON, check_erasure, grant_pseudonyms, pseudonym
-from metergate.core.errors import ReservationsOpen, ResourceNotFound
+from metergate.core.errors import ChargesTooMany, ReservationsOpen, ResourceNotFound
 from metergate.core.operations import EraseSubscriber
 from metergate.core.rows import Erasure
 from metergate.stores.sqlite import codec
@@ -14,6 +14,7 @@ IS_THERE = "SELECT 1 FROM wallets WHERE subscriber_id = ?"
 OPEN = """
     SELECT count(*) FROM reservations INDEXED BY reservations_active WHERE subscriber_id = ? AND state = 'ACTIVE'
 """
+CHARGES_UP_TO = "SELECT count(*) FROM (SELECT 1 FROM charges WHERE subscriber_id = ? LIMIT ?)"
 GRANTS = "SELECT grant_number, grant_id FROM grants WHERE subscriber_id = ?"
 CORRECTIONS = "SELECT correction_number, correction_id FROM corrections WHERE subscriber_id = ?"
 AUTHORIZATIONS = """
@@ -27,7 +28,8 @@ ADD_WALLET = """
 # Keys and closed reservations have nothing that the charges need.
 REMOVE = (
     "DELETE FROM keys WHERE authorization_id IN (SELECT authorization_id FROM authorizations WHERE subscriber_id = ?)",
-    "DELETE FROM reservations WHERE subscriber_id = ?",
+    "DELETE FROM reservations WHERE subscriber_id = ? AND state = 'RELEASED'",
+    "DELETE FROM reservations WHERE reservation_id IN (SELECT reservation_id FROM charges WHERE subscriber_id = ?)",
     "DELETE FROM authorizations WHERE subscriber_id = ?",
 )
 RENAME = (
@@ -59,7 +61,10 @@ _GRANT_PREFIX = "grant:"
 
 
 def erase_subscriber(connection: sqlite3.Connection, operation: EraseSubscriber) -> Erasure:
-    """Replace what names the subscriber; refusals: ResourceNotFound, ReservationsOpen, RequestInvalid."""
+    """Replace what names the subscriber.
+
+    Refusals: ResourceNotFound, ReservationsOpen, ChargesTooMany, RequestInvalid.
+    """
     check_erasure(operation)
     old, new = operation.subscriber_id, operation.pseudonym
     if connection.execute(IS_THERE, (old,)).fetchone() is None:
@@ -67,6 +72,10 @@ def erase_subscriber(connection: sqlite3.Connection, operation: EraseSubscriber)
     (running,) = connection.execute(OPEN, (old,)).fetchone()
     if running:
         raise ReservationsOpen(subscriber_id=old, reservations=running)
+    if operation.charges_max is not None:
+        (charges,) = connection.execute(CHARGES_UP_TO, (old, operation.charges_max + 1)).fetchone()
+        if charges > operation.charges_max:
+            raise ChargesTooMany(subscriber_id=old, charges_max=operation.charges_max)
     _name_anew(connection, old, new)
     connection.execute(ADD_WALLET, (old, new))
     for sql in REMOVE:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 from metergate.core.books import Books, CorrectionKey, GrantKey, RequestKey
-from metergate.core.grants import is_expired, rollover_grant_id
+from metergate.core.grants import is_expired, origin_of, refund_grant_id_range, rollover_grant_id
 from metergate.core.ledger import Operation
 from metergate.core.operations import (
     AddAuthorization,
@@ -38,7 +38,8 @@ _BY_REQUEST = """
 def _select(table: str, columns: str, condition: str, index: str = "") -> str:
     """Rows of a table for each value of a JSON array; ``index`` where the planner may not see the best one."""
     source = f"json_each(?) AS wanted CROSS JOIN {table} {index and f'INDEXED BY {index}'}"
-    return f"SELECT {codec.qualified(table, columns)} FROM {source} WHERE {condition}"  # noqa: S608 - constants only
+    read = columns if f"{table}." in columns else codec.qualified(table, columns)
+    return f"SELECT {read} FROM {source} WHERE {condition}"  # noqa: S608 - constants only
 
 
 RESERVATIONS_BY_ID = _select("reservations", codec.RESERVATION, "reservations.reservation_id = wanted.value")
@@ -52,21 +53,42 @@ CHARGES_BY_ID = _select("charges", codec.CHARGE, "charges.charge_id = wanted.val
 CHARGES_BY_RESERVATION = _select("charges", codec.CHARGE, "charges.reservation_id = wanted.value")
 CHARGES_BY_REQUEST = _select("charges", codec.CHARGE, _BY_REQUEST.format(table="charges"))
 WALLETS = _select("wallets", codec.WALLET, "wallets.subscriber_id = wanted.value")
-AUTHORIZATIONS_BY_ID = _select("authorizations", codec.AUTHORIZATION, "authorizations.authorization_id = wanted.value")
+AUTHORIZATIONS_BY_ID = _select(
+    "authorizations", codec.AUTHORIZATION_READ, "authorizations.authorization_id = wanted.value"
+)
 AUTHORIZATIONS_RESERVED = _select(
     "authorizations",
-    codec.AUTHORIZATION,
-    "authorizations.subscriber_id = wanted.value AND authorizations.reserved_microcredits > 0",
+    codec.AUTHORIZATION_READ,
+    """authorizations.subscriber_id = wanted.value AND EXISTS (
+        SELECT 1 FROM reservations AS open INDEXED BY reservations_active
+        WHERE open.state = 'ACTIVE' AND open.subscriber_id = authorizations.subscriber_id
+            AND open.authorization_id = authorizations.authorization_id
+    )""",
 )
 GRANTS_WITH_CREDIT = _select(
     "grants",
-    codec.GRANT,
-    "grants.subscriber_id = wanted.value AND grants.remaining_microcredits > 0",
+    codec.GRANT_READ,
+    "grants.subscriber_id = wanted.value AND grants.unspent_microcredits > 0",
     index="grants_with_credit",
 )
 GRANTS_BY_ID = _select(
-    "grants", codec.GRANT, "grants.subscriber_id = wanted.value ->> 0 AND grants.grant_id = wanted.value ->> 1"
+    "grants", codec.GRANT_READ, "grants.subscriber_id = wanted.value ->> 0 AND grants.grant_id = wanted.value ->> 1"
 )
+# Ids of a range, all grants that it names.
+GRANTS_BETWEEN = _select(
+    "grants",
+    codec.GRANT_READ,
+    "grants.subscriber_id = wanted.value ->> 0 "
+    "AND grants.grant_id >= wanted.value ->> 1 AND grants.grant_id < wanted.value ->> 2",
+    index="grants_by_id",
+)
+LOST_BY_GRANT = """
+    SELECT transfers.subscriber_id, transfers.grant_id, sum(transfers.amount_microcredits)
+    FROM json_each(?) AS wanted CROSS JOIN transfers INDEXED BY transfers_lost
+    WHERE transfers.subscriber_id = wanted.value ->> 0 AND transfers.grant_id = wanted.value ->> 1
+        AND transfers.credit_account IN ('breakage', 'goodwill')
+    GROUP BY transfers.subscriber_id, transfers.grant_id
+"""
 CORRECTIONS_BY_ID = _select(
     "corrections",
     codec.CORRECTION,
@@ -91,6 +113,7 @@ class Loader:
         self._grants: set[GrantKey] = set()
         self._corrections: set[CorrectionKey] = set()
         self._refunded: set[str] = set()  # charges of which something is refunded
+        self._reversed: set[GrantKey] = set()
         self._requests: set[RequestKey] = set()
         self._granted: set[str] = set()  # subscribers whose whole wallet must be summed up
 
@@ -103,6 +126,7 @@ class Loader:
         self._load_corrections(books)
         self._load_payers(books)
         self._load_rollovers(books, operations)
+        self._load_reversed(books)
         self._load_charges(books)
         return books
 
@@ -181,6 +205,7 @@ class Loader:
         if isinstance(operation, Reverse):
             grant_ids = (operation.grant_id, rollover_grant_id(operation.grant_id))
             self._grants.update((subscriber_id, grant_id) for grant_id in grant_ids)
+            self._reversed.add((subscriber_id, operation.grant_id))
 
     def _note_reservation(self, row: Reservation) -> None:
         self._subscribers.add(row.subscriber_id)
@@ -237,6 +262,14 @@ class Loader:
         expired = [grant for grant in ruled if is_expired(grant, now_us)]
         wanted = [(grant.subscriber_id, rollover_grant_id(grant.grant_id)) for grant in expired]
         self._load_grants(books, GRANTS_BY_ID, wanted)
+
+    def _load_reversed(self, books: Books) -> None:
+        """What carries on the credit of grants that are to be reversed, and what nobody spent of all these."""
+        ranges = [(subscriber_id, *refund_grant_id_range(grant_id)) for subscriber_id, grant_id in self._reversed]
+        self._load_grants(books, GRANTS_BETWEEN, ranges)
+        carriers = [key for key in books.grants.rows if (key[0], origin_of(key[1])) in self._reversed]
+        for subscriber_id, grant_id, lost in self._rows(LOST_BY_GRANT, carriers, tuple):
+            books.load_lost((subscriber_id, grant_id), lost)
 
     def _load_charges(self, books: Books) -> None:
         closed = [row.reservation_id for row in books.reservations.rows.values() if row.close_cause is not None]

@@ -22,23 +22,34 @@ Row = TypeVar("Row")
 
 # ruff: noqa: S608 - every SQL text is put together from constants; values are bound
 
-AVAILABLE = """
-    SELECT coalesce(sum(remaining_microcredits), 0) FROM grants INDEXED BY grants_with_credit
-    WHERE subscriber_id = ?1 AND remaining_microcredits > 0 AND effective_time_us <= ?2
-        AND (expire_time_us IS NULL OR expire_time_us > ?2)
+# What a subscriber's open reservations set aside of each grant: one reading of them, however many grants are read.
+_ASIDE = f"""
+    WITH aside AS MATERIALIZED (
+        SELECT {codec.PART_GRANT_ID} AS grant_id, sum({codec.PART_MICROCREDITS}) AS microcredits
+        FROM {codec.OPEN_PARTS} WHERE open.subscriber_id = ?1 AND open.state = 'ACTIVE' GROUP BY 1
+    )
+"""
+_REMAINING = "grants.unspent_microcredits - coalesce(aside.microcredits, 0)"
+_GRANT = codec.qualified("grants", codec.GRANT).replace("grants.unspent_microcredits", _REMAINING)
+_WITH_CREDIT = """
+    FROM grants INDEXED BY grants_with_credit LEFT JOIN aside USING (grant_id)
+    WHERE grants.subscriber_id = ?1 AND grants.unspent_microcredits > 0
+"""
+AVAILABLE = f"""
+    {_ASIDE} SELECT coalesce(sum({_REMAINING}), 0) {_WITH_CREDIT}
+        AND effective_time_us <= ?2 AND (expire_time_us IS NULL OR expire_time_us > ?2)
 """
 # What the next change of the wallet, or the sweep, will move on rather than let expire.
 ROLLING_OVER = f"""
-    SELECT {codec.GRANT} FROM grants INDEXED BY grants_with_credit
-    WHERE subscriber_id = ?1 AND remaining_microcredits > 0 AND expire_time_us <= ?2 AND rollover_microcredits_max > 0
+    {_ASIDE} SELECT {_GRANT} {_WITH_CREDIT} AND expire_time_us <= ?2 AND rollover_microcredits_max > 0
 """
-GRANT = f"SELECT {codec.GRANT} FROM grants WHERE subscriber_id = ? AND grant_id = ?"
+GRANT = f"SELECT {codec.GRANT_READ} FROM grants WHERE subscriber_id = ? AND grant_id = ?"
 RESERVED = """
     SELECT coalesce(sum(reserved_microcredits), 0) FROM reservations INDEXED BY reservations_active
     WHERE subscriber_id = ? AND state = 'ACTIVE'
 """
 GRANTEE = f"""
-    SELECT {codec.qualified("keys", codec.KEY)}, {codec.qualified("authorizations", codec.AUTHORIZATION)}
+    SELECT {codec.qualified("keys", codec.KEY)}, {codec.AUTHORIZATION_READ}
     FROM keys JOIN authorizations USING (authorization_id) WHERE keys.secret_hash = ?
 """
 CHARGE_OF_REQUEST = f"""
@@ -49,13 +60,13 @@ RESERVATION_OF_REQUEST = f"""
     WHERE subscriber_id = ? AND authorization_id = ? AND request_id = ? AND state = 'ACTIVE'
 """
 KEYS_PAGE = f"""
-    SELECT {codec.qualified("keys", codec.KEY)}, {codec.qualified("authorizations", codec.AUTHORIZATION)}
+    SELECT {codec.qualified("keys", codec.KEY)}, {codec.AUTHORIZATION_READ}
     FROM authorizations JOIN keys USING (authorization_id)
     WHERE authorizations.subscriber_id = ? AND keys.key_id > ? ORDER BY keys.key_id LIMIT ?
 """
 GRANTS_PAGE = f"""
-    SELECT grant_number, {codec.GRANT} FROM grants
-    WHERE subscriber_id = ? AND grant_number < ? ORDER BY grant_number DESC LIMIT ?
+    {_ASIDE} SELECT grant_number, {_GRANT} FROM grants LEFT JOIN aside USING (grant_id)
+    WHERE grants.subscriber_id = ?1 AND grant_number < ?2 ORDER BY grant_number DESC LIMIT ?3
 """
 ACCOUNT_DAYS = """
     SELECT account, debited_credits, debited_rest, credited_credits, credited_rest FROM account_days
@@ -163,7 +174,7 @@ class Query:
 
     def _authorization(self, subscriber_id: str, authorization_id: str) -> Authorization:
         columns = self._one(
-            f"SELECT {codec.AUTHORIZATION} FROM authorizations WHERE authorization_id = ? AND subscriber_id = ?",
+            f"SELECT {codec.AUTHORIZATION_READ} FROM authorizations WHERE authorization_id = ? AND subscriber_id = ?",
             authorization_id,
             subscriber_id,
         )

@@ -2,10 +2,12 @@
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 from metergate.core.accounts import AccountDayKey, roll_up
-from metergate.core.books import Books
+from metergate.core.books import Books, GrantKey
 from metergate.core.credits import MICROCREDITS_PER_CREDIT
 from metergate.core.reservation import Reservation, ReservationState
 from metergate.core.rows import Authorization, Grant, Wallet
@@ -45,12 +47,10 @@ ADD_TO_ACCOUNT_DAY = """
 UPDATE_WALLET = "UPDATE wallets SET sequence = ? WHERE subscriber_id = ?"
 UPDATE_WALLET_STATE = "UPDATE wallets SET state = ? WHERE subscriber_id = ?"
 UPDATE_GRANT = """
-    UPDATE grants SET remaining_microcredits = ?, amount_microcredits = ?, reverse_time_us = ?
+    UPDATE grants SET unspent_microcredits = unspent_microcredits + ?, amount_microcredits = ?, reverse_time_us = ?
     WHERE subscriber_id = ? AND grant_id = ?
 """
-UPDATE_AUTHORIZATION = """
-    UPDATE authorizations SET charged_microcredits = ?, reserved_microcredits = ? WHERE authorization_id = ?
-"""
+UPDATE_AUTHORIZATION = "UPDATE authorizations SET charged_microcredits = ? WHERE authorization_id = ?"
 REVOKE_AUTHORIZATION = "UPDATE authorizations SET revoke_time_us = ? WHERE authorization_id = ?"
 _CAPTURED = "UPDATE reservations SET captured_microcredits = ?, captured_usage = ?, delivered_microcredits = ?"
 _EXTENDED = f"{_CAPTURED}, reserved_microcredits = ?, allocations = ?"
@@ -63,10 +63,25 @@ EXTEND_RESERVATION = f"{_EXTENDED} {_IF_ACTIVE}"
 CLOSE_RESERVATION = f"{_CLOSED} {_IF_ACTIVE}"
 
 
-def save(connection: sqlite3.Connection, books: Books, loaded: Mapping[str, Reservation]) -> None:
-    """Write what the books added and changed; ``loaded`` are the reservations as they were before, by id.
+@dataclass(frozen=True, slots=True)
+class Before:
+    """The rows as they were before the batch, by key."""
 
-    RowsMissing if a count of rows is not what it must be; the caller then gives up the whole transaction.
+    reservations: Mapping[str, Reservation]
+    grants: Mapping[GrantKey, Grant]
+    authorizations: Mapping[str, Authorization]
+
+    @classmethod
+    def of(cls, books: Books) -> Self:
+        """Of books that were just loaded."""
+        return cls(dict(books.reservations.rows), dict(books.grants.rows), dict(books.authorizations.rows))
+
+
+def save(connection: sqlite3.Connection, books: Books, before: Before) -> None:
+    """Write what the books added and changed.
+
+    What a reservation sets aside stands on its own row only: reserving writes nothing else. RowsMissing if a count of
+    rows is not what it must be; the caller then gives up the whole transaction.
     """
     write = partial(_write, connection)
     write(INSERT_WALLET, map(codec.wallet_columns, books.wallets.added.values()))
@@ -74,13 +89,15 @@ def save(connection: sqlite3.Connection, books: Books, loaded: Mapping[str, Rese
     corrected = {correction.subscriber_id for correction in books.corrections.added.values()}
     wallets = (books.wallets.rows[subscriber_id] for subscriber_id in corrected)
     write(UPDATE_WALLET_STATE, [(wallet.state, wallet.subscriber_id) for wallet in wallets])  # by nothing else
-    write(INSERT_GRANT, map(codec.grant_columns, books.grants.added.values()))
-    write(UPDATE_GRANT, map(_grant_change, books.grants.changed.values()))
+    set_aside = _set_aside(books, before)
+    added = books.grants.added.items()
+    write(INSERT_GRANT, [codec.grant_columns(grant, set_aside.get(key, 0)) for key, grant in added])
+    write(UPDATE_GRANT, _grant_changes(books, before, set_aside))
     write(INSERT_AUTHORIZATION, map(codec.authorization_columns, books.authorizations.added.values()))
-    write(UPDATE_AUTHORIZATION, map(_authorization_change, books.authorizations.changed.values()))
+    write(UPDATE_AUTHORIZATION, _authorization_changes(books, before))
     revoked = [row for row in books.authorizations.changed.values() if row.revoke_time_us is not None]  # very few
     write(REVOKE_AUTHORIZATION, [(row.revoke_time_us, row.authorization_id) for row in revoked])
-    _save_changed_reservations(write, books.reservations.changed, loaded)  # closes a request before it runs again
+    _save_changed_reservations(write, books.reservations.changed, before.reservations)  # before a request runs again
     write(INSERT_RESERVATION, map(codec.reservation_columns, books.reservations.added.values()))
     write(INSERT_CHARGE, map(codec.charge_columns, books.charges.added.values()))
     write(INSERT_TRANSFER, map(codec.transfer_columns, books.transfers))
@@ -142,18 +159,48 @@ def _wallet_change(row: Wallet) -> Columns:
     return (row.sequence, row.subscriber_id)
 
 
-def _grant_change(row: Grant) -> Columns:
-    return (
-        row.remaining_microcredits,
-        row.amount_microcredits,
-        row.reverse_time_us,
-        row.subscriber_id,
-        row.grant_id,
-    )
+def _set_aside(books: Books, before: Before) -> dict[GrantKey, int]:
+    """By how much the batch moved what open reservations set aside of each grant."""
+    moved: dict[GrantKey, int] = {}
+    for row in books.reservations.added.values():
+        for part in row.allocations:
+            key = (row.subscriber_id, part.grant_id)
+            moved[key] = moved.get(key, 0) + part.amount_microcredits
+    for row in books.reservations.changed.values():
+        allocations = before.reservations[row.reservation_id].allocations
+        if row.allocations is allocations:
+            continue
+        for part in row.allocations:
+            key = (row.subscriber_id, part.grant_id)
+            moved[key] = moved.get(key, 0) + part.amount_microcredits
+        for part in allocations:
+            key = (row.subscriber_id, part.grant_id)
+            moved[key] = moved.get(key, 0) - part.amount_microcredits
+    return moved
 
 
-def _authorization_change(row: Authorization) -> Columns:
-    return (row.charged_microcredits, row.reserved_microcredits, row.authorization_id)
+def _grant_changes(books: Books, before: Before, set_aside: Mapping[GrantKey, int]) -> list[Columns]:
+    """Of grants that were there, and of which more changed than how their credit is divided."""
+    rows: list[Columns] = []
+    for key in {**books.grants.changed, **set_aside}:
+        was = before.grants.get(key)
+        if was is None:
+            continue
+        grant = books.grants.rows[key]
+        spent = was.remaining_microcredits - grant.remaining_microcredits - set_aside.get(key, 0)
+        amount, reverse_time_us = grant.amount_microcredits, grant.reverse_time_us
+        if spent or amount != was.amount_microcredits or reverse_time_us != was.reverse_time_us:
+            rows.append((-spent, amount, reverse_time_us, *key))
+    return rows
+
+
+def _authorization_changes(books: Books, before: Before) -> list[Columns]:
+    """Of authorizations of which more changed than what is reserved."""
+    return [
+        (row.charged_microcredits, authorization_id)
+        for authorization_id, row in books.authorizations.changed.items()
+        if row.charged_microcredits != before.authorizations[authorization_id].charged_microcredits
+    ]
 
 
 def _account_day(moved: tuple[AccountDayKey, tuple[int, int]]) -> Columns:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self, cast
 from uuid import uuid4
 
-from metergate.core.errors import MetergateError, Overloaded, StoreUnavailable
+from metergate.core.errors import MetergateError, Overloaded, ResourceNotFound, StoreUnavailable
 from metergate.core.leases import Leases
 from metergate.core.operations import (
     AddAuthorization,
@@ -166,6 +166,9 @@ class SqliteLedgerStore(SqliteLedgerReader):
         abandoned = [
             row for row in rows if (row.owner == self.owner and not is_running(row.reservation_id)) or row.owner in dead
         ]
+        if abandoned:  # a request that ended since then is not known any more, but its reservation is closed
+            still_open = set(await self._read(lambda query: tuple(open_reservations(query.connection))))
+            abandoned = [row for row in abandoned if row in still_open]
         results = await asyncio.gather(*(self._recover(row) for row in abandoned), return_exceptions=True)
         settled = sum(isinstance(result, Settled) for result in results)
         return Recovery(settled=settled, stuck=len(results) - settled)
@@ -202,12 +205,16 @@ class SqliteLedgerStore(SqliteLedgerReader):
         outcomes = await asyncio.gather(
             *(self._commits.submit(operation, is_new_work=True) for operation in operations), return_exceptions=True
         )
+        erased = set()
         for operation, outcome in zip(operations, outcomes, strict=True):
             if isinstance(outcome, StoreUnavailable | Overloaded):
                 raise outcome
-            if isinstance(outcome, BaseException):  # books that cannot be read: they must not keep all others from it
+            if isinstance(outcome, ResourceNotFound):  # meanwhile: the next sweep finds its grants by its pseudonym
+                erased.add(operation.subscriber_id)
+            elif isinstance(outcome, BaseException):  # books that cannot be read: they must not keep all others from it
                 logger.error("grants of %r cannot expire: %s", operation.subscriber_id, outcome)
-        await self._set_up(SetUp(lambda connection: expiring.mark_swept(connection, grants)))
+        swept = [grant for grant in grants if grant.subscriber_id not in erased]
+        await self._set_up(SetUp(lambda connection: expiring.mark_swept(connection, swept)))
         return len(grants)
 
     # --- corrections ------------------------------------------------------------------------------------------------

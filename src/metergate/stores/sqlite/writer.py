@@ -25,7 +25,7 @@ from metergate.stores.sqlite.compacting import compact_if_small
 from metergate.stores.sqlite.connection import BUSY_TIMEOUT_S, FileIdentity, open_for_writing
 from metergate.stores.sqlite.loading import Loader
 from metergate.stores.sqlite.open_rows import OpenRows
-from metergate.stores.sqlite.saving import RowsMissing, save, save_captured
+from metergate.stores.sqlite.saving import Before, RowsMissing, save, save_captured
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class SqliteWriter:
         self._is_wal_clean = True  # False: it may hold what was erased
         self._wal_cleaned_time_us = 0
         self._open = OpenRows()
+        self._checks_references = True
 
     @property
     def owner(self) -> Owner:
@@ -121,6 +122,7 @@ class SqliteWriter:
     def close(self) -> None:
         """Close the connection; what was committed stays."""
         self._open = OpenRows()
+        self._checks_references = True
         if self._connection is not None:
             connection, self._connection = self._connection, None
             try:
@@ -258,6 +260,7 @@ class SqliteWriter:
 
     def _transact(self, connection: sqlite3.Connection, operations: Sequence[WriteOperation]) -> list[Result]:
         results: list[Result] = [None] * len(operations)
+        self._check_references(connection, operations)
         connection.execute("BEGIN IMMEDIATE")
         to_decide: list[tuple[int, Operation]] = []
         set_ups: list[tuple[int, SetUp]] = []
@@ -273,7 +276,7 @@ class SqliteWriter:
             else:
                 to_decide.append((position, operation))
         books = Loader(connection, self._open).load([operation for _, operation in to_decide])
-        loaded = dict(books.reservations.rows)
+        before = Before.of(books)
         ledger = Ledger(books)
         for position, operation in to_decide:
             try:
@@ -281,7 +284,7 @@ class SqliteWriter:
             except MetergateError as refusal:
                 results[position] = refusal
         expired_microcredits = _expired_microcredits(books)
-        save(connection, books, loaded)
+        save(connection, books, before)
         for position, set_up in set_ups:
             try:
                 results[position] = set_up.run(connection)
@@ -325,6 +328,13 @@ class SqliteWriter:
         self._open.keep_captured(rows)
         self._remove_traces(connection, ())
         return results
+
+    def _check_references(self, connection: sqlite3.Connection, operations: Sequence[WriteOperation]) -> None:
+        """Unless something is erased: to see that nothing refers to a wallet, SQLite would read every reservation."""
+        checks = not any(isinstance(operation, SetUp) and operation.leaves_traces for operation in operations)
+        if checks is not self._checks_references:
+            connection.execute(f"PRAGMA foreign_keys = {'ON' if checks else 'OFF'}")
+            self._checks_references = checks
 
     def _commit(self, connection: sqlite3.Connection) -> None:
         connection.execute("COMMIT")
