@@ -35,9 +35,8 @@ WAL_BYTES_AFTER_CHECKPOINT = 64 * 1024 * 1024
 # not 4 MB as by itself, copies a busy page an eighth as often; reading a WAL of that size after a crash took 0.02 s.
 CHECKPOINT_PAGES = 8_192
 
-# Of a ledger of a million wallets and ten million charges: all pages of the wallets and their grants, and the inner
-# ones of every index, which each reservation and settlement goes through. A smaller file takes no more than its size.
-CACHE_KIBIBYTES = 256 * 1024
+# The inner pages of every index of a ledger of ten million charges, which each reservation and settlement goes through.
+CACHE_KIBIBYTES = 64 * 1024
 
 
 class FileLock:
