@@ -5,7 +5,7 @@ asked instead, which SGLang answers from its scheduler's signs of life. Stop tex
 protocol has no seed: a request with one is refused.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpc import aio
@@ -14,9 +14,9 @@ from smg_grpc_proto.generated import sglang_scheduler_pb2, sglang_scheduler_pb2_
 
 from metergate.backends.answer_checks import AnswerChecks
 from metergate.backends.engine import EngineInfo, read_defaults
-from metergate.backends.engine_answer import finish_reason_of, usage_report
+from metergate.backends.engine_answer import ChunkedAnswer, usage_report
 from metergate.core.errors import BackendRejected
-from metergate.core.inference import BackendEvent, BackendRequest, Finish, ResponseFormatKind, TokenIds
+from metergate.core.inference import BackendRequest, ResponseFormatKind, UsageReport
 
 _SERVICE = "sglang.grpc.scheduler.SglangScheduler"
 _ANY_OBJECT = '{"type": "object"}'
@@ -97,36 +97,14 @@ def _sampling_params(request: BackendRequest, defaults: Mapping[str, float]) -> 
     return params
 
 
-class SglangAnswer:
-    """Reads one answer.
+class SglangAnswer(ChunkedAnswer):
+    """Reads one answer. The counts of the message that completes it are of the whole answer."""
 
-    Each chunk has the ids that are new; the message that completes the answer repeats the last chunk's. Its counts are
-    of the whole answer.
-    """
-
-    def __init__(self, checks: AnswerChecks) -> None:
-        self._checks = checks
-        self._has_chunks = False
-
-    def read(self, message: sglang_scheduler_pb2.GenerateResponse) -> Iterator[BackendEvent]:
-        """The events of one message; BackendUnavailable if they make no sense."""
-        if message.HasField("chunk"):
-            self._has_chunks = True
-            if message.chunk.token_ids:
-                self._checks.before_delta()
-                yield TokenIds(message.chunk.token_ids)
-        elif message.HasField("complete"):
-            complete = message.complete
-            if not self._has_chunks and complete.output_ids:
-                self._checks.before_delta()
-                yield TokenIds(complete.output_ids)
-            reason = finish_reason_of(complete.finish_reason, self._checks)
-            if self._checks.finish():
-                yield Finish(reason=reason)
-                yield from usage_report(
-                    self._checks,
-                    prompt=complete.prompt_tokens,
-                    cached=complete.cached_tokens,
-                    completion=complete.completion_tokens,
-                    reasoning=complete.reasoning_tokens,
-                )
+    def _usage(self, complete: sglang_scheduler_pb2.GenerateComplete) -> list[UsageReport]:
+        return usage_report(
+            self._checks,
+            prompt=complete.prompt_tokens,
+            cached=complete.cached_tokens,
+            completion=complete.completion_tokens,
+            reasoning=complete.reasoning_tokens,
+        )

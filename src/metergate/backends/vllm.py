@@ -11,9 +11,9 @@ from smg_grpc_proto.generated import vllm_engine_pb2, vllm_engine_pb2_grpc
 
 from metergate.backends.answer_checks import AnswerChecks
 from metergate.backends.engine import EngineInfo, read_defaults
-from metergate.backends.engine_answer import finish_reason_of, usage_report
+from metergate.backends.engine_answer import ChunkedAnswer, usage_report
 from metergate.core.errors import BackendRejected
-from metergate.core.inference import BackendEvent, BackendRequest, Finish, ResponseFormatKind, Sampling, TokenIds
+from metergate.core.inference import BackendEvent, BackendRequest, ResponseFormatKind, Sampling, UsageReport
 
 _SEED_MAX = 2**31 - 1  # the protocol's seed has 32 bits
 
@@ -92,39 +92,23 @@ def _sampling_params(request: BackendRequest, defaults: Mapping[str, float]) -> 
     return params
 
 
-class VllmAnswer:
-    """Reads one answer.
-
-    Each chunk has the ids that are new, and says how many; the message that completes the answer repeats the last
-    chunk's. So reported completion tokens are added up over the chunks.
-    """
+class VllmAnswer(ChunkedAnswer):
+    """Reads one answer. Each chunk says how many ids are new: completion tokens are added up over the chunks."""
 
     def __init__(self, checks: AnswerChecks) -> None:
-        self._checks = checks
-        self._has_chunks = False
+        super().__init__(checks)
         self._completion_tokens = 0
 
     def read(self, message: vllm_engine_pb2.GenerateResponse) -> Iterator[BackendEvent]:
         """The events of one message; BackendUnavailable if they make no sense."""
         if message.HasField("chunk"):
-            self._has_chunks = True
             self._completion_tokens += message.chunk.completion_tokens
-            if message.chunk.token_ids:
-                self._checks.before_delta()
-                yield TokenIds(message.chunk.token_ids)
-        elif message.HasField("complete"):
-            complete = message.complete
-            if not self._has_chunks:
-                self._completion_tokens = complete.completion_tokens
-                if complete.output_ids:
-                    self._checks.before_delta()
-                    yield TokenIds(complete.output_ids)
-            reason = finish_reason_of(complete.finish_reason, self._checks)
-            if self._checks.finish():
-                yield Finish(reason=reason)
-                yield from usage_report(
-                    self._checks,
-                    prompt=complete.prompt_tokens,
-                    cached=complete.cached_tokens,
-                    completion=self._completion_tokens,
-                )
+        return super().read(message)
+
+    def _usage(self, complete: vllm_engine_pb2.GenerateComplete) -> list[UsageReport]:
+        return usage_report(
+            self._checks,
+            prompt=complete.prompt_tokens,
+            cached=complete.cached_tokens,
+            completion=self._completion_tokens if self._has_chunks else complete.completion_tokens,
+        )
