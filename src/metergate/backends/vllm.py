@@ -10,10 +10,10 @@ from grpc import aio
 from smg_grpc_proto.generated import vllm_engine_pb2, vllm_engine_pb2_grpc
 
 from metergate.backends.answer_checks import AnswerChecks
-from metergate.backends.engine import EngineInfo, read_defaults
+from metergate.backends.engine import EngineInfo, sampling_values
 from metergate.backends.engine_answer import ChunkedAnswer, usage_report
 from metergate.core.errors import BackendRejected
-from metergate.core.inference import BackendEvent, BackendRequest, ResponseFormatKind, Sampling, UsageReport
+from metergate.core.inference import BackendEvent, BackendRequest, ResponseFormatKind, UsageReport
 
 _SEED_MAX = 2**31 - 1  # the protocol's seed has 32 bits
 
@@ -60,26 +60,14 @@ class VllmProtocol:
     async def info(self, metadata: Sequence[tuple[str, str]], timeout_seconds: float) -> EngineInfo:
         """What it says of itself."""
         message = vllm_engine_pb2.GetModelInfoRequest()
-        info = await self._stub.GetModelInfo(message, metadata=metadata, timeout=timeout_seconds)
-        return EngineInfo(
-            names=frozenset({info.served_model_name, info.model_path} - {""}),
-            is_generation=info.is_generation,
-            context_tokens=info.max_context_length,
-            vocabulary_tokens=info.vocab_size,
-            defaults=read_defaults(info.default_sampling_params_json),
-        )
+        return EngineInfo.read(await self._stub.GetModelInfo(message, metadata=metadata, timeout=timeout_seconds))
 
 
 def _sampling_params(request: BackendRequest, defaults: Mapping[str, float]) -> vllm_engine_pb2.SamplingParams:
-    sampling: Sampling = request.sampling
+    sampling = request.sampling
     params = vllm_engine_pb2.SamplingParams(
-        temperature=defaults.get("temperature", 1.0) if sampling.temperature is None else sampling.temperature,
-        top_p=defaults.get("top_p", 1.0) if sampling.top_p is None else sampling.top_p,
         top_k=max(0, int(defaults.get("top_k", 0))) if sampling.top_k is None else sampling.top_k,  # 0: all
-        min_p=defaults.get("min_p", 0.0) if sampling.min_p is None else sampling.min_p,
-        repetition_penalty=defaults.get("repetition_penalty", 1.0),
-        frequency_penalty=sampling.frequency_penalty or 0.0,
-        presence_penalty=sampling.presence_penalty or 0.0,
+        **sampling_values(sampling, defaults),
         max_tokens=request.max_completion_tokens,
         seed=sampling.seed,
         skip_special_tokens=True,
