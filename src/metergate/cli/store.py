@@ -9,7 +9,6 @@ from typing import Protocol, TypeVar
 from uuid import uuid4
 
 from metergate.app import SystemClock
-from metergate.cli.gateway import serving_gateway
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
@@ -21,6 +20,7 @@ from metergate.core.operations import (
     SetWalletState,
 )
 from metergate.core.rows import ApiKey, Authorization, Correction, Erasure, Grant, Wallet
+from metergate.edges.admin_client import serving_gateway
 from metergate.edges.admin_socket import admin_socket_path
 from metergate.ports import Page
 from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore
