@@ -1,12 +1,12 @@
 """Stand-ins that keep every promise of the ports they implement, in memory."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from metergate.core.accounts import DAY_US, AccountBalance, RollUp
-from metergate.core.audit import SubscriberLedger
+from metergate.core.audit import ClosedProblem, ClosedReservation, SubscriberLedger
 from metergate.core.books import LOST_TO, Books, request_key
 from metergate.core.erasing import ERASED_REASON, check_erasure, grant_pseudonyms, pseudonym
 from metergate.core.errors import (
@@ -497,12 +497,8 @@ class MemoryLedgerStore:
                 grants=tuple(self.books.grants_of(mine)),
                 authorizations=tuple(r for r in self.books.authorizations.rows.values() if r.subscriber_id == mine),
                 open_reservations=tuple(row for row in reservations if row.state is ReservationState.ACTIVE),
-                settled_reservation_ids_without_charge=tuple(sorted(settled - charged)),
-                closed_reservation_ids_with_allocations=tuple(
-                    row.reservation_id
-                    for row in reservations
-                    if row.state is not ReservationState.ACTIVE and row.allocations
-                ),
+                ownerless_reservation_ids=(),
+                wrong_closed_reservations=tuple(_wrong_closed(reservations, charged)),
                 charge_ids_without_settled_reservation=tuple(
                     row.charge_id
                     for row in charges
@@ -577,6 +573,26 @@ def _refunded(charges: Iterable[Charge], books: Books) -> dict[str, int]:
         amount = books.refunded_microcredits(charge.charge_id)
         refunded[charge.authorization_id] = refunded.get(charge.authorization_id, 0) + amount
     return refunded
+
+
+def _wrong_closed(reservations: Iterable[Reservation], charged: set[str]) -> Iterator[ClosedReservation]:
+    for row in reservations:
+        if row.state is ReservationState.ACTIVE:
+            continue
+        marks = [0, row.delivered_microcredits, row.captured_microcredits, row.reserved_microcredits]
+        problem = None
+        if row.state is ReservationState.SETTLED and row.reservation_id not in charged:
+            problem = ClosedProblem.NOT_CHARGED
+        elif row.allocations:
+            problem = ClosedProblem.SETS_ASIDE
+        elif row.close_cause is None or row.close_time_us is None:
+            problem = ClosedProblem.HALF_CLOSED
+        elif marks != sorted(marks) or row.reserved_microcredits > row.limit_microcredits:
+            problem = ClosedProblem.WATERMARKS
+        elif row.state is ReservationState.RELEASED and row.delivered_microcredits:
+            problem = ClosedProblem.DELIVERED
+        if problem is not None:
+            yield ClosedReservation(reservation_id=row.reservation_id, problem=problem)
 
 
 def _page(oldest_first: Sequence[Row], cursor: str | None, size: int) -> Page[Row]:

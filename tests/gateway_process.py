@@ -1,5 +1,6 @@
 """A gateway as an operator runs it: a configuration file, a store set up beforehand, and ``metergate serve``."""
 
+import asyncio
 import json
 import os
 import re
@@ -277,6 +278,9 @@ class GatewayProcess:
     _process: "subprocess.Popen[str] | None" = None
     _ready: threading.Event = field(default_factory=threading.Event)
     _reader: threading.Thread | None = None
+    # A run that is interrupted leaves threads behind that start and kill: after its end, none starts another process.
+    _changing: threading.RLock = field(default_factory=threading.RLock)
+    _is_over: bool = False
 
     @property
     def books(self) -> Books:
@@ -291,17 +295,19 @@ class GatewayProcess:
 
     def start(self) -> Self:
         """Start it and wait until it says where it serves."""
-        self._ready.clear()
-        self._process = subprocess.Popen(
-            [*METERGATE, "serve"],
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
-        self._reader.start()
+        with self._changing:
+            assert not self._is_over, "the run that started it is over"
+            self._ready.clear()
+            self._process = subprocess.Popen(
+                [*METERGATE, "serve"],
+                cwd=self.folder,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+            self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+            self._reader.start()
         assert self._ready.wait(START_SECONDS_MAX), self.log()
         assert self.port, self.log()
         return self
@@ -351,8 +357,9 @@ class GatewayProcess:
 
     def kill(self) -> None:
         """End it without a warning, as a crash does."""
-        self.signal(signal.SIGKILL)
-        self.wait()
+        with self._changing:
+            self.signal(signal.SIGKILL)
+            self.wait()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -360,14 +367,17 @@ class GatewayProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is None:
-            return
-        if kind is None:
-            try:
-                self.stop()
+        with self._changing:
+            self._is_over = True
+            if self._process is None:
                 return
-            finally:
-                if self._process is not None:
-                    self.kill()
-        self.kill()
-        sys.stderr.write(self.log())
+            if kind is None:
+                try:
+                    self.stop()
+                    return
+                finally:
+                    if self._process is not None:
+                        self.kill()
+            self.kill()
+            if kind is not asyncio.CancelledError:
+                sys.stderr.write(self.log())

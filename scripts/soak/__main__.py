@@ -1,6 +1,7 @@
 """Run the soak: ``PYTHONPATH=scripts:tests python -m soak --help``."""
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from rich.table import Table
 from soak.counting import counting
 from soak.crash import crash
 from soak.faults import faults
+from soak.memory import memory
 from soak.parts import Figures, Step
 from soak.power import power
 from soak.scale import scale
@@ -24,12 +26,19 @@ PARTS: Mapping[str, tuple[Callable[[int, Step], Figures], int]] = {
     "power": (power, 2_000),
     "faults": (faults, 1_200),
     "counting": (counting, 20_000),
+    "memory": (memory, 500),  # thousands of charges
     "scale": (scale, 10_000),  # thousands of charges
 }
 
 
+# As a shell says it of what Ctrl-C ended.
+INTERRUPTED = 128 + signal.SIGINT
+
+
 def main() -> int:
     """The command line; 1 if a law did not hold."""
+    # Told to end, by whichever signal, it must not leave a gateway behind: both leave through the same clean-up.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     parser = argparse.ArgumentParser(prog="soak", description="Prove the laws for longer than the tests do.")
     parser.add_argument("--only", choices=tuple(PARTS), action="append", help="default: all, one after the other")
     parser.add_argument(
@@ -65,4 +74,8 @@ def _run(name: str, part: Callable[[int, Step], Figures], steps: int, console: C
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted; nothing is left running", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -63,8 +63,10 @@ CHARGES = """
 """
 GRANT_TRANSFERS = """
     INSERT INTO transfers (subscriber_id, sequence, kind, debit_account, credit_account, amount_microcredits, grant_id,
-        charge_id, create_time_us)
-    SELECT printf('s%07d', n), 1, 'GRANT', 'payments', 'grant:first', {grant}, 'first', '', {time} FROM numbers
+        charge_id, create_time_us, grant_terms)
+    SELECT printf('s%07d', n), 1, 'GRANT', 'payments', 'grant:first', {grant}, 'first', '', {time},
+        '["TOP_UP",10,0,0,0]'
+    FROM numbers
 """
 # In the order of their key: a wallet's charges lie a number of wallets apart.
 CHARGE_TRANSFERS = """

@@ -2,8 +2,6 @@
 
 import asyncio
 import random
-import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +16,7 @@ from metergate.app import SystemClock
 from metergate.stores.sqlite import SqliteLedgerStore
 from soak.generating import GRANT_MICROCREDITS, generate
 from soak.parts import Figures, Step
+from soak.watching import watch
 
 ROUNDS = 30
 SEED = 20261124
@@ -25,8 +24,6 @@ WALLETS_SHARE = 10  # charges a wallet
 
 # Of an empty file's rate.
 SHARE_MIN = 0.8
-
-LOOK_SECONDS = 0.1
 
 # Memory of `verify` that does not depend on the size of the ledger: Python and its libraries, and a page of rows.
 VERIFY_MEGABYTES_MAX = 300
@@ -109,13 +106,5 @@ def _verify(folder: Path) -> tuple[float, float]:
     write_config(folder, openai_backend("http://127.0.0.1:9/v1"))
     began = time.perf_counter()
     command = [sys.executable, "-m", "metergate", "ledger", "verify", "--config", str(folder / "metergate.toml")]
-    peak_kilobytes = 0
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        # Not wait4's figure: a child starts with the peak of the process that started it.
-        while process.poll() is None:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            peak = re.search(r"VmHWM:\s+(\d+)", status)
-            peak_kilobytes = max(peak_kilobytes, int(peak[1]) if peak else 0)
-            time.sleep(LOOK_SECONDS)
-    assert process.returncode == 0, "verify found a difference"
-    return time.perf_counter() - began, peak_kilobytes / 1_000
+    peak_megabytes = watch(command)
+    return time.perf_counter() - began, peak_megabytes

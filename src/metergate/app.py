@@ -25,7 +25,7 @@ from metergate.core.errors import (
 )
 from metergate.edges.account import AccountServicer
 from metergate.edges.admin import AdminServicer
-from metergate.edges.admin_socket import PATH_BYTES_MAX, admin_socket_path, remove_admin_socket, start_admin_server
+from metergate.edges.admin_socket import PATH_BYTES_MAX, admin_socket_path, leave_admin_socket, start_admin_server
 from metergate.edges.auth import Authenticator
 from metergate.edges.catalog import CatalogServicer
 from metergate.edges.http import HttpServer, operators_pages
@@ -353,7 +353,7 @@ async def _start_admin(store_path: Path, servicer: AdminServicer, opened: AsyncE
         logger.warning("commands cannot write while this gateway serves: the path %s is too long for a socket", path)
         return
     server = await start_admin_server(path, servicer)
-    opened.callback(remove_admin_socket, path)
+    opened.callback(leave_admin_socket, path)
     opened.push_async_callback(server.stop, LAST_WORDS_SECONDS)
 
 

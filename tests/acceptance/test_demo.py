@@ -1,7 +1,6 @@
 """The demo, as a person runs it: it shows the main job on the real model, and leaves nothing running."""
 
 import fcntl
-import os
 import signal
 import subprocess
 import sys
@@ -9,20 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import processes_in
 
 DEMO = Path(__file__).parents[2] / "scripts" / "demo.py"
-
-
-def processes_in(folder: Path) -> list[str]:
-    """The command lines of all processes that work below the folder."""
-    found = []
-    for process in Path("/proc").iterdir():
-        try:
-            if process.name.isdecimal() and Path(os.readlink(process / "cwd")).is_relative_to(folder):
-                found.append((process / "cmdline").read_text().replace("\0", " "))
-        except OSError:
-            continue  # it ended meanwhile, or is not ours to see
-    return found
 
 
 @pytest.mark.timeout(180)

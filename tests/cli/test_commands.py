@@ -193,12 +193,12 @@ def test_an_authorization_is_revoked_with_all_its_keys_and_takes_no_other(alice:
     assert "was revoked" in err
     code, out, _ = alice("authorization", "list", "alice", *STORE)
     assert code == 0
-    rows = [[cell.strip() for cell in line.strip().strip("│").split("│")] for line in out.splitlines() if "-1" in line]
-    assert [(row[0], row[1], row[2], row[4]) for row in rows] == [
-        ("notes-1", "notes", "2", "2.000000"),
-        ("maps-1", "maps", "1", ""),
+    rows = [re.split(r"  +", line.strip()) for line in out.splitlines() if "-1" in line]
+    assert [row[:5] for row in rows] == [
+        ["notes-1", "notes", "2", "0.000000", "2.000000"],
+        ["maps-1", "maps", "1", "0.000000"],
     ]
-    assert [bool(row[5]) for row in rows] == [True, False]
+    assert [row[5:] != [] for row in rows] == [True, False]
     assert alice("ledger", "verify", *STORE)[0] == 0
 
 
@@ -251,7 +251,7 @@ def test_a_file_of_another_application_is_refused_and_left_alone(run: Run, tmp_p
 def test_a_missing_configuration_is_refused_by_name(run: Run) -> None:
     code, _, err = run("wallet", "show", "alice")
     assert code == 2
-    assert "metergate.toml: it cannot be read: No such file or directory" in err
+    assert "metergate.toml: it cannot be read: there is no such file: go where it is, or name it with --config" in err
 
 
 def test_a_wrong_configuration_is_refused_with_every_problem(run: Run, tmp_path: Path) -> None:

@@ -49,6 +49,43 @@ def test_an_export_tells_how_many_rows_and_the_hash_of_the_file(
     assert "it is there already" in err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("accounts", "--from", "2026-12-02", "--until", "2026-12-01"),
+        ("export", "charges", "--output", "out", "--from", "2026-12-01T00:00:00Z", "--until", "2026-12-01T00:00:00Z"),
+        ("export", "charges", "--output", "out", "--from", "2026-12-02T00:00:00Z", "--until", "2026-12-01T00:00:00Z"),
+    ],
+)
+def test_a_range_that_ends_before_it_begins_is_refused(alice: Run, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    code, out, err = alice("ledger", *arguments, *STORE)
+    assert (code, out) == (2, "")
+    assert "ends before --from begins" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_day_of_its_own_is_a_range(alice: Run) -> None:
+    assert alice("ledger", "accounts", "--from", "2001-01-01", "--until", "2001-01-01", *STORE)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("tampering", "named"),
+    [
+        ("UPDATE wallets SET state = 'SUSPENDED'", "its corrections left it ACTIVE"),
+        ("UPDATE grants SET expire_time_us = effective_time_us + 1", "but it says"),
+        ("UPDATE grants SET rollover_microcredits_max = 1, rollover_seconds = 1", "rollover_microcredits_max 0, but"),
+    ],
+)
+def test_what_another_program_changed_is_named_and_verify_exits_with_1(
+    alice: Run, tmp_path: Path, tampering: str, named: str
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as tamperer:
+        assert tamperer.execute(tampering).rowcount == 1
+    code, out, _ = alice("ledger", "verify", *STORE)
+    assert code == 1
+    assert named in " ".join(re.sub(r"[^\w,:;. ]", " ", out).split())
+
+
 def test_a_backup_is_verified_and_restored_and_the_old_store_is_named(alice: Run, tmp_path: Path) -> None:
     code, out, err = alice("ledger", "backup", "backup.db", *STORE)
     assert (code, out) == (0, "backup.db\n")

@@ -41,8 +41,9 @@ async def path(tmp_path: Path) -> AsyncIterator[Path]:
     await store.add_subscriber(a_wallet("bob"))
     await store.add_authorization(a_consent("auth-bob", "bob"))
     await store.add_grant(a_grant("grant-1", 10, "bob"))
-    for name in ("one", "two", "open"):
+    for name in ("one", "two", "open", "released"):
         await reserve(store, name)
+    await store.settle(a_settle(None, "released", owner=store.owner))
     await store.settle(a_settle(9, "one", owner=store.owner))
     await store.settle(a_settle(30, "two", owner=store.owner, captured=40))
     await correct(store)
@@ -58,6 +59,7 @@ async def correct(store: SqliteLedgerStore) -> None:
     await store.add_authorization(a_consent("auth-carol", "carol"))
     await store.add_grant(a_grant("june", 100, "carol", priority=1, **june))
     await store.add_grant(a_grant("paid", 100, "carol", priority=2))
+    await store.add_grant(a_grant("july", 100, "carol", priority=20, **(june | {"expire_time_us": NOW_US + DAY_US})))
     hers: dict[str, Any] = {"subscriber_id": "carol", "now_us": NOW_US + 2}
     await reserve(store, "hers", authorization_id="auth-carol", subscriber_id="carol", wanted_microcredits=150)
     await store.settle(a_settle(65, "hers", owner=store.owner, captured=65, **hers))
@@ -154,6 +156,11 @@ TAMPERINGS = [
         DifferenceKind.CHARGE,
     ),
     (
+        "UPDATE charges SET usage_mismatch = 1, close_cause = 'CLIENT_CANCELLED', "
+        "usage_reported = '[[\"PROMPT\",2000]]' WHERE charge_id = 'charge-of-one'",
+        DifferenceKind.CHARGE,
+    ),
+    (
         "UPDATE charges SET usage_reported = '[[\"PROMPT\",2000]]' WHERE charge_id = 'charge-of-one'",
         DifferenceKind.CHARGE,
     ),
@@ -174,6 +181,39 @@ TAMPERINGS = [
     ("UPDATE transfers SET create_time_us = 1 WHERE kind = 'ROLLOVER'", DifferenceKind.TRANSFER),
     ("UPDATE transfers SET credit_account = 'breakage' WHERE kind = 'ROLLOVER'", DifferenceKind.TRANSFER),
     ("UPDATE transfers SET kind = 'EXPIRY', credit_account = 'breakage' WHERE kind = 'ROLLOVER'", DifferenceKind.GRANT),
+    # What a grant was agreed to be, before it makes a difference.
+    (
+        "UPDATE grants SET rollover_microcredits_max = 30, rollover_seconds = 60 WHERE grant_id = 'later'",
+        DifferenceKind.TRANSFER,
+    ),
+    ("UPDATE grants SET rollover_microcredits_max = 31 WHERE grant_id = 'july'", DifferenceKind.TRANSFER),
+    ("UPDATE grants SET rollover_seconds = 61 WHERE grant_id = 'july'", DifferenceKind.TRANSFER),
+    ("UPDATE grants SET expire_time_us = expire_time_us + 1 WHERE grant_id = 'july'", DifferenceKind.TRANSFER),
+    ("UPDATE grants SET priority = 1 WHERE grant_id = 'later'", DifferenceKind.TRANSFER),
+    ("UPDATE grants SET effective_time_us = 0 WHERE grant_id = 'later'", DifferenceKind.TRANSFER),
+    ("UPDATE grants SET source = 'PLAN_CYCLE' WHERE grant_id = 'grant-1'", DifferenceKind.TRANSFER),
+    ("UPDATE grants SET source = 'PLAN_CYCLE' WHERE grant_id LIKE 'refund%'", DifferenceKind.TRANSFER),
+    ("UPDATE grants SET priority = 1 WHERE grant_id LIKE 'adjustment:%'", DifferenceKind.TRANSFER),
+    ("UPDATE transfers SET grant_terms = NULL WHERE kind = 'GRANT'", DifferenceKind.TRANSFER),
+    (
+        "UPDATE transfers SET grant_terms = '[\"GIFT\",1,1,0,0]' WHERE kind = 'CHARGE'",
+        DifferenceKind.TRANSFER,
+    ),
+    ("UPDATE transfers SET grant_terms = '[]' WHERE kind = 'GRANT'", DifferenceKind.ROW),
+    # Reservations that were released, and owners.
+    ("UPDATE reservations SET delivered_microcredits = 9 WHERE state = 'RELEASED'", DifferenceKind.RESERVATION),
+    ("UPDATE reservations SET captured_microcredits = 101 WHERE state = 'RELEASED'", DifferenceKind.RESERVATION),
+    ("UPDATE reservations SET limit_microcredits = 5 WHERE state = 'RELEASED'", DifferenceKind.RESERVATION),
+    ("UPDATE reservations SET close_cause = NULL WHERE state = 'RELEASED'", DifferenceKind.RESERVATION),
+    ("UPDATE reservations SET close_time_us = NULL WHERE state = 'RELEASED'", DifferenceKind.RESERVATION),
+    (
+        "UPDATE reservations SET allocations = '[[\"grant-1\",100]]' WHERE state = 'RELEASED'",
+        DifferenceKind.RESERVATION,
+    ),
+    ("UPDATE reservations SET state = 'SETTLED' WHERE state = 'RELEASED'", DifferenceKind.RESERVATION),
+    ("DELETE FROM owners", DifferenceKind.RESERVATION),
+    ("UPDATE reservations SET owner_epoch = 9 WHERE state = 'ACTIVE'", DifferenceKind.RESERVATION),
+    ("UPDATE reservations SET owner_id = 'nobody' WHERE state = 'RELEASED'", DifferenceKind.RESERVATION),
     # Refunds.
     ("DELETE FROM corrections WHERE correction_id = 'refund-of-june'", DifferenceKind.CORRECTION),
     ("DELETE FROM corrections WHERE kind = 'REFUND'", DifferenceKind.AUTHORIZATION),
@@ -218,6 +258,7 @@ TAMPERINGS = [
     ("UPDATE charges SET charge_number = -charge_number", DifferenceKind.CHARGE),
     ("UPDATE wallets SET subscriber_id = '' WHERE subscriber_id = 'bob'", DifferenceKind.WALLET),
     ("UPDATE transfers SET subscriber_id = '' WHERE subscriber_id = 'bob'", DifferenceKind.WALLET),
+    ("UPDATE wallets SET state = 'SUSPENDED' WHERE subscriber_id = 'bob'", DifferenceKind.WALLET),  # without any
     ("UPDATE wallets SET state = 'CLOSED'", DifferenceKind.ROW),
     ("UPDATE grants SET source = 'LOTTERY'", DifferenceKind.ROW),
     ("UPDATE authorizations SET allowed_models = '{}'", DifferenceKind.ROW),

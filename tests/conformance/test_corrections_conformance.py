@@ -425,6 +425,32 @@ async def test_what_nobody_paid_for_or_is_not_there_is_not_reversed(store: Ledge
     await refused(store, store.reverse(a_reversal("gift", subscriber_id="nobody")), ResourceNotFound)
 
 
+async def test_another_subscribers_grant_is_not_reversed(store: LedgerStore) -> None:
+    await open_wallet(store)
+    await store.add_subscriber(a_wallet("bob"))
+    await store.add_grant(a_grant("bobs", 100, "bob"))
+    await refused(store, store.reverse(a_reversal("bobs")), ResourceNotFound)
+    assert await available(store, NOW_US, "bob") == 100
+
+
+@pytest.mark.parametrize("values", [{"correction_id": ""}, {"reason": ""}, {"actor": "line\nbreak"}])
+async def test_every_correction_says_by_what_id_why_and_by_whom(store: LedgerStore, values: dict[str, str]) -> None:
+    await open_wallet(store, a_grant())
+    hers: dict[str, Any] = {"correction_id": "c-1"} | values
+    name = hers.pop("correction_id")
+    await refused(store, store.adjust(an_adjustment(5, name, **hers)), RequestInvalid)
+    await refused(store, store.reverse(a_reversal("grant-1", name, **hers)), RequestInvalid)
+    await refused(store, store.set_wallet_state(a_state_change(name, WalletState.SUSPENDED, **hers)), RequestInvalid)
+
+
+async def test_an_id_of_a_correction_is_of_one_kind_only(store: LedgerStore) -> None:
+    await open_wallet(store, a_grant("paid", 100))
+    await store.adjust(an_adjustment(5, "used"))
+    await refused(store, store.refund(a_refund(5, "charge-of-res-1", "used")), IdConflict)
+    await refused(store, store.reverse(a_reversal("paid", "used")), IdConflict)
+    await refused(store, store.set_wallet_state(a_state_change("used", WalletState.ACTIVE)), IdConflict)
+
+
 # --- stopping a wallet ----------------------------------------------------------------------------------------------
 
 

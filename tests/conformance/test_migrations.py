@@ -7,14 +7,26 @@ a charge of two grants, one of none; a released reservation, and an open one.
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import FakeClock
-from ledger_rows import NOW_US, a_grant, a_key, available, differences
+from ledger_rows import (
+    NOW_US,
+    a_grant,
+    a_key,
+    a_refund,
+    a_settle,
+    an_adjustment,
+    available,
+    differences,
+    open_wallet,
+    reserve,
+)
 
 from metergate.core.errors import StoreRefused
 from metergate.core.reservation import Allocation, CloseCause
-from metergate.core.rows import Charge, Grant, TransferKind
+from metergate.core.rows import Charge, Grant, TransferKind, terms_of
 from metergate.ports import ChargeFilter, TransferFilter
 from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, connection
 
@@ -59,6 +71,8 @@ async def test_an_older_ledger_is_served_with_all_its_data(tmp_path: Path, versi
     transfers = (await store.list_transfers("alice", TransferFilter(), cursor=None, size=99)).rows
     added = {row.grant_id: row.grant_expire_time_us for row in transfers if row.kind is TransferKind.GRANT}
     assert added == {row.grant_id: row.expire_time_us for row in await _grants(store)}
+    terms = {row.grant_id: row.grant_terms for row in transfers if row.kind is TransferKind.GRANT}
+    assert terms == {row.grant_id: terms_of(row) for row in await _grants(store)}
     assert await available(store) == 980 - 40
     grantee = await store.find_grantee(b"h" * 32)
     assert grantee is not None
@@ -70,6 +84,35 @@ async def test_an_older_ledger_is_served_with_all_its_data(tmp_path: Path, versi
         assert raw.execute("PRAGMA user_version").fetchone() == (len(connection.migrations()),)
         assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert raw.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+async def test_the_terms_of_grants_that_version_7_made_are_those_of_their_rows(tmp_path: Path) -> None:
+    """Of grants that corrections and the ledger itself made, too, and of each once."""
+    path = tmp_path / "ledger.db"
+    store = await SqliteLedgerStore.open(path, clock=FakeClock(NOW_US), owner_id="gateway-1", create=True)
+    await open_wallet(store)
+    june: dict[str, Any] = {"rollover_microcredits_max": 30, "rollover_seconds": 60, "expire_time_us": NOW_US + 1}
+    await store.add_grant(a_grant("june", 100, **june))
+    await reserve(store, wanted_microcredits=90)
+    await store.settle(a_settle(60, owner=store.owner, captured=60))
+    for number, amount in enumerate((10, 20)):  # june is over: the first makes a grant, the second another one
+        await store.refund(a_refund(amount, "charge-of-res-1", f"refund-{number}", now_us=NOW_US + 2))
+    await reserve(store, "again", now_us=NOW_US + 3, wanted_microcredits=50)
+    await store.settle(a_settle(50, "again", owner=store.owner, captured=50, now_us=NOW_US + 3))
+    await store.refund(a_refund(50, "charge-of-again", "back", now_us=NOW_US + 4))  # to all of them, and makes none
+    await store.adjust(an_adjustment(7, now_us=NOW_US + 4))
+    await store.adjust(an_adjustment(-3, "taken", now_us=NOW_US + 4))
+    assert await differences(store) == []
+    before = (await store.list_transfers("alice", TransferFilter(), cursor=None, size=99)).rows
+    await store.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as raw:  # as version 7 had it
+        raw.execute("ALTER TABLE transfers DROP COLUMN grant_terms")
+        raw.execute("PRAGMA user_version = 7")
+    store = await open_store(path)
+    assert (await store.list_transfers("alice", TransferFilter(), cursor=None, size=99)).rows == before
+    assert sum(row.grant_terms is not None for row in before) == 5
+    assert await differences(store) == []
+    await store.close()
 
 
 async def test_an_upgraded_ledger_has_the_schema_of_a_new_one(tmp_path: Path) -> None:

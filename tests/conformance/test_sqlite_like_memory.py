@@ -37,8 +37,9 @@ from metergate.stores.sqlite import SqliteLedgerStore
 
 AMOUNTS = st.integers(min_value=0, max_value=400)
 RESERVATIONS = st.sampled_from(["res-1", "res-2", "res-3"])
+ALL = 1_000  # more reservations than any run has
 CORRECTIONS = st.sampled_from([f"c{number}" for number in range(9)])  # few: asked again, and with other content
-STEPS = st.one_of(
+OPERATIONS = st.one_of(
     st.tuples(
         st.just("grant"),
         st.sampled_from(["g1", "g2", "g3"]),
@@ -49,14 +50,21 @@ STEPS = st.one_of(
     st.tuples(st.just("reserve"), RESERVATIONS, st.sampled_from(["r1", "r2"]), AMOUNTS),
     st.tuples(st.just("capture"), RESERVATIONS, AMOUNTS, AMOUNTS, st.none() | st.integers(0, 150)),
     st.tuples(st.just("settle"), RESERVATIONS, st.none() | AMOUNTS, AMOUNTS),
-    st.tuples(st.just("request"), st.integers(10, 150), st.integers(0, 150)),
-    st.tuples(st.just("request"), st.integers(10, 150), st.integers(0, 150)),
     st.tuples(st.just("refund"), CORRECTIONS, st.integers(0, 2), st.integers(-1, 120)),
     st.tuples(st.just("adjust"), CORRECTIONS, st.integers(-200, 200), st.none() | st.integers(0, 1)),
     st.tuples(st.just("reverse"), CORRECTIONS, st.sampled_from(["g1", "g2", "g3", "rollover:g1"])),
     st.tuples(
         st.just("state"), CORRECTIONS, st.sampled_from([WalletState.ACTIVE, WalletState.ACTIVE, WalletState.SUSPENDED])
     ),
+)
+STEPS = st.one_of(
+    OPERATIONS,
+    OPERATIONS,
+    st.tuples(st.just("request"), st.integers(10, 150), st.integers(0, 150)),
+    st.tuples(st.just("request"), st.integers(10, 150), st.integers(0, 150)),
+    st.tuples(st.just("cancel"), OPERATIONS),
+    st.tuples(st.just("recover"), RESERVATIONS),
+    st.tuples(st.just("prune"), st.sampled_from([0, 1])),
     st.tuples(st.just("sweep"), st.integers(1, 2)),
     st.tuples(st.just("clock"), st.sampled_from([-1, 1, 1, 2])),
     st.tuples(st.just("restart")),
@@ -87,6 +95,7 @@ class World:
         self.path = path
         self._last: tuple[Any, ...] = ("clock", 0)
         self._requests = 0
+        self._lives = 0  # of reservations' names: an id is not used again after its reservation was pruned
 
     async def step(self, step: tuple[Any, ...]) -> Any:
         self._last = self._last if step == ("again",) else step
@@ -101,13 +110,36 @@ class World:
                 self.clock.advance(days * DAY_US)
             case ("restart",):
                 await self.restart()
+            case ("cancel", operation):
+                await self._give_up(operation)
+            case ("recover", name):  # of what nobody runs but this one
+                running = self._named(name)
+                return await self.store.recover_abandoned(lambda reservation_id: reservation_id == running)
+            case ("prune", days):
+                self._lives += 1
+                return await self.store.prune_reservations(self.clock.now_us() - days * DAY_US, count_max=ALL)
             case ("sweep", limit):
                 return await self.store.expire_grants(self.clock.now_us(), limit)
+            case ("refund", name, int() as position, amount):
+                return await self._ask(("refund", name, await self._charge_id(position), amount))
             case ("refund" | "adjust" | "reverse" | "state", *_):
                 return await self._correct(step, {"now_us": self.clock.now_us()})
             case _:
                 return await self._spend(step, {"now_us": self.clock.now_us()})
         return None
+
+    async def _give_up(self, operation: tuple[Any, ...]) -> None:
+        """Ask, and go away before the answer: it is carried out all the same."""
+        if operation[0] == "refund":  # what it is of is read before
+            _, name, position, amount = operation
+            operation = ("refund", name, await self._charge_id(position), amount)
+        asking = asyncio.create_task(self._ask(operation))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait([asking])
+        if not asking.cancelled():
+            asking.exception()  # a refusal that came at once
+        await self.store.check()  # comes after it
 
     async def _spend(self, step: tuple[Any, ...], now: dict[str, int]) -> Any:
         owned: dict[str, Any] = {"owner": self.store.owner} | now
@@ -119,7 +151,7 @@ class World:
                 return await self.store.add_grant(a_grant(grant_id, amount, expire_time_us=expire, **values))
             case ("reserve", name, request_id, wanted):
                 amounts = {"wanted_microcredits": wanted, "limit_microcredits": 300}
-                return await self.store.reserve(a_reserve(name, request_id=request_id, **amounts, **owned))
+                return await self.store.reserve(a_reserve(self._named(name), request_id=request_id, **amounts, **owned))
             case ("request", wanted, charged):
                 self._requests += 1
                 name = f"whole-{self._requests}"
@@ -129,15 +161,15 @@ class World:
             case ("capture", name, target, wanted, estimated):
                 estimate = None if estimated is None else Estimate(usage=tokens(estimated), microcredits=estimated)
                 values = {"wanted_microcredits": wanted, "estimate": estimate}
-                return await self.store.capture(a_capture(target, name, **values, **owned))
+                return await self.store.capture(a_capture(target, self._named(name), **values, **owned))
             case ("settle", name, charged, captured):
-                return await self.store.settle(a_settle(charged, name, captured=captured, **owned))
+                return await self.store.settle(a_settle(charged, self._named(name), captured=captured, **owned))
         raise AssertionError(step)
 
     async def _correct(self, step: tuple[Any, ...], now: dict[str, int]) -> Any:
         match step:
-            case ("refund", name, position, amount):
-                return await self.store.refund(a_refund(amount, await self._charge_id(position), name, **now))
+            case ("refund", name, charge_id, amount):
+                return await self.store.refund(a_refund(amount, charge_id, name, **now))
             case ("adjust", name, amount, days):
                 seconds = None if days is None else days * DAY_SECONDS
                 return await self.store.adjust(an_adjustment(amount, name, grant_seconds=seconds, **now))
@@ -146,6 +178,9 @@ class World:
             case ("state", name, state):
                 return await self.store.set_wallet_state(a_state_change(name, state, **now))
         raise AssertionError(step)
+
+    def _named(self, name: str) -> str:
+        return f"{name}-{self._lives}"
 
     async def _charge_id(self, position: int) -> str:
         """Of the newest charges; recovery makes ids of its own."""

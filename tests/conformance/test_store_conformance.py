@@ -41,7 +41,7 @@ from metergate.core.errors import (
 from metergate.core.operations import AddGrant, CaptureStatus, Replayed, Reserve, Reserved, Settle
 from metergate.core.rating import RateCard
 from metergate.core.reservation import Allocation, CloseCause, Owner
-from metergate.core.rows import Attempt, Channel, Charge, FinishReason, TransferKind, WalletState
+from metergate.core.rows import Attempt, Channel, Charge, FinishReason, GrantSource, TransferKind, WalletState
 from metergate.core.usage import CountingSource, TokenClass, Usage
 from metergate.ports import ChargeFilter, LedgerStore, TransferFilter
 
@@ -88,7 +88,8 @@ async def test_a_refused_reserve_changes_nothing(
 
 
 async def test_a_suspended_wallet_reserves_nothing(store: LedgerStore) -> None:
-    await store.add_subscriber(a_wallet(state=WalletState.SUSPENDED))
+    await store.add_subscriber(a_wallet())
+    await store.set_wallet_state(a_state_change("stop", WalletState.SUSPENDED))
     await store.add_authorization(a_consent())
     await store.add_grant(a_grant())
     with pytest.raises(WalletSuspended):
@@ -232,14 +233,14 @@ async def test_a_settle_charges_in_burn_order_and_gives_the_rest_back(store: Led
 async def test_a_charge_is_kept_with_everything_that_is_known_of_its_request(store: LedgerStore) -> None:
     await open_wallet(store, a_grant("soon", 30, priority=1), a_grant("late", 100), channel=Channel.CLOUD_PHONE)
     await reserve(store)
-    operation = a_settle(50, owner=store.owner, captured=60, close_cause=CloseCause.CLIENT_CANCELLED, now_us=NOW_US + 5)
+    operation = a_settle(50, owner=store.owner, captured=60, now_us=NOW_US + 5)
     assert operation.settlement is not None
     settlement = replace(
         operation.settlement,
         usage_reported=Usage.of({TokenClass.PROMPT: 7, TokenClass.CACHED_PROMPT: 5, TokenClass.REASONING: 3}),
         usage_mismatch=True,
         attempts=(Attempt(backend_id="first", problem="refused"), Attempt(backend_id="second", problem="")),
-        finish_reason=FinishReason.INTERRUPTED,
+        finish_reason=FinishReason.LENGTH,
     )
     await store.settle(replace(operation, settlement=settlement))
     assert await store.get_charge("alice", "charge-of-res-1") == Charge(
@@ -266,8 +267,8 @@ async def test_a_charge_is_kept_with_everything_that_is_known_of_its_request(sto
             Allocation(grant_id="soon", amount_microcredits=30),
             Allocation(grant_id="late", amount_microcredits=20),
         ),
-        finish_reason=FinishReason.INTERRUPTED,
-        close_cause=CloseCause.CLIENT_CANCELLED,
+        finish_reason=FinishReason.LENGTH,
+        close_cause=CloseCause.FINISHED,
         create_time_us=NOW_US,
         settle_time_us=NOW_US + 5,
     )
@@ -393,17 +394,47 @@ async def test_setting_up_for_nobody_is_refused(store: LedgerStore) -> None:
     "grant",
     [
         a_grant(amount=0),
+        a_grant(amount=-1),
         a_grant(amount=2**62 + 1),
+        a_grant(amount=2**63),
         a_grant(expire_time_us=0),
+        a_grant(effective_time_us=NOW_US, expire_time_us=NOW_US - 1),
+        a_grant(expire_time_us=-1),
         a_grant(remaining_microcredits=1),
         a_grant(effective_time_us=-1),
         a_grant(expire_time_us=2**62),
     ],
 )
-async def test_an_impossible_grant_is_refused(store: LedgerStore, grant: AddGrant) -> None:
+async def test_an_impossible_grant_is_refused_and_nothing_changes(store: LedgerStore, grant: AddGrant) -> None:
     await open_wallet(store)
     with pytest.raises(RequestInvalid):
         await store.add_grant(grant)
+    assert (await store.list_grants("alice", cursor=None, size=9)).rows == ()
+    assert (await store.list_transfers("alice", TransferFilter(), cursor=None, size=9)).rows == ()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"amount": 999},
+        {"source": GrantSource.GIFT},
+        {"priority": 11},
+        {"effective_time_us": 1},
+        {"expire_time_us": NOW_US + 6},
+        {"rollover_microcredits_max": 6},
+        {"rollover_seconds": 61},
+    ],
+)
+async def test_a_grants_id_stands_for_all_of_its_content(store: LedgerStore, values: dict[str, Any]) -> None:
+    terms: dict[str, Any] = {
+        "expire_time_us": NOW_US + 5,
+        "rollover_microcredits_max": 5,
+        "rollover_seconds": 60,
+    }
+    await open_wallet(store, a_grant(**terms))
+    with pytest.raises(IdConflict):
+        await store.add_grant(a_grant(**(terms | values)))
+    assert await available(store) == 1_000
 
 
 async def test_a_wallet_never_holds_more_than_an_amount_can_say(store: LedgerStore) -> None:
@@ -587,7 +618,8 @@ async def test_a_wallet_holds_a_bounded_number_of_grants_with_credit(
 
 
 async def test_a_stopped_wallet_or_authorization_may_spend_nothing(store: LedgerStore) -> None:
-    await store.add_subscriber(a_wallet(state=WalletState.SUSPENDED))
+    await store.add_subscriber(a_wallet())
+    await store.set_wallet_state(a_state_change("stop", WalletState.SUSPENDED))
     await store.add_authorization(a_consent())
     await store.add_grant(a_grant())
     await store.add_subscriber(a_wallet("bob"))
@@ -603,6 +635,13 @@ async def test_the_same_subscriber_again_is_the_wallet_as_it_is_now(store: Ledge
     await store.add_subscriber(a_wallet())
     await store.set_wallet_state(a_state_change("stop", WalletState.SUSPENDED))
     assert (await store.add_subscriber(a_wallet())).state is WalletState.SUSPENDED
+
+
+async def test_a_new_wallet_is_not_stopped_already(store: LedgerStore) -> None:
+    with pytest.raises(LedgerInvariantBroken, match="a new wallet is ACTIVE"):
+        await store.add_subscriber(a_wallet(state=WalletState.SUSPENDED))
+    with pytest.raises(ResourceNotFound):
+        await store.balance("alice", None, NOW_US)
 
 
 async def test_a_secret_has_one_key(store: LedgerStore) -> None:
@@ -637,7 +676,7 @@ async def charge(store: LedgerStore, number: int, reported: Usage | None, **valu
     name = f"res-{number}"
     settle = a_settle(10, name, captured=10, owner=store.owner, **values)
     assert settle.settlement is not None
-    mismatch = reported is not None and reported.total() != 10
+    mismatch = reported is not None and reported.total() != 10 and settle.close_cause is CloseCause.FINISHED
     settlement = replace(settle.settlement, usage_reported=reported, usage_mismatch=mismatch)
     await reserve(store, name, now_us=settle.now_us)
     await store.settle(replace(settle, settlement=settlement))

@@ -139,7 +139,7 @@ def test_what_a_template_may_not_do_ends_it(name: str) -> None:
     # At once, or when it is reached: only for a message that its loading does not try it with.
     with pytest.raises((TokenizerInvalid, RequestInvalid)):
         render(ESCAPES[name])
-    with pytest.raises(RequestInvalid):
+    with pytest.raises((TokenizerInvalid, RequestInvalid)):
         render("{% if messages[0].content == 'hi there' %}" + ESCAPES[name] + "{% endif %}")
 
 
@@ -159,7 +159,7 @@ def test_loops_know_their_length_and_their_last_turn() -> None:
     assert render(text, *ANSWERED) == "1/3,2/3,3/3."
     text = "{% for m in messages if m.role != 'tool' %}{{ loop.index }}{{ '.' if loop.last else ',' }}{% endfor %}"
     assert render(text, *ANSWERED) == "1,2."
-    assert render("{% for k, v in {'a': 1}.items() recursive %}{{ k ~ v }}{% else %}none{% endfor %}") == "a1"
+    assert render("{% for k, v in {'a': 1}.items() %}{{ k ~ v }}{% else %}none{% endfor %}") == "a1"
 
 
 def test_a_long_conversation_is_well_within_the_bounds() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from metergate.cli.parameters import DEFAULT_CONFIG, ConfigFile, StorePath, parse_day, store_of
+from metergate.cli.parameters import DEFAULT_CONFIG, ConfigFile, StorePath, check_order, parse_day, store_of
 from metergate.cli.store import reading
 from metergate.cli.tables import Column, Listing, show
 from metergate.cli.terminal import output
@@ -42,6 +42,7 @@ def accounts(
 ) -> None:
     """Show what moved in and out of every account, also while a gateway serves. `grants` is what subscribers hold."""
     days = Days(first=first_day or 0, last=ALL_DAYS.last if last_day is None else last_day)
+    check_order(days.first <= days.last)
     show(_listing(asyncio.run(_balances(store_of(config, store), days))), output())
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 
-from metergate.cli.parameters import DEFAULT_CONFIG, ConfigFile, StorePath, parse_time_us, store_of
+from metergate.cli.parameters import DEFAULT_CONFIG, ConfigFile, StorePath, check_order, parse_time_us, store_of
 from metergate.cli.store import reading
 from metergate.cli.terminal import errors, explain, showing_progress
 from metergate.cli.verifying import audit_store, tell
@@ -107,6 +107,7 @@ def export(
     times = Times(
         first_us=TIME_US_MIN if from_us is None else from_us, end_us=TIME_US_MAX if until_us is None else until_us
     )
+    check_order(times.first_us < times.end_us)
     exported = asyncio.run(_export(store_of(config, store), what, file, file_format, times))
     typer.echo(json.dumps({"file": str(file), "rows": exported.rows, "sha256": exported.sha256}))
 

@@ -73,6 +73,12 @@ def parse_day(text: str) -> int:
         raise typer.BadParameter("must be a date from 1970 on, such as 2026-12-31") from None
 
 
+def check_order(is_in_order: bool) -> None:
+    """BadParameter unless a range ends after it begins: an empty answer would look like one that found nothing."""
+    if not is_in_order:
+        raise typer.BadParameter("ends before --from begins", param_hint="--until")
+
+
 def store_of(config_file: Path, store_path: Path | None) -> Path:
     """The store that is meant; ConfigInvalid if it must be found in a configuration that is wrong."""
     return load_config(config_file).store_path if store_path is None else store_path

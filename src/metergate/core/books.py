@@ -18,6 +18,7 @@ from metergate.core.rows import (
     Transfer,
     TransferKind,
     Wallet,
+    terms_of,
 )
 
 Key = TypeVar("Key")
@@ -198,9 +199,9 @@ class Books:
         now_us: int,
         charge_id: str = "",
         correction_id: str = "",
-        grant_expire_time_us: int | None = None,
+        added_grant: Grant | None = None,
     ) -> None:
-        """A new transfer, next in the subscriber's gapless sequence."""
+        """A new transfer, next in the subscriber's sequence; ``added_grant`` is the one that it makes or grows."""
         assert amount_microcredits > 0, amount_microcredits
         wallet = self.wallets.rows[subscriber_id]
         sequence = wallet.sequence + 1
@@ -219,7 +220,8 @@ class Books:
                 charge_id=charge_id,
                 create_time_us=now_us,
                 correction_id=correction_id,
-                grant_expire_time_us=grant_expire_time_us,
+                grant_expire_time_us=None if added_grant is None else added_grant.expire_time_us,
+                grant_terms=None if added_grant is None else terms_of(added_grant),
             )
         )
 

@@ -126,7 +126,7 @@ def _is_closed(grant: Grant, now_us: int) -> bool:
     return grant.reverse_time_us is None and is_expired(grant, now_us)
 
 
-def _post_refund(books: Books, correction: Correction, part: Allocation, expire_time_us: int | None = None) -> None:
+def _post_refund(books: Books, correction: Correction, part: Allocation, added_grant: Grant | None = None) -> None:
     books.post(
         TransferKind.REFUND,
         subscriber_id=correction.subscriber_id,
@@ -137,7 +137,7 @@ def _post_refund(books: Books, correction: Correction, part: Allocation, expire_
         charge_id=correction.charge_id,
         correction_id=correction.correction_id,
         now_us=correction.create_time_us,
-        grant_expire_time_us=expire_time_us,
+        added_grant=added_grant,
     )
 
 
@@ -150,8 +150,9 @@ def _add_refund_grant(
         amount_microcredits=sum(part.amount_microcredits for part in parts),
     )
     priority = min(_grant(books, correction, part).priority for part in parts)
-    books.add_grant(_grant_of(correction, whole, GrantSource.REFUND, priority, expire_time_us))
-    _post_refund(books, correction, whole, expire_time_us)
+    grant = _grant_of(correction, whole, GrantSource.REFUND, priority, expire_time_us)
+    books.add_grant(grant)
+    _post_refund(books, correction, whole, grant)
 
 
 def adjust(books: Books, operation: Adjust) -> Correction:
@@ -182,7 +183,8 @@ def _give(books: Books, correction: Correction) -> None:
     check_room(books, correction.subscriber_id, amount, now_us, more_grants=1)
     expire(books, correction.subscriber_id, now_us)
     whole = Allocation(grant_id=adjustment_grant_id(correction.correction_id), amount_microcredits=amount)
-    books.add_grant(_grant_of(correction, whole, GrantSource.GIFT, ADJUSTMENT_PRIORITY, expire_time_us))
+    grant = _grant_of(correction, whole, GrantSource.GIFT, ADJUSTMENT_PRIORITY, expire_time_us)
+    books.add_grant(grant)
     books.post(
         TransferKind.ADJUSTMENT,
         subscriber_id=correction.subscriber_id,
@@ -192,7 +194,7 @@ def _give(books: Books, correction: Correction) -> None:
         grant_id=whole.grant_id,
         correction_id=correction.correction_id,
         now_us=now_us,
-        grant_expire_time_us=expire_time_us,
+        added_grant=grant,
     )
 
 

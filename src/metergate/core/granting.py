@@ -33,7 +33,7 @@ def add_grant(books: Books, operation: AddGrant) -> Grant:
         amount_microcredits=grant.amount_microcredits,
         grant_id=grant.grant_id,
         now_us=grant.create_time_us,
-        grant_expire_time_us=grant.expire_time_us,
+        added_grant=grant,
     )
     return grant
 

@@ -94,7 +94,8 @@ def _roll_over(books: Books, grant: Grant, now_us: int) -> int:
         return 0
     books.change_remaining(subscriber_id, grant.grant_id, -amount)
     if rollover is None:
-        books.add_grant(_rollover_grant(grant, amount, now_us))
+        rollover = _rollover_grant(grant, amount, now_us)
+        books.add_grant(rollover)
     else:
         books.grow_grant(subscriber_id, grant_id, amount)
     books.post(
@@ -105,7 +106,7 @@ def _roll_over(books: Books, grant: Grant, now_us: int) -> int:
         amount_microcredits=amount,
         grant_id=grant.grant_id,
         now_us=now_us,
-        grant_expire_time_us=rollover_expire_time(grant),
+        added_grant=rollover,
     )
     return amount
 

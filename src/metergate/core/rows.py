@@ -211,6 +211,28 @@ class Erasure:
 
 
 @row
+class GrantTerms:
+    """What a grant was agreed to be, besides its amount and its expiry: the evidence beside the grant's own row."""
+
+    source: GrantSource
+    priority: int
+    effective_time_us: int
+    rollover_microcredits_max: int
+    rollover_seconds: int
+
+
+def terms_of(grant: Grant) -> GrantTerms:
+    """As its row has them."""
+    return GrantTerms(
+        source=grant.source,
+        priority=grant.priority,
+        effective_time_us=grant.effective_time_us,
+        rollover_microcredits_max=grant.rollover_microcredits_max,
+        rollover_seconds=grant.rollover_seconds,
+    )
+
+
+@row
 class Transfer:
     """One double-entry row."""
 
@@ -225,6 +247,7 @@ class Transfer:
     create_time_us: int
     correction_id: str = ""  # "" if no correction moved it
     grant_expire_time_us: int | None = None  # of the grant that it adds, as agreed; None: never, or it adds none
+    grant_terms: GrantTerms | None = None  # of the grant that it adds, as agreed; None: it adds none
 
 
 @row

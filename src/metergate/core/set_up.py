@@ -8,7 +8,7 @@ from metergate.core.errors import IdConflict, LedgerInvariantBroken, RequestInva
 from metergate.core.keys import SHOWN_CHARACTERS
 from metergate.core.operations import AddAuthorization, AddSubscriber, Expire, RevokeAuthorization
 from metergate.core.postings import expire
-from metergate.core.rows import ApiKey, Authorization, Wallet
+from metergate.core.rows import ApiKey, Authorization, Wallet, WalletState
 from metergate.core.times import OUT_OF_RANGE, is_time_us
 
 
@@ -17,8 +17,8 @@ def add_subscriber(books: Books, operation: AddSubscriber) -> Wallet:
     first = books.wallets.get(operation.wallet.subscriber_id)
     if first is not None:
         return first
-    if operation.wallet.sequence != 0:
-        raise LedgerInvariantBroken(problem="a new wallet's sequence is not 0")
+    if operation.wallet.sequence != 0 or operation.wallet.state is not WalletState.ACTIVE:
+        raise LedgerInvariantBroken(problem="a new wallet is ACTIVE and has moved nothing")  # a correction stops it
     books.wallets.add(operation.wallet.subscriber_id, operation.wallet)
     return operation.wallet
 

@@ -3,6 +3,7 @@
 Whoever may open it may write the ledger: only the user that the gateway runs as (mode 0600) and root may.
 """
 
+import logging
 import os
 import stat
 from collections.abc import Iterable
@@ -13,6 +14,8 @@ import grpc
 
 from metergate.core.errors import ListenerRefused
 from metergate.edges.calls import Gate, Servicer
+
+logger = logging.getLogger(__name__)
 
 # The address of a socket ends with a NUL within 108 bytes on Linux and 104 elsewhere.
 PATH_BYTES_MAX = 103
@@ -71,6 +74,14 @@ def remove_admin_socket(path: Path) -> None:
             os.unlink(path)
     except FileNotFoundError:
         return
+
+
+def leave_admin_socket(path: Path) -> None:
+    """Remove it at the end, if its folder can be written; the next gateway takes the place of what is left behind."""
+    try:
+        remove_admin_socket(path)
+    except OSError as exc:
+        logger.warning("the socket %s is left behind: %s", path, exc.strerror)
 
 
 def _bind(server: grpc.aio.Server, path: Path) -> None:

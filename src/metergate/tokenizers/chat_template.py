@@ -5,19 +5,20 @@ A template is a program that came with a model: it runs in a sandbox with bounds
 
 import json
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
 from jinja2.exceptions import SecurityError
 
 from metergate.core.errors import RequestInvalid, TokenizerInvalid, Violation
 from metergate.core.inference import Message, Prompt, Role, Tool, ToolCall
-from metergate.tokenizers.template_sandbox import SandboxedTemplates, budget
+from metergate.tokenizers.template_budget import budget
+from metergate.tokenizers.template_sandbox import SandboxedTemplates
+from metergate.tokenizers.template_values import PLACE_BYTES, text_bytes
 
-# A level of JSON is indented by two or four.
-_INDENT_MAX = 16
+# Templates explain themselves in a sentence, or repeat a whole message.
+_PROBLEM_CHARACTERS_MAX = 300
 # What a template's code can raise when it meets messages it was not written for.
 _TEMPLATE_FAILURES = (
     jinja2.TemplateError,
@@ -39,41 +40,18 @@ class TemplateSource:
     eos_token: str = ""
 
 
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(
-    value: Any,  # noqa: ANN401 - any value of a template
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as transformers writes it; Jinja's own filter escapes HTML, which no model was trained on."""
-    if indent is not None and not 0 <= indent <= _INDENT_MAX:
-        raise SecurityError("a template may not indent so far")
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().astimezone().strftime(form)
-
-
 class ChatTemplate:
     """A compiled chat template."""
 
     def __init__(self, source: TemplateSource, path: str) -> None:
         """TokenizerInvalid naming ``path`` if the template does not compile, or breaks the sandbox's bounds."""
-        environment = SandboxedTemplates()
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = _strftime_now
         self._tokens = {"bos_token": source.bos_token, "eos_token": source.eos_token}
         try:
-            self._template = environment.compiled(source.text)
+            self._template = SandboxedTemplates().compiled(source.text)
         except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError) as error:
-            raise TokenizerInvalid(path=path, problem=f"its chat template does not compile: {error}") from error
+            raise TokenizerInvalid(
+                path=path, problem=f"its chat template does not compile: {_problem(error)}"
+            ) from error
         try:
             self._arguments_are_objects = self._takes_objects()
         except SecurityError as error:
@@ -87,16 +65,16 @@ class ChatTemplate:
                 tools=[_tool(index, tool) for index, tool in enumerate(prompt.tools)] or None,
             )
         except _TEMPLATE_FAILURES as error:
-            description = f"the model's chat template refuses them: {error}"
+            description = f"the model's chat template refuses them: {_problem(error)}"
             raise RequestInvalid(Violation("messages", description)) from error
 
     def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
         pieces: list[str] = []
-        with budget() as used:
+        with budget() as mine:
             for piece in self._template.generate(
                 messages=messages, tools=tools, add_generation_prompt=True, **self._tokens
             ):
-                used.make(len(piece))
+                mine.make(PLACE_BYTES + text_bytes(piece))
                 pieces.append(piece)
         return "".join(pieces)
 
@@ -117,6 +95,10 @@ class ChatTemplate:
         except _TEMPLATE_FAILURES:
             return True
         return True
+
+
+def _problem(error: Exception) -> str:
+    return str(error)[:_PROBLEM_CHARACTERS_MAX]
 
 
 def _message(message: Message, arguments_are_objects: bool) -> dict[str, Any]:

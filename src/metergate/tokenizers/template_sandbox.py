@@ -1,262 +1,318 @@
 """Runs chat templates within bounds: of steps, of what they make in memory, of processor time.
 
 A template is a program that came with a model's files: untrusted code. Jinja's sandbox keeps it from what is none of
-its business; it does not keep it from taking all time and memory. So every loop and call counts as steps, what could
-make a large value is bounded before it is made, and only filters that chat templates use are there.
+its business; it does not keep it from taking all time and memory. So a template may use only what chat templates use
+(statements, filters, tests, functions, attributes and methods: what is not listed is refused), and all of it is charged
+to a budget before it is done.
 """
 
-import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
-from contextvars import ContextVar
+from types import BuiltinMethodType
 from typing import Any
 
 import jinja2
 import jinja2.ext
-import jinja2.filters
-import jinja2.runtime
 from jinja2 import nodes
-from jinja2.exceptions import SecurityError
+from jinja2.exceptions import SecurityError, TemplateSyntaxError
+from jinja2.runtime import Context, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
+from markupsafe import Markup
 
-# Repetitions of loops and calls. A message takes some dozens in the longest templates known, and a request has at most
-# some thousands of messages: above that, its loop alone is too long.
-STEPS_MAX = 300_000
-# Characters and elements of all that is made on the way: over any model's context, and over the largest request that is
-# accepted several times.
-MADE_MAX = 64 * 1024 * 1024
-# What steps alone do not bound: comparing and searching long texts over and over. The longest known templates render a
-# megabyte in a tenth of this.
-CPU_SECONDS_MAX = 1.0
-# Templates multiply to indent and to pad; none needs more than a line.
-_PRODUCT_MAX = 65_536
-# An element of a list takes so much more memory than a character of a text.
-_CHARACTERS_PER_ELEMENT = 16
-
-_FILTERS = frozenset(
-    {
-        "abs",
-        "attr",
-        "capitalize",
-        "count",
-        "d",
-        "default",
-        "dictsort",
-        "e",
-        "escape",
-        "first",
-        "float",
-        "groupby",
-        "int",
-    }
-    | {"items", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "safe"}
-    | {"select", "selectattr", "sort", "string", "sum", "title", "trim", "unique", "upper"}
+from metergate.tokenizers.template_budget import used
+from metergate.tokenizers.template_filters import FILTERS, FUNCTIONS, TESTS, compared
+from metergate.tokenizers.template_texts import METHODS, charge_formatting
+from metergate.tokenizers.template_values import (
+    ENTRY_BYTES,
+    PLACE_BYTES,
+    VALUE_BYTES,
+    Containers,
+    joined,
+    key,
+    look,
+    text_bytes,
+    text_of,
 )
-_GLOBALS = frozenset({"range", "dict", "namespace", "joiner", "cycler"})
 
-# Each can make a text of any length, and no chat template is known to use it.
-_METHODS_REFUSED = frozenset({"center", "expandtabs", "format_map", "ljust", "rjust", "translate", "zfill"})
+# The longest template known has some 30,000.
+TEMPLATE_CHARACTERS_MAX = 256 * 1024
+# Templates multiply to indent and to pad, some to make places for images; none needs more than a line.
+_PRODUCT_MAX = 65_536
+# Dividing takes the product of both lengths; no number of a template or of a request's tools is wider.
+_NUMBER_BITS_MAX = 256
+# No macro or method takes so many.
+_ARGUMENTS_MAX = 255
+# What escaping makes of a quotation mark: adding to a Markup escapes.
+_ESCAPED_CHARACTERS_MAX = len("&quot;")
 
-
-class Budget:
-    """What one rendering may still use."""
-
-    __slots__ = ("_deadline", "_made_left", "_steps_left")
-
-    def __init__(self) -> None:
-        self._steps_left = STEPS_MAX
-        self._made_left = MADE_MAX
-        self._deadline = time.thread_time() + CPU_SECONDS_MAX
-
-    def step(self, steps: int = 1) -> None:
-        """Take steps; SecurityError beyond the bound."""
-        self._steps_left -= steps
-        if self._steps_left < 0:
-            raise SecurityError("a template may not take so many steps")
-        if time.thread_time() > self._deadline:
-            raise SecurityError("a template may not take so long")
-
-    def make(self, size: int) -> None:
-        """Make a value of so many characters; SecurityError beyond the bound."""
-        self._made_left -= size
-        if self._made_left < 0:
-            raise SecurityError("a template may not make so large a value")
-
-
-_budget: ContextVar[Budget] = ContextVar("budget")
-
-
-@contextmanager
-def budget() -> Iterator[Budget]:
-    """Render within a new budget."""
-    mine = Budget()
-    token = _budget.set(mine)
-    try:
-        yield mine
-    finally:
-        _budget.reset(token)
+_STATEMENTS = (
+    *(nodes.Assign, nodes.AssignBlock, nodes.Break, nodes.CallBlock, nodes.Continue, nodes.FilterBlock, nodes.For),
+    *(nodes.If, nodes.Macro, nodes.Output, nodes.With),
+)
+_ATTRIBUTES: Mapping[type, frozenset[str]] = {
+    str: frozenset({*METHODS, "format"}),
+    dict: frozenset({"get", "items", "keys", "values"}),
+    LoopContext: frozenset(
+        {"cycle", "first", "index", "index0", "last", "length", "nextitem", "previtem", "revindex", "revindex0"}
+    ),
+}
 
 
 class SandboxedTemplates(ImmutableSandboxedEnvironment):
     """The sandbox with bounds. What is rendered in it must be within ``budget``."""
 
-    intercepted_binops = frozenset({"*", "**", "%", "+"})
+    intercepted_binops = frozenset({"*", "**", "%", "+", "-", "/", "//"})
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
-        self.filters = {name: made for name, made in self.filters.items() if name in _FILTERS}
-        self.filters |= {
-            "_steps": _iterated,
-            "_concatenated": _concatenated,
-            "format": _formatted,
-            "indent": _indented,
-            "join": _joined,
-            "replace": _replaced,
-        }
-        self.globals = {name: made for name, made in self.globals.items() if name in _GLOBALS}
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols], finalize=_written)
+        self.filters = {**FILTERS, **_TURNED}
+        self.tests = dict(TESTS)
+        self.globals = dict(FUNCTIONS)
 
     def concat(self, pieces: Iterable[str]) -> str:
-        """Join what a block or a macro wrote, within bounds."""
-        texts = list(pieces)
-        used = _budget.get(None)
-        if used is not None:  # while a template is compiled, constants are joined
-            used.make(sum(map(len, texts)))
-        return "".join(texts)
+        """Join what a block or a macro wrote, charged."""
+        return joined(pieces)
 
     def compiled(self, text: str) -> jinja2.Template:
-        """The template, with its loops counted; TemplateError if it does not compile."""
-        tree = _Counted().visit(self.parse(text))
+        """The template, with all that it does charged; TemplateError if it does not compile."""
+        if len(text) > TEMPLATE_CHARACTERS_MAX:
+            raise TemplateSyntaxError("it is too long", 1)
+        tree = _Charged().visit(self.parse(text))
         return jinja2.Template.from_code(self, self.compile(tree), self.make_globals(None))
 
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401
         """Calculate within bounds; SecurityError beyond."""
+        used().step()
         if operator == "**" or (operator == "%" and isinstance(left, str)):
             raise SecurityError(f"a template may not use {operator}")
         if operator == "*":
-            sizes = [len(value) if isinstance(value, (str, list, tuple)) else value for value in (left, right)]
-            if abs(sizes[0] * sizes[1]) > _PRODUCT_MAX:
-                raise SecurityError("a template may not make so large a value")
-        if operator == "+" and isinstance(left, Sized) and isinstance(right, Sized):
-            _budget.get().make(_size(left) + _size(right))
+            _charge_product(left, right)
+        elif operator == "+":
+            _charge_sum(left, right)
+        for value in (left, right):
+            if isinstance(value, int) and value.bit_length() > _NUMBER_BITS_MAX:
+                raise SecurityError("a template may not use so large a number")
         return super().call_binop(context, operator, left, right)
 
+    def getitem(self, obj: Any, argument: Any) -> Any:  # noqa: ANN401
+        """An element; SecurityError for a key that is none."""
+        used().step()
+        return super().getitem(obj, key(argument))
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:  # noqa: ANN401
+        """Whether templates use it of such an object."""
+        if isinstance(obj, Namespace):
+            return super().is_safe_attribute(obj, attr, value)
+        return attr in _ATTRIBUTES.get(type(obj), ())
+
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:  # noqa: ANN401
-        """Jinja's stand-in for a text's method of formatting; SecurityError if it could pad."""
+        """Jinja's stand-in for a text's method of formatting, charged."""
         wrapped = super().wrap_str_format(value)
-        if wrapped is not None and ":" in str(value.__self__):
-            raise SecurityError("a template may not pad so far")
-        return wrapped
+        return None if wrapped is None or value.__name__ != "format" else _Formatting(value.__self__, wrapped)
 
     # Jinja's own names, so that no keyword of a template's call can be taken for them.
-    def call(__self, __context: jinja2.runtime.Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401, N805
-        """Call within bounds."""
-        _budget.get().step()
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401, N805
+        """Call what templates call, within bounds; SecurityError for anything else."""
+        used().step(1 + len(args) + len(kwargs))
         owner = getattr(__obj, "__self__", None)
-        if isinstance(owner, str):
-            args = _bounded_arguments(owner, getattr(__obj, "__name__", ""), args, kwargs)
+        if isinstance(__obj, BuiltinMethodType) and type(owner) is str:
+            __obj, args = METHODS[__obj.__name__], (owner, *args)
+        elif isinstance(__obj, BuiltinMethodType) and type(owner) is dict:
+            args = (*map(key, args[:1]), *args[1:])
+        elif not (
+            isinstance(__obj, (Macro, Undefined, _Formatting))
+            or isinstance(owner, LoopContext)
+            or any(__obj is function for function in FUNCTIONS.values())
+        ):
+            raise SecurityError(f"a template may not call a {type(__obj).__name__}")
         return super().call(__context, __obj, *args, **kwargs)
 
 
-class _Counted(NodeTransformer):
-    """Counts the repetitions of loops, and what ``~`` makes: Jinja's sandbox has no hook for them."""
+class _Formatting:
+    """A text's method of formatting, charged."""
 
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - NodeTransformer's name
+    def __init__(self, form: str, wrapped: Callable[..., str]) -> None:
+        self._form = form
+        self._wrapped = wrapped
+
+    def __call__(self, *arguments: Any, **named: Any) -> str:  # noqa: ANN401
+        """The formatted text; SecurityError if it could pad."""
+        if ":" in self._form:
+            raise SecurityError("a template may not pad so far")
+        charge_formatting(self._form, "{", (arguments, named))
+        return self._wrapped(*arguments, **named)
+
+
+def _charge_product(left: Any, right: Any) -> None:  # noqa: ANN401
+    product = 1
+    for value in (left, right):
+        product *= len(value) if isinstance(value, Sized) else value
+    if abs(product) > _PRODUCT_MAX:
+        raise SecurityError("a template may not make so large a value")
+    if isinstance(left, Sized) or isinstance(right, Sized):
+        used().make(max(0, product) * PLACE_BYTES)
+
+
+def _charge_sum(left: Any, right: Any) -> None:  # noqa: ANN401
+    if isinstance(left, str) and isinstance(right, str):
+        escaped = _ESCAPED_CHARACTERS_MAX if isinstance(left, Markup) or isinstance(right, Markup) else 1
+        used().make(text_bytes(left, right) * escaped)
+    elif isinstance(left, Sized) and isinstance(right, Sized):
+        used().make(VALUE_BYTES + (len(left) + len(right)) * PLACE_BYTES)
+
+
+# --- what the compiler is given instead -------------------------------------------------------------------------------
+
+
+class _Charged(NodeTransformer):
+    """Puts filters in the place, or before, of what Jinja's sandbox has no hook for; refuses other statements."""
+
+    def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """The charged node; TemplateSyntaxError for a statement that chat templates do not use."""
+        if isinstance(node, nodes.Stmt) and not isinstance(node, _STATEMENTS):
+            raise TemplateSyntaxError(f"chat templates have no {type(node).__name__}", node.lineno)
+        return super().visit(node, *args, **kwargs)
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - NodeTransformer's names
+        if node.recursive:
+            raise TemplateSyntaxError("chat templates have no recursive loops", node.lineno)
         self.generic_visit(node)
-        node.iter = _filtered(node.iter, "_steps")
+        written = sum(len(output.nodes) for output in node.find_all(nodes.Output))
+        node.iter = _filtered(_expression(node.iter), "_repeated", nodes.Const(written))
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 - NodeTransformer's name
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        values = nodes.List(node.nodes, lineno=node.lineno, environment=node.environment)
-        return _filtered(values, "_concatenated")
+        return _filtered(_with_place(nodes.List(node.nodes), node), "_concatenated")
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        if len(node.ops) == 1:
+            return _filtered(node.expr, "_compared", nodes.Const(node.ops[0].op), node.ops[0].expr)
+        node.expr = _filtered(node.expr, "_looked")
+        for operand in node.ops:
+            operand.expr = _filtered(operand.expr, "_looked")
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        if not isinstance(node.arg, nodes.Slice):
+            return node
+        bounds = (node.arg.start, node.arg.stop, node.arg.step)
+        return _filtered(node.node, "_sliced", *(bound or nodes.Const(None) for bound in bounds))
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _filtered(node, "_literal")
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return node if node.ctx == "store" else _filtered(node, "_literal")
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        for pair in node.items:
+            pair.key = _filtered(pair.key, "_key")
+        return _filtered(node, "_literal")
+
+    def _with_few_arguments(self, node: nodes.Call | nodes.Filter | nodes.Test) -> nodes.Node:
+        self.generic_visit(node)
+        if node.dyn_args is not None:
+            node.dyn_args = _filtered(node.dyn_args, "_few")
+        if node.dyn_kwargs is not None:
+            node.dyn_kwargs = _filtered(node.dyn_kwargs, "_few")
+        return node
+
+    visit_Call = visit_Filter = visit_Test = _with_few_arguments  # noqa: N815
 
 
-def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
-    # All nodes of a tree share their environment; the parser gave it to this one.
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno, environment=node.environment)
+def _expression(node: nodes.Node) -> nodes.Expr:
+    assert isinstance(node, nodes.Expr)
+    return node
 
 
-def _iterated(values: Any) -> Any:  # noqa: ANN401 - any value that a template loops over
-    """The same values. A sized one is counted at once and stays what it is, so that ``loop`` knows its length."""
-    if isinstance(values, Sized):
-        _budget.get().step(len(values))
-        return values
-    return _each_counted(values)
+def _filtered(node: nodes.Expr, name: str, *arguments: nodes.Expr) -> nodes.Expr:
+    placed = [_with_place(argument, node) for argument in arguments]
+    return _with_place(nodes.Filter(node, name, placed, [], None, None), node)
 
 
-def _each_counted(values: Iterable[Any]) -> Iterator[Any]:
+def _with_place(node: nodes.Expr, other: nodes.Node) -> nodes.Expr:
+    # All nodes of a tree share their environment; the parser gave it to the others.
+    if node.environment is None and other.environment is not None:
+        node.set_lineno(other.lineno).set_environment(other.environment)
+    return node
+
+
+class _Repeated:
+    """What a loop goes through: each turn is charged, with places for what it writes. It keeps its length."""
+
+    def __init__(self, values: Sized, written: int) -> None:
+        self._values = values
+        self._written = written
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Any]:
+        return _each_charged(self._values, self._written)
+
+
+def _each_charged(values: Any, written: int) -> Iterator[Any]:  # noqa: ANN401
+    budget = used()
     for value in values:
-        _budget.get().step()
+        budget.step()
+        budget.make(written * PLACE_BYTES)
         yield value
 
 
+def _repeated(values: Any, written: int) -> Iterable[Any]:  # noqa: ANN401
+    return _Repeated(values, written) if isinstance(values, Sized) else _each_charged(values, written)
+
+
+@jinja2.pass_context
+def _written(context: Context, value: Any) -> str:  # noqa: ANN401 - with a context it is not done while compiling
+    used().step()
+    return text_of(value)
+
+
 def _concatenated(values: list[Any]) -> str:
-    texts = [str(value) for value in values]
-    _budget.get().make(sum(map(len, texts)))
-    return "".join(texts)
+    return joined([text_of(value) for value in values])
 
 
-def _size(value: Sized) -> int:
-    return len(value) if isinstance(value, str) else len(value) * _CHARACTERS_PER_ELEMENT
+def _looked(value: Any) -> Any:  # noqa: ANN401
+    look(value)
+    return value
 
 
-# --- filters and methods --------------------------------------------------------------------------------------------
-
-# A width, or a place for one: with more than three digits it is no column of a text.
-_WIDE = re.compile(r"\d{4}|%[^a-zA-Z%]*\*")
-
-
-def _formatted(form: str, *values: Any, **named: Any) -> str:  # noqa: ANN401 - any values of a template
-    if _WIDE.search(form):
-        raise SecurityError("a template may not pad so far")
-    return jinja2.filters.do_format(form, *values, **named)
+def _sliced(value: Any, start: Any, stop: Any, step: Any) -> Any:  # noqa: ANN401
+    places = slice(start, stop, step)
+    if isinstance(value, str):
+        used().make(len(range(*places.indices(len(value)))) * (1 if value.isascii() else 4))
+    elif isinstance(value, Sized):
+        used().make(VALUE_BYTES + len(range(*places.indices(len(value)))) * PLACE_BYTES)
+    return value[places]
 
 
-def _indented(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    size = len(width) if isinstance(width, str) else width
-    _budget.get().make(len(text) + (text.count("\n") + 1) * max(0, size))
-    return jinja2.filters.do_indent(text, width, first, blank)
+def _literal(value: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> Any:  # noqa: ANN401
+    used().make(VALUE_BYTES + len(value) * (ENTRY_BYTES if isinstance(value, dict) else PLACE_BYTES))
+    return value
 
 
-@jinja2.pass_eval_context
-def _joined(
-    context: nodes.EvalContext,
-    values: Iterable[Any],
-    separator: str = "",
-    attribute: str | int | None = None,
-) -> str:
-    values = list(_each_counted(values))
-    # Texts that are attributes of the values were made, and counted, before.
-    _budget.get().make(len(values) * len(separator) + sum(len(value) for value in values if isinstance(value, str)))
-    return str(jinja2.filters.do_join(context, values, separator, attribute))
+def _few(values: Any) -> Any:  # noqa: ANN401
+    if not isinstance(values, Containers) or len(values) > _ARGUMENTS_MAX:
+        raise SecurityError("a template may not give so many arguments")
+    return values
 
 
-@jinja2.pass_eval_context
-def _replaced(context: nodes.EvalContext, text: Any, old: str, new: str, count: int | None = None) -> str:  # noqa: ANN401
-    _charge_replacing(str(text), str(old), str(new))
-    return str(jinja2.filters.do_replace(context, str(text), old, new, count))
-
-
-def _charge_replacing(text: str, old: str, new: str) -> None:
-    _budget.get().make(len(text) + text.count(old) * len(new))
-
-
-def _bounded_arguments(
-    text: str, name: str, arguments: tuple[Any, ...], named: Mapping[str, object]
-) -> tuple[Any, ...]:
-    """The arguments of a text's method; SecurityError if it could make too large a value of them."""
-    if name in _METHODS_REFUSED:
-        raise SecurityError(f"a template may not use {name} so")
-    if name == "replace" and len(arguments) > 1:
-        _charge_replacing(text, str(arguments[0]), str(arguments[1]))
-    elif name == "join" and arguments:
-        values = list(_each_counted(arguments[0]))
-        _budget.get().make(sum(len(value) + len(text) for value in values if isinstance(value, str)))
-        return (values, *arguments[1:])
-    elif name in {"split", "rsplit", "splitlines"}:
-        _budget.get().make(len(text) * _CHARACTERS_PER_ELEMENT)
-    else:
-        _budget.get().make(len(text) + sum(len(value) for value in named.values() if isinstance(value, str)))
-    return arguments
+# A template that names one of them gets no more by it than by writing what it stands for.
+_TURNED = {
+    "_compared": compared,
+    "_concatenated": _concatenated,
+    "_few": _few,
+    "_key": key,
+    "_literal": _literal,
+    "_looked": _looked,
+    "_repeated": _repeated,
+    "_sliced": _sliced,
+}

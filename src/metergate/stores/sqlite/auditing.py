@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from metergate.core.accounts import AccountBalance
-from metergate.core.audit import SubscriberLedger, UnreadableRow
+from metergate.core.audit import ClosedProblem, ClosedReservation, SubscriberLedger, UnreadableRow
 from metergate.core.rating import RateCard
 from metergate.core.rows import Wallet, WalletState
 from metergate.ports import ALL_DAYS
@@ -63,17 +63,42 @@ OPEN_RESERVATIONS = f"""
     SELECT {codec.RESERVATION} FROM reservations INDEXED BY reservations_active
     WHERE subscriber_id = ? AND state = 'ACTIVE'
 """
+_HAS_OWNER = """
+    EXISTS (
+        SELECT 1 FROM owners
+        WHERE owners.owner_id = reservations.owner_id AND owners.epoch = reservations.owner_epoch
+    )
+"""
+OPEN_WITHOUT_OWNER = f"""
+    SELECT reservation_id FROM reservations INDEXED BY reservations_active
+    WHERE subscriber_id = ? AND state = 'ACTIVE' AND NOT {_HAS_OWNER} LIMIT {NAMED_IDS_MAX}
+"""
+_CLOSED_PROBLEMS = {
+    ClosedProblem.NOT_CHARGED: """
+        state = 'SETTLED' AND NOT EXISTS (
+            SELECT 1 FROM charges WHERE charges.reservation_id = reservations.reservation_id
+        )
+    """,
+    ClosedProblem.SETS_ASIDE: "allocations <> '[]'",
+    ClosedProblem.HALF_CLOSED: "close_cause IS NULL OR close_time_us IS NULL",
+    ClosedProblem.WATERMARKS: """
+        NOT (
+            0 <= delivered_microcredits AND delivered_microcredits <= captured_microcredits
+            AND captured_microcredits <= reserved_microcredits AND reserved_microcredits <= limit_microcredits
+        )
+    """,
+    ClosedProblem.DELIVERED: "state = 'RELEASED' AND delivered_microcredits > 0",
+    ClosedProblem.OWNERLESS: f"NOT {_HAS_OWNER}",
+}
+_CLOSED_CASES = " ".join(f"WHEN {condition} THEN '{problem.name}'" for problem, condition in _CLOSED_PROBLEMS.items())
 # Read in the order that they are stored in, a piece at a time: by subscriber, each would lie on another page.
 RESERVATION_LAST = "SELECT coalesce(max(rowid), 0) FROM reservations"
-SETTLED_WITHOUT_CHARGE = """
-    SELECT subscriber_id, reservation_id FROM reservations
-    WHERE rowid > ?1 AND rowid <= ?2 AND state = 'SETTLED'
-        AND NOT EXISTS (SELECT 1 FROM charges WHERE charges.reservation_id = reservations.reservation_id)
-    LIMIT ?3
-"""
-CLOSED_WITH_ALLOCATIONS = """
-    SELECT subscriber_id, reservation_id FROM reservations
-    WHERE rowid > ?1 AND rowid <= ?2 AND state <> 'ACTIVE' AND allocations <> '[]' LIMIT ?3
+WRONG_CLOSED = f"""
+    SELECT subscriber_id, reservation_id, problem FROM (
+        SELECT subscriber_id, reservation_id, CASE {_CLOSED_CASES} END AS problem FROM reservations
+        WHERE rowid > ?1 AND rowid <= ?2 AND state <> 'ACTIVE'
+    )
+    WHERE problem IS NOT NULL LIMIT ?3
 """
 _REFUNDED = """
     SELECT charge_id, sum(amount_microcredits) AS refunded_microcredits FROM corrections
@@ -141,10 +166,7 @@ class _Whole:
     cards: Mapping[str, RateCard]
     balances: Mapping[str, AccountBalance]
     pruned_before_us: int  # settled reservations from before it may be gone
-    settled_without_charge: Mapping[
-        str, Sequence[str]
-    ]  # ids of reservations by subscriber; none in a part of the whole
-    closed_with_allocations: Mapping[str, Sequence[str]]  # likewise
+    wrong_closed: Mapping[str, Sequence[ClosedReservation]]  # by subscriber; none in a part of the whole
 
 
 async def read_ledgers(
@@ -157,13 +179,12 @@ async def read_ledgers(
     """
     await run(lambda: connection.execute("BEGIN"))
     unreadable: list[UnreadableRow] = []  # rate cards are named with the first subscriber
-    found: dict[str, dict[str, list[str]]] = {SETTLED_WITHOUT_CHARGE: {}, CLOSED_WITH_ALLOCATIONS: {}}
+    wrong_closed: dict[str, list[ClosedReservation]] = {}
     if after is None:
         (last,) = await run(lambda: connection.execute(RESERVATION_LAST).fetchone())
         for position in range(0, last, RESERVATIONS_AT_ONCE):
-            for sql, by_subscriber in found.items():
-                await run(partial(_find_reservations, connection, sql, position, by_subscriber))
-    whole = await run(partial(_whole, connection, unreadable, *found.values()))
+            await run(partial(_find_wrong_closed, connection, position, wrong_closed))
+    whole = await run(partial(_whole, connection, unreadable, wrong_closed))
     while ledgers := await run(partial(_next_ledgers, connection, run, after, whole, unreadable)):
         for ledger in ledgers:
             yield ledger
@@ -190,22 +211,23 @@ def _next_ledgers(
     return ledgers
 
 
-def _find_reservations(
-    connection: sqlite3.Connection, sql: str, position: int, by_subscriber: dict[str, list[str]]
+def _find_wrong_closed(
+    connection: sqlite3.Connection, position: int, by_subscriber: dict[str, list[ClosedReservation]]
 ) -> None:
-    """Add what a statement finds in the reservations after a position, up to NAMED_IDS_MAX in all."""
+    """Add what is wrong with the closed reservations after a position, up to NAMED_IDS_MAX in all."""
     room = NAMED_IDS_MAX - sum(map(len, by_subscriber.values()))
     if room <= 0:
         return
-    for subscriber_id, reservation_id in connection.execute(sql, (position, position + RESERVATIONS_AT_ONCE, room)):
-        by_subscriber.setdefault(str(subscriber_id), []).append(str(reservation_id))
+    found = connection.execute(WRONG_CLOSED, (position, position + RESERVATIONS_AT_ONCE, room))
+    for subscriber_id, reservation_id, problem in found:
+        closed = ClosedReservation(reservation_id=str(reservation_id), problem=ClosedProblem[problem])
+        by_subscriber.setdefault(str(subscriber_id), []).append(closed)
 
 
 def _whole(
     connection: sqlite3.Connection,
     unreadable: list[UnreadableRow],
-    settled_without_charge: Mapping[str, Sequence[str]],
-    closed_with_allocations: Mapping[str, Sequence[str]],
+    wrong_closed: Mapping[str, Sequence[ClosedReservation]],
 ) -> _Whole:
     cards = _decoded("rate_cards", connection.execute(RATE_CARDS), codec.rate_card, unreadable)
     pruned = connection.execute(PRUNED_BEFORE).fetchone()
@@ -213,16 +235,14 @@ def _whole(
         cards={card.rate_card_id: card for card in cards},
         balances=Query(connection).account_balances(ALL_DAYS),
         pruned_before_us=0 if pruned is None else pruned[0],
-        settled_without_charge=settled_without_charge,
-        closed_with_allocations=closed_with_allocations,
+        wrong_closed=wrong_closed,
     )
 
 
 def _next_subscriber(connection: sqlite3.Connection, whole: _Whole, after: str | None) -> str | None:
     found = connection.execute(SUBSCRIBER_FIRST) if after is None else connection.execute(SUBSCRIBER_AFTER, (after,))
     (subscriber_id,) = found.fetchone()
-    named = (*whole.settled_without_charge, *whole.closed_with_allocations)
-    candidates = [name for name in named if after is None or name > after]
+    candidates = [name for name in whole.wrong_closed if after is None or name > after]
     if subscriber_id is not None:
         candidates.append(str(subscriber_id))
     return min(candidates, default=None)
@@ -260,9 +280,9 @@ def _ledger_of(
         grants=rows("grants", GRANTS, codec.grant),
         authorizations=rows("authorizations", AUTHORIZATIONS, codec.authorization),
         open_reservations=rows("reservations", OPEN_RESERVATIONS, codec.reservation),
-        settled_reservation_ids_without_charge=tuple(whole.settled_without_charge.get(subscriber_id, ())),
+        ownerless_reservation_ids=rows("reservations", OPEN_WITHOUT_OWNER, _id),
+        wrong_closed_reservations=tuple(whole.wrong_closed.get(subscriber_id, ())),
         charge_ids_without_settled_reservation=rows("charges", CHARGES_WITHOUT_SETTLED, _id, pruned_before_us),
-        closed_reservation_ids_with_allocations=tuple(whole.closed_with_allocations.get(subscriber_id, ())),
         charge_ids_refunded_too_much=rows("corrections", REFUNDED_TOO_MUCH, _id),
         refunded_microcredits=dict(rows("corrections", REFUNDED_BY_AUTHORIZATION, _sum)),
         charges=pages("charges", CHARGES_AFTER, codec.charge),

@@ -19,6 +19,7 @@ from metergate.core.rows import (
     FinishReason,
     Grant,
     GrantSource,
+    GrantTerms,
     Transfer,
     TransferKind,
     Wallet,
@@ -53,7 +54,7 @@ CHARGE = (
 )
 TRANSFER = (
     "subscriber_id, sequence, kind, debit_account, credit_account, amount_microcredits, grant_id, charge_id, "
-    "create_time_us, correction_id, grant_expire_time_us"
+    "create_time_us, correction_id, grant_expire_time_us, grant_terms"
 )
 CORRECTION = (
     "correction_id, subscriber_id, kind, charge_id, grant_id, amount_microcredits, shortfall_microcredits, "
@@ -83,6 +84,7 @@ _encoder = msgspec.json.Encoder()
 # A ValueError for anything else.
 _amounts = msgspec.json.Decoder(list[tuple[str, int]])
 _estimates = msgspec.json.Decoder(tuple[int, list[tuple[str, int]]])
+_terms_values = msgspec.json.Decoder(tuple[str, int, int, int, int])
 _attempts = msgspec.json.Decoder(list[list[str | int]])
 _ids = msgspec.json.Decoder(tuple[str, ...])
 
@@ -151,6 +153,29 @@ def estimate_column(estimate: Estimate | None) -> str | None:
 def _estimate(text: str) -> Estimate:
     microcredits, amounts = _estimates.decode(text)
     return Estimate(usage=_usage_of(amounts), microcredits=microcredits)
+
+
+def _terms_column(terms: GrantTerms) -> str:
+    return to_json(
+        (
+            terms.source,
+            terms.priority,
+            terms.effective_time_us,
+            terms.rollover_microcredits_max,
+            terms.rollover_seconds,
+        )
+    )
+
+
+def _terms(text: str) -> GrantTerms:
+    source, priority, effective_time_us, rollover_microcredits_max, rollover_seconds = _terms_values.decode(text)
+    return GrantTerms(
+        source=GrantSource(source),
+        priority=priority,
+        effective_time_us=effective_time_us,
+        rollover_microcredits_max=rollover_microcredits_max,
+        rollover_seconds=rollover_seconds,
+    )
 
 
 def _usage(text: str) -> Usage:
@@ -300,6 +325,7 @@ def transfer_columns(row: Transfer) -> Columns:
         row.create_time_us,
         row.correction_id,
         row.grant_expire_time_us,
+        None if row.grant_terms is None else _terms_column(row.grant_terms),
     )
 
 
@@ -477,6 +503,7 @@ def transfer(columns: Columns) -> Transfer:
         create_time_us=columns[8],
         correction_id=columns[9],
         grant_expire_time_us=columns[10],
+        grant_terms=None if columns[11] is None else _terms(columns[11]),
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 
 from metergate.core.grants import is_expired, rollover_expire_time, rollover_grant_id
 from metergate.core.rows import (
@@ -12,10 +13,12 @@ from metergate.core.rows import (
     REVERSALS_ACCOUNT,
     Grant,
     GrantSource,
+    GrantTerms,
     Transfer,
     TransferKind,
     funding_account,
     grant_account,
+    terms_of,
 )
 
 # Which business accounts each kind of transfer may take credit from, and give it to. Between two grants: neither.
@@ -93,8 +96,8 @@ class Movements:
                 yield f"books grant {grant.grant_id}, a {grant.source}, on {transfer.debit_account}"
             return
         self.refunded[grant.grant_id] += amount
-        if transfer.grant_expire_time_us is not None:
-            yield "says when a grant expires, but makes none"
+        if (transfer.grant_expire_time_us, transfer.grant_terms) != (None, None):
+            yield "says what a grant is, but makes none"
         if grant.reverse_time_us is None and is_expired(grant, transfer.create_time_us):
             yield f"gives back to grant {grant.grant_id} after it expired"
 
@@ -103,13 +106,23 @@ class Movements:
         if transfer.grant_expire_time_us != grant.expire_time_us:
             agreed, says = transfer.grant_expire_time_us, grant.expire_time_us
             yield f"makes grant {grant.grant_id} expire at {agreed}, but it says {says}"
+        if transfer.grant_terms is None:
+            yield f"makes grant {grant.grant_id} without its terms"
+        elif transfer.grant_terms != terms_of(grant):
+            terms, row = transfer.grant_terms, terms_of(grant)
+            changed = [
+                f"{field.name} {getattr(terms, field.name)}, but it says {getattr(row, field.name)}"
+                for field in fields(GrantTerms)
+                if getattr(terms, field.name) != getattr(row, field.name)
+            ]
+            yield f"makes grant {grant.grant_id} of {'; '.join(changed)}"
 
     # --- out of a grant ---------------------------------------------------------------------------------------------
 
     def _add_out(self, transfer: Transfer, grant: Grant | None) -> Iterator[str]:
         self.business[transfer.credit_account] += transfer.amount_microcredits
-        if transfer.grant_expire_time_us is not None:
-            yield "says when a grant expires, but makes none"
+        if (transfer.grant_expire_time_us, transfer.grant_terms) != (None, None):
+            yield "says what a grant is, but makes none"
         if grant is None:
             return
         self._left[transfer.kind][grant.grant_id] += transfer.amount_microcredits
