@@ -17,6 +17,7 @@ from grpc import aio
 
 from metergate.backends.answer_checks import AnswerChecks
 from metergate.backends.grpc_channel import ANSWER_BYTES_MAX, failure, open_channel
+from metergate.backends.known_models import known
 from metergate.core.errors import BackendUnavailable
 from metergate.core.inference import BackendEvent, BackendRequest, Sampling
 from metergate.core.parameters import ALL_PARAMETERS, Parameter
@@ -238,9 +239,7 @@ class EngineBackend:
                 self._abort(engine_request_id)
 
     async def _checked_info(self, model_id: str) -> EngineInfo:
-        model = self._options.models.get(model_id)
-        if model is None:
-            raise BackendUnavailable(model_id=model_id, problem="it is not set up to run this model")
+        model = known(self._options.models, model_id)
         try:
             info = self._info or await self._look()
         except aio.AioRpcError as exc:
