@@ -162,6 +162,14 @@ class App:
         )
         return Answer(call).begin()
 
+    async def until_served(self, request: inference_pb2.Inference) -> Answer:
+        """Ask while the store is away, as apps do: again, when they are told to."""
+        async with asyncio.timeout(EVENT_SECONDS_MAX):
+            while (answer := await self.stream(request).ended()).receipt is None:
+                assert answer.refused.reason == "STORE_UNAVAILABLE"
+                await asyncio.sleep(answer.refused.retry_seconds or 1)
+        return answer
+
     async def complete(self, request: inference_pb2.Inference) -> inference_pb2.CompleteResponse:
         """Run a request to its end."""
         return await self.inference.Complete(

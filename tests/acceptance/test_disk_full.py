@@ -6,7 +6,8 @@ from pathlib import Path
 
 import grpc
 from app_client import Answer, App, inference
-from gateway_process import Books, GatewayProcess, cost, open_wallets, openai_backend, verify, write_config
+from charged import check_charged
+from gateway_process import GatewayProcess, open_wallets, openai_backend, verify, write_config
 from word_model import WordModel, speaking
 
 # No file of the gateway may grow beyond this: the disk is full. The log of SQLite meets it after some hundred captures.
@@ -21,22 +22,15 @@ def limit_files(pid: int, file_bytes_max: int) -> None:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (file_bytes_max, hard_limit))
 
 
-async def until_the_disk_is_full(app: App) -> list[Answer]:
-    """Answers until the first that the store ended, that one included."""
-    answers: list[Answer] = []
-    for number in range(REQUESTS_MAX):
-        answers.append(await app.stream(inference(f"full-{number}")).ended())
-        if answers[-1].refusal is not None:
+async def until_the_disk_is_full(app: App) -> dict[str, Answer]:
+    """Answers by their requests' ids, until the first that the store ended, that one included."""
+    answers: dict[str, Answer] = {}
+    for request_id in (f"full-{number}" for number in range(REQUESTS_MAX)):
+        answer = await app.stream(inference(request_id)).ended()
+        answers[request_id] = answer
+        if answer.refusal is not None:
             return answers
     raise AssertionError("the disk never became full")
-
-
-def check_paid(books: Books, answers: list[Answer]) -> None:
-    charges = books.charges()
-    for number, answer in enumerate(answers):
-        if answer.text:
-            charged_microcredits, _ = charges[f"full-{number}"]
-            assert cost(answer.admitted.prompt_tokens, answer.text) <= charged_microcredits
 
 
 async def test_a_full_disk_ends_streams_and_a_restart_with_room_settles_them_and_serves_again(tmp_path: Path) -> None:
@@ -47,14 +41,15 @@ async def test_a_full_disk_ends_streams_and_a_restart_with_room_settles_them_and
             limit_files(gateway.process.pid, FILE_BYTES_MAX)
             async with App(gateway.port, keys["alice"]) as app:
                 answers = await until_the_disk_is_full(app)
-                refused = answers[-1].refused
+                *_, last = answers.values()
+                refused = last.refused
                 assert refused.code is grpc.StatusCode.UNAVAILABLE
                 assert refused.reason == "STORE_UNAVAILABLE"
                 assert refused.retry_seconds is not None
             await asyncio.to_thread(gateway.kill)
         verify(tmp_path)
         with GatewayProcess(tmp_path) as gateway:
-            check_paid(gateway.books, answers)
+            check_charged(gateway.books, answers)
             assert gateway.books.open_reservations() == 0
             async with App(gateway.port, keys["alice"]) as app:
                 again = await app.stream(inference("after")).ended()
@@ -72,11 +67,8 @@ async def test_when_the_disk_has_room_again_the_same_process_serves_again(tmp_pa
             async with App(gateway.port, keys["alice"]) as app:
                 answers = await until_the_disk_is_full(app)
                 limit_files(gateway.process.pid, resource.RLIM_INFINITY)
-                async with asyncio.timeout(20):
-                    while (again := await app.stream(inference("after")).ended()).receipt is None:
-                        assert again.refused.reason == "STORE_UNAVAILABLE"
-                        await asyncio.sleep(again.refused.retry_seconds or 1)
-            check_paid(gateway.books, answers)
+                again = await app.until_served(inference("after"))
+            check_charged(gateway.books, answers)
             assert again.text == model.text(80)
         assert gateway.books.open_reservations() == 0
         verify(tmp_path)

@@ -8,20 +8,16 @@ import asyncio
 
 import pytest
 from app_client import Answer, App, inference
+from charged import check_charged
 from durability.mounts import ext4_disk, unchangeable
 from durability.workplace import fast_folder
-from gateway_process import Books, GatewayProcess, cost, open_wallets, openai_backend, verify, write_config
+from gateway_process import GatewayProcess, open_wallets, openai_backend, verify, write_config
 from word_model import WordModel, speaking
 
 COMPLETION_TOKENS_MAX = 1_800
 
 # Three processes start, one after the other, on a machine that is busy with other tests.
 pytestmark = pytest.mark.timeout(120)
-
-
-def check_paid(books: Books, request_id: str, answer: Answer) -> None:
-    charged_microcredits, _ = books.charges()[request_id]
-    assert cost(answer.admitted.prompt_tokens, answer.text) <= charged_microcredits
 
 
 async def check_closed(app: App, running: Answer) -> None:
@@ -33,15 +29,6 @@ async def check_closed(app: App, running: Answer) -> None:
         another = await app.stream(inference(f"while-read-only-{number}")).ended()
         assert another.refused.reason == "STORE_UNAVAILABLE"
         assert (another.text, another.admission) == ("", None)
-
-
-async def until_served(app: App) -> Answer:
-    """Ask as an app does: again, when it is told to."""
-    async with asyncio.timeout(20):
-        while (answer := await app.stream(inference("after", max_completion_tokens=20)).ended()).receipt is None:
-            assert answer.refused.reason == "STORE_UNAVAILABLE"
-            await asyncio.sleep(answer.refused.retry_seconds or 1)
-    return answer
 
 
 async def test_a_disk_that_the_kernel_made_read_only_is_served_from_again_after_its_repair() -> None:
@@ -59,9 +46,9 @@ async def test_a_disk_that_the_kernel_made_read_only_is_served_from_again_after_
             write_config(disk.folder, openai_backend(model.url))  # unlike the ledger, it was never synced
             with GatewayProcess(disk.folder) as gateway:
                 assert gateway.books.open_reservations() == 0
-                check_paid(gateway.books, "first", running)
+                check_charged(gateway.books, {"first": running})
                 async with App(gateway.port, keys["alice"]) as app:
-                    assert (await until_served(app)).text
+                    assert (await app.until_served(inference("after", max_completion_tokens=20))).text
         verify(disk.folder)
 
 
@@ -77,6 +64,6 @@ async def test_a_ledger_that_may_not_be_written_for_a_while_is_served_by_the_sam
                     await running.until_characters(20)
                     with unchangeable(ledger, ledger.with_name("ledger.db-wal")):
                         await check_closed(app, running)
-                    assert (await until_served(app)).text
-                    check_paid(gateway.books, "first", running)
+                    assert (await app.until_served(inference("after", max_completion_tokens=20))).text
+                    check_charged(gateway.books, {"first": running})
             verify(disk.folder)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from app_client import Answer, App, inference
+from charged import check_charged
 from durability.disk import IO_ERROR_WRITE, OK, CannotWatch, Disk, Kind, no_fault, watched
-from gateway_process import Books, GatewayProcess, cost, open_wallets, openai_backend, verify, write_config
+from gateway_process import GatewayProcess, cost, open_wallets, openai_backend, verify, write_config
 from open_gateway import open_gateway
 from word_model import WordModel, speaking
 
@@ -77,19 +78,9 @@ async def test_a_disk_that_cannot_be_written_ends_streams_and_the_same_gateway_s
         assert answer.refused.reason == "STORE_UNAVAILABLE"
         assert answer.receipt is None
         disk.fault = no_fault
-        again = await until_served(app)
+        again = await app.until_served(inference("after", max_completion_tokens=20))
         assert again.text
-        charged_microcredits, _ = books.charges()["first"]
-        assert cost(answer.admitted.prompt_tokens, answer.text) <= charged_microcredits
-
-
-async def until_served(app: App) -> Answer:
-    """Ask as an app does: again, when it is told to."""
-    async with asyncio.timeout(20):
-        while (answer := await app.stream(inference("after", max_completion_tokens=20)).ended()).receipt is None:
-            assert answer.refused.reason == "STORE_UNAVAILABLE"
-            await asyncio.sleep(answer.refused.retry_seconds or 1)
-    return answer
+        check_charged(books, {"first": answer})
 
 
 @contextmanager
@@ -106,22 +97,15 @@ def small_disk(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", folder], check=True)
 
 
-async def until_the_disk_is_full(app: App) -> list[Answer]:
-    """Answers, some at once, until the store ended one of them."""
-    answers: list[Answer] = []
-    while all(answer.refusal is None for answer in answers):
+async def until_the_disk_is_full(app: App) -> dict[str, Answer]:
+    """Answers by their requests' ids, some at once, until the store ended one of them."""
+    answers: dict[str, Answer] = {}
+    while all(answer.refusal is None for answer in answers.values()):
         assert len(answers) < 300, "the disk never became full"
-        begun = [app.stream(inference(f"full-{len(answers) + place}")) for place in range(AT_ONCE)]
-        answers += [await answer.ended() for answer in begun]
+        request_ids = [f"full-{len(answers) + place}" for place in range(AT_ONCE)]
+        begun = {request_id: app.stream(inference(request_id)) for request_id in request_ids}
+        answers |= {request_id: await answer.ended() for request_id, answer in begun.items()}
     return answers
-
-
-def check_paid(books: Books, answers: list[Answer]) -> None:
-    charges = books.charges()
-    for number, answer in enumerate(answers):
-        if answer.text:
-            charged_microcredits, _ = charges[f"full-{number}"]
-            assert cost(answer.admitted.prompt_tokens, answer.text) <= charged_microcredits
 
 
 async def test_a_small_disk_fills_up_and_when_there_is_room_the_same_gateway_serves_again(tmp_path: Path) -> None:
@@ -134,11 +118,11 @@ async def test_a_small_disk_fills_up_and_when_there_is_room_the_same_gateway_ser
             with GatewayProcess(folder) as gateway:
                 async with App(gateway.port, keys["alice"]) as app:
                     answers = await until_the_disk_is_full(app)
-                    reasons = {answer.refusal.reason for answer in answers if answer.refusal is not None}
+                    reasons = {answer.refusal.reason for answer in answers.values() if answer.refusal is not None}
                     assert reasons == {"STORE_UNAVAILABLE"}
                     ballast.unlink()
-                    again = await until_served(app)
-                check_paid(gateway.books, answers)
+                    again = await app.until_served(inference("after", max_completion_tokens=20))
+                check_charged(gateway.books, answers)
                 assert again.text
             assert gateway.books.open_reservations() == 0
             verify(folder)

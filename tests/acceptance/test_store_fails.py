@@ -1,14 +1,14 @@
 """The store goes away under a running stream: nothing more is delivered, and when it is back, so is the gateway."""
 
-import asyncio
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from app_client import Answer, App, inference
-from gateway_process import Books, cost, openai_backend
+from app_client import Answer, inference
+from charged import check_charged
+from gateway_process import Books, openai_backend
 from open_gateway import open_gateway
 from word_model import WordModel, speaking
 
@@ -39,15 +39,6 @@ def away(store: Path) -> Iterator[None]:
         elsewhere.rename(store)
 
 
-async def until_served(app: App) -> Answer:
-    """Ask as an app does: again, when it is told to."""
-    async with asyncio.timeout(20):
-        while (answer := await app.stream(inference("after", max_completion_tokens=20)).ended()).receipt is None:
-            assert answer.refused.reason == "STORE_UNAVAILABLE"
-            await asyncio.sleep(answer.refused.retry_seconds or 1)
-    return answer
-
-
 @pytest.mark.parametrize("trouble", [locked, away])
 async def test_a_stream_whose_store_fails_ends_paid_and_is_served_again(tmp_path: Path, trouble: Trouble) -> None:
     model = WordModel(words=None, interval_seconds=0.005)
@@ -60,12 +51,12 @@ async def test_a_stream_whose_store_fails_ends_paid_and_is_served_again(tmp_path
             assert answer.receipt is None, "a receipt was sent for a settlement that was not stored"
             refused = (await app.stream(inference("during")).ended()).refused
             assert refused.reason == "STORE_UNAVAILABLE"
-        again = await until_served(app)
+        again = await app.until_served(inference("after", max_completion_tokens=20))
         assert again.text
         check_settled(books, answer)
 
 
 def check_settled(books: Books, answer: Answer) -> None:
-    charged_microcredits, close_cause = books.charges()["first"]
-    assert cost(answer.admitted.prompt_tokens, answer.text) <= charged_microcredits
+    check_charged(books, {"first": answer})
+    _, close_cause = books.charges()["first"]
     assert close_cause in ("CRASH", "STORE_ERROR")

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from backend_requests import a_request
 from google.protobuf.json_format import MessageToDict
 
 from metergate.backends import grpc, openai_request
@@ -37,18 +38,7 @@ SAMPLING = Sampling(
 TOOL = Tool(name="look_up", description="Looks up.", parameters_json_schema='{"type": "object"}')
 
 
-def request(**changes: Any) -> BackendRequest:
-    values: dict[str, Any] = {
-        "model_id": "smol",
-        "prompt": Prompt(messages=(USER,)),
-        "sampling": Sampling(),
-        "response_format": ResponseFormat(),
-        "max_completion_tokens": 16,
-    }
-    return BackendRequest(**(values | changes))
-
-
-FULL = request(
+FULL = a_request(
     prompt=Prompt(
         messages=(
             USER,
@@ -123,11 +113,11 @@ def test_an_openai_backend_gets_what_was_asked_and_no_field_beyond_the_list() ->
 
 
 def test_what_is_not_set_is_not_sent() -> None:
-    assert set(openai_body(request())) == {"model", "messages", "max_tokens", "stream", "stream_options"}
+    assert set(openai_body(a_request())) == {"model", "messages", "max_tokens", "stream", "stream_options"}
 
 
 def test_a_zero_is_set() -> None:
-    body = openai_body(request(sampling=Sampling(temperature=0.0, seed=0, presence_penalty=0.0)))
+    body = openai_body(a_request(sampling=Sampling(temperature=0.0, seed=0, presence_penalty=0.0)))
     assert (body["temperature"], body["seed"], body["presence_penalty"]) == (0.0, 0, 0.0)
 
 
@@ -137,7 +127,7 @@ def test_a_zero_is_set() -> None:
 )
 def test_a_choice_of_tools_is_said_as_openai_does(choice: ToolChoiceKind, sent: str | None) -> None:
     prompt = Prompt(messages=(USER,), tools=(TOOL,))
-    assert openai_body(request(prompt=prompt, tool_choice=ToolChoice(kind=choice))).get("tool_choice") == sent
+    assert openai_body(a_request(prompt=prompt, tool_choice=ToolChoice(kind=choice))).get("tool_choice") == sent
 
 
 def test_a_native_backend_gets_all_of_it() -> None:

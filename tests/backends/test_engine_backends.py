@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from backend_requests import a_request
 from engine_servers import DETAILS, HANG, PROMPT_TOKENS, Complete, Kind, ScriptedEngine, Step, serving
 
 from metergate.backends.engine import EngineBackend, EngineBackendOptions, EngineModel, read_defaults
@@ -16,11 +17,8 @@ from metergate.core.inference import (
     BackendEvent,
     BackendRequest,
     Finish,
-    Message,
-    Prompt,
     ResponseFormat,
     ResponseFormatKind,
-    Role,
     Sampling,
     TokenIds,
     UsageReport,
@@ -35,15 +33,7 @@ both = pytest.mark.parametrize("kind", ["vllm", "sglang"])
 
 
 def request(**fields: Any) -> BackendRequest:
-    defaults: dict[str, Any] = {
-        "model_id": "smol",
-        "prompt": Prompt(messages=(Message(role=Role.USER, parts=(DETAILS,)),)),
-        "sampling": Sampling(),
-        "response_format": ResponseFormat(),
-        "max_completion_tokens": 50,
-        "prompt_token_ids": [5, 6, 7],
-    }
-    return BackendRequest(**{**defaults, **fields})
+    return a_request(DETAILS, **({"max_completion_tokens": 50, "prompt_token_ids": [5, 6, 7]} | fields))
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from backend_requests import a_request
 from grpc import aio
 
 from metergate.backends.grpc import GrpcBackend, GrpcBackendOptions
@@ -123,14 +124,7 @@ async def hang(_: Context) -> AsyncIterator[backend_pb2.GenerateResponse]:
 
 
 def request(**changes: Any) -> BackendRequest:
-    values: dict[str, Any] = {
-        "model_id": "smol",
-        "prompt": Prompt(messages=(Message(role=Role.USER, parts=(SECRET_PROMPT,)),)),
-        "sampling": Sampling(),
-        "response_format": ResponseFormat(),
-        "max_completion_tokens": 16,
-    }
-    return BackendRequest(**(values | changes))
+    return a_request(SECRET_PROMPT, **changes)
 
 
 async def collect(backend: GrpcBackend, asked: BackendRequest | None = None) -> list[BackendEvent]:

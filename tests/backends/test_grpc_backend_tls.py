@@ -6,12 +6,13 @@ from typing import Any
 
 import grpc
 import pytest
+from backend_requests import a_request
 from certificates import Authority
 from grpc import aio
 
 from metergate.backends.grpc import GrpcBackend, GrpcBackendOptions
 from metergate.core.errors import BackendUnavailable
-from metergate.core.inference import BackendRequest, Finish, Message, Prompt, ResponseFormat, Role, Sampling
+from metergate.core.inference import Finish
 from metergate.v1 import backend_pb2, backend_pb2_grpc, chat_pb2
 
 
@@ -72,20 +73,10 @@ async def serving(
         await server.stop(None)
 
 
-def request() -> BackendRequest:
-    return BackendRequest(
-        model_id="smol",
-        prompt=Prompt(messages=(Message(role=Role.USER, parts=("Hello",)),)),
-        sampling=Sampling(),
-        response_format=ResponseFormat(),
-        max_completion_tokens=5,
-    )
-
-
 async def test_a_backend_that_its_authority_vouches_for_gets_the_request_and_the_key() -> None:
     authority = Authority()
     async with serving(authority, tls=True, ca_pem=authority.pem) as (servicer, backend):
-        assert any(isinstance(event, Finish) for event in [event async for event in backend.generate(request())])
+        assert any(isinstance(event, Finish) for event in [event async for event in backend.generate(a_request())])
         assert servicer.keys == ["Bearer sk-secret"]
 
 
@@ -93,7 +84,7 @@ async def test_a_backend_that_its_authority_vouches_for_gets_the_request_and_the
 async def test_a_backend_that_nobody_trusted_vouches_for_gets_nothing(options: dict[str, Any]) -> None:
     async with serving(Authority(), **options) as (servicer, backend):
         with pytest.raises(BackendUnavailable):
-            [event async for event in backend.generate(request())]
+            [event async for event in backend.generate(a_request())]
         assert servicer.keys == []
 
 
@@ -110,7 +101,7 @@ async def test_a_backend_that_asks_for_a_certificate_is_shown_one() -> None:
         backend,
     ):
         assert await backend.is_up()
-        assert any(isinstance(event, Finish) for event in [event async for event in backend.generate(request())])
+        assert any(isinstance(event, Finish) for event in [event async for event in backend.generate(a_request())])
         assert servicer.keys == ["Bearer sk-secret"]
 
 
@@ -123,7 +114,7 @@ async def test_a_backend_that_asks_for_a_certificate_serves_nobody_without_a_rig
         authority, clients=Authority("of gateways"), tls=True, ca_pem=authority.pem, own_pem=own_pem
     ) as (servicer, backend):
         with pytest.raises(BackendUnavailable):
-            [event async for event in backend.generate(request())]
+            [event async for event in backend.generate(a_request())]
         assert servicer.keys == []
 
 

@@ -11,24 +11,14 @@ from typing import Any
 
 import grpc
 import pytest
+from backend_requests import a_request
 from certificates import Authority, Issued
 from grpc import aio
 from scripted_backend import CLOSE, Step, head, scripted_server
 
 from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
-from metergate.core.changes import changed
 from metergate.core.errors import BackendUnavailable
-from metergate.core.inference import (
-    BackendEvent,
-    BackendRequest,
-    Delta,
-    Finish,
-    Message,
-    Prompt,
-    ResponseFormat,
-    Role,
-    Sampling,
-)
+from metergate.core.inference import BackendEvent, Delta, Finish
 from metergate.core.rows import FinishReason
 
 SOON_SECONDS = 10.0
@@ -36,16 +26,6 @@ HUNDRED_MEGABYTES = 100 * 1024 * 1024
 
 ANSWER = b'data: {"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
 ANSWER_EVENTS = [Delta(content="hi"), Finish(reason=FinishReason.STOP)]
-
-
-def request() -> BackendRequest:
-    return BackendRequest(
-        model_id="smol",
-        prompt=Prompt(messages=(Message(role=Role.USER, parts=("Hello",)),)),
-        sampling=Sampling(),
-        response_format=ResponseFormat(),
-        max_completion_tokens=5,
-    )
 
 
 async def ask(url: str, **options: Any) -> list[BackendEvent]:
@@ -59,7 +39,7 @@ async def ask(url: str, **options: Any) -> list[BackendEvent]:
     backend = OpenAIBackend(OpenAIBackendOptions(**(values | options)))
     try:
         async with asyncio.timeout(SOON_SECONDS):
-            return [event async for event in backend.generate(request())]
+            return [event async for event in backend.generate(a_request())]
     finally:
         await backend.close()
 
@@ -142,7 +122,7 @@ async def test_a_server_that_reads_nothing_is_left_with_the_request_half_sent() 
     server = await asyncio.start_server(never_read, "127.0.0.1", 0, limit=1024)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     options = OpenAIBackendOptions(backend_id="b1", url=url, model_names={"smol": "smol"}, connect_timeout_seconds=2.0)
-    large = changed(request(), prompt=Prompt(messages=(Message(role=Role.USER, parts=("x" * 50_000_000,)),)))
+    large = a_request("x" * 50_000_000)
     backend = OpenAIBackend(options)
     async with server:
         try:

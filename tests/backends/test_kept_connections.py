@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backend_requests import a_request
 from certificates import Authority
 from scripted_backend import CLOSE, RESET, Step, chunked, scripted_server
 
@@ -15,17 +16,7 @@ from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
 from metergate.core.changes import changed
 from metergate.core.embedding import EmbeddingBackendRequest
 from metergate.core.errors import BackendUnavailable
-from metergate.core.inference import (
-    BackendEvent,
-    BackendRequest,
-    Delta,
-    Finish,
-    Message,
-    Prompt,
-    ResponseFormat,
-    Role,
-    Sampling,
-)
+from metergate.core.inference import BackendEvent, Delta, Finish
 from metergate.core.rows import FinishReason
 
 SOON_SECONDS = 10.0
@@ -45,13 +36,7 @@ def whole(body: bytes) -> bytes:
 WHOLE = whole(b'{"choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}]}')
 VECTORS = whole(b'{"data": [{"index": 0, "embedding": [1.0, 2.0]}]}')
 
-REQUEST = BackendRequest(
-    model_id="smol",
-    prompt=Prompt(messages=(Message(role=Role.USER, parts=("Hello",)),)),
-    sampling=Sampling(),
-    response_format=ResponseFormat(),
-    max_completion_tokens=5,
-)
+REQUEST = a_request()
 TO_EMBED = EmbeddingBackendRequest(model_id="smol", inputs=("Hello",), dimensions=2, asks_dimensions=False)
 
 

@@ -11,6 +11,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
+from backend_requests import a_request
 from scripted_backend import CLOSE, HANG, RESET, WAIT, Step, chunked, head, scripted_server
 
 from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
@@ -40,14 +41,7 @@ SOON_SECONDS = 5.0  # for what happens within milliseconds on a quiet machine
 
 
 def request(**changes: Any) -> BackendRequest:
-    values: dict[str, Any] = {
-        "model_id": "smol",
-        "prompt": Prompt(messages=(Message(role=Role.USER, parts=(SECRET_PROMPT,)),)),
-        "sampling": Sampling(),
-        "response_format": ResponseFormat(),
-        "max_completion_tokens": 16,
-    }
-    return BackendRequest(**(values | changes))
+    return a_request(SECRET_PROMPT, **changes)
 
 
 @asynccontextmanager

@@ -1,32 +1,15 @@
 """Every LedgerStore rolls up the balances of business accounts by day, in the commit of the transfers themselves."""
 
-from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
-import pytest
-from fakes import FakeClock, MemoryLedgerStore
-from ledger_rows import DAY_US, NOW_US, a_grant, a_settle, a_wallet, differences, open_wallet, reserve
+from ledger_rows import DAY_US, NOW_US, a_grant, a_settle, a_wallet, open_wallet, reserve
 
 from metergate.core.accounts import AccountBalance
 from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
 from metergate.core.rows import GrantSource
 from metergate.ports import Days, LedgerStore
-from metergate.stores.sqlite import SqliteLedgerStore
 
 TODAY = NOW_US // DAY_US
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LedgerStore]:
-    clock = FakeClock(NOW_US)
-    opened: LedgerStore = (
-        MemoryLedgerStore(clock=clock)
-        if request.param == "memory"
-        else await SqliteLedgerStore.open(tmp_path / "ledger.db", clock=clock, owner_id="gateway-1", create=True)
-    )
-    yield opened
-    assert await differences(opened) == [], "every test leaves books that add up"
-    await opened.close()
 
 
 def moved(balances: Mapping[str, AccountBalance]) -> dict[str, tuple[int, int]]:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import pytest
+from at_once import at_once
 from ledger_rows import CARD, NOW_US, a_capture, a_consent, a_grant, a_reserve, a_settle, a_wallet, available
 
 from metergate.core.errors import CapReached, InsufficientCredit
@@ -38,18 +39,6 @@ async def insisting(chance: random.Random, ask: Callable[[], Awaitable[Outcome]]
     return await ask()
 
 
-async def at_once(count: int, work: Callable[[int], Awaitable[None]]) -> None:
-    numbers = iter(range(count))
-
-    async def worker() -> None:
-        for number in numbers:
-            await work(number)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(AT_ONCE):
-            group.create_task(worker())
-
-
 @pytest.mark.parametrize("loses_answers", [False, True])
 async def test_a_wallet_of_so_many_requests_pays_exactly_so_many(store: LedgerStore, *, loses_answers: bool) -> None:
     chance = random.Random(20261124)
@@ -72,7 +61,7 @@ async def test_a_wallet_of_so_many_requests_pays_exactly_so_many(store: LedgerSt
             return
         await (insisting(chance, lambda: store.settle(settling)) if loses_answers else store.settle(settling))
 
-    await at_once(ASKED, request)
+    await at_once(request, count=ASKED, workers=AT_ONCE)
     charges = await all_charges(store, "alice")
     assert [charge.charged_microcredits for charge in charges] == [FIXED_COST] * PAID
     assert refused == ASKED - PAID
@@ -125,7 +114,7 @@ async def test_whatever_requests_cost_no_microcredit_is_lost_doubled_or_negative
         assert (None if settled.charge is None else settled.charge.charged_microcredits) == cost
         charged[subscriber_id] += cost or 0
 
-    await at_once(ASKED, request)
+    await at_once(request, count=ASKED, workers=AT_ONCE)
     for subscriber_id in wallets:
         charges = await all_charges(store, subscriber_id)
         assert sum(charge.charged_microcredits for charge in charges) == charged[subscriber_id]

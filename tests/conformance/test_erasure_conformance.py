@@ -3,14 +3,14 @@
 import asyncio
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeClock, MemoryLedgerStore
+from fakes import FakeClock
 from ledger_rows import (
     DAY_US,
     NOW_US,
@@ -42,19 +42,6 @@ from metergate.ports import ChargeFilter, LedgerStore, TransferFilter
 from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, compacting, expiring
 
 PSEUDONYM = "erased-0f3c"
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LedgerStore]:
-    clock = FakeClock(NOW_US)
-    opened: LedgerStore = (
-        MemoryLedgerStore(clock=clock)
-        if request.param == "memory"
-        else await SqliteLedgerStore.open(tmp_path / "ledger.db", clock=clock, owner_id="gateway-1", create=True)
-    )
-    yield opened
-    assert await differences(opened) == [], "every test leaves books that add up"
-    await opened.close()
 
 
 def an_erasure(**values: object) -> EraseSubscriber:

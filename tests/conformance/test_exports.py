@@ -5,12 +5,11 @@
 import csv
 import hashlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeClock, MemoryLedgerStore
 from ledger_rows import NOW_US, a_grant, a_settle, open_wallet, reserve
 from pyarrow import parquet
 
@@ -20,26 +19,19 @@ from metergate.core.times import TIME_US_MAX
 from metergate.ports import LedgerStore, Times
 from metergate.stores import exporting
 from metergate.stores.exporting import ExportFormat, export_charges, export_transfers
-from metergate.stores.sqlite import SqliteLedgerStore, reading_all
+from metergate.stores.sqlite import reading_all
 
 ALWAYS = Times(first_us=0, end_us=TIME_US_MAX)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LedgerStore]:
-    clock = FakeClock(NOW_US)
-    opened: LedgerStore = (
-        MemoryLedgerStore(clock=clock)
-        if request.param == "memory"
-        else await SqliteLedgerStore.open(tmp_path / "ledger.db", clock=clock, owner_id="gateway-1", create=True)
-    )
-    await open_wallet(opened, a_grant(amount=1_000))
+@pytest.fixture
+async def store(store: LedgerStore) -> LedgerStore:
+    await open_wallet(store, a_grant(amount=1_000))
     for number in range(7):
-        await reserve(opened, f"res-{number}", request_id=f'r,"{number}"', now_us=NOW_US + number)
-        settle = a_settle(10 + number, f"res-{number}", owner=opened.owner, captured=20, now_us=NOW_US + number)
-        await opened.settle(settle)
-    yield opened
-    await opened.close()
+        await reserve(store, f"res-{number}", request_id=f'r,"{number}"', now_us=NOW_US + number)
+        settle = a_settle(10 + number, f"res-{number}", owner=store.owner, captured=20, now_us=NOW_US + number)
+        await store.settle(settle)
+    return store
 
 
 def told(_rows: int) -> None:

@@ -2,11 +2,10 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from fakes import FakeClock, MemoryLedgerStore
+from fakes import FakeClock
 from ledger_rows import NOW_US, a_capture, a_grant, a_reserve, a_settle, available, differences, open_wallet, reserve
 
 from metergate.core.errors import RequestIdConflict
@@ -18,18 +17,10 @@ from metergate.stores.sqlite import store as sqlite_store
 from metergate.stores.sqlite.upkeep import OpenReservation, open_reservations
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LedgerStore]:
-    clock = FakeClock(NOW_US)
-    opened: LedgerStore = (
-        MemoryLedgerStore(clock=clock)
-        if request.param == "memory"
-        else await SqliteLedgerStore.open(tmp_path / "ledger.db", clock=clock, owner_id="gateway-1", create=True)
-    )
-    await open_wallet(opened, a_grant(amount=1_000))
-    yield opened
-    assert await differences(opened) == [], "every test leaves books that add up"
-    await opened.close()
+@pytest.fixture
+async def store(store: LedgerStore) -> LedgerStore:
+    await open_wallet(store, a_grant(amount=1_000))
+    return store
 
 
 def nobody(_reservation_id: str) -> bool:

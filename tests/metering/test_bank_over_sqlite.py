@@ -2,13 +2,14 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from at_once import at_once
 from ledger_rows import differences
 from metering_world import CARD, STOP, World, content, count_words, request, usage
 
@@ -129,18 +130,6 @@ async def bank(tmp_path: Path) -> AsyncIterator[Bank]:
     await store.close()
 
 
-async def at_once(work: Callable[[int], Awaitable[None]]) -> None:
-    numbers = iter(range(ASKED))
-
-    async def worker() -> None:
-        for number in numbers:
-            await work(number)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(AT_ONCE):
-            group.create_task(worker())
-
-
 async def test_a_wallet_of_so_many_answers_pays_exactly_so_many(bank: Bank) -> None:
     served = 0
 
@@ -152,7 +141,7 @@ async def test_a_wallet_of_so_many_answers_pays_exactly_so_many(bank: Bank) -> N
             assert (text, receipt.charged_microcredits) == (TEXT, COST)
             served += 1
 
-    await at_once(ask)
+    await at_once(ask, count=ASKED, workers=AT_ONCE)
     assert served == PAID
     assert [charge.charged_microcredits for charge in (await bank.charges()).values()] == [COST] * PAID
     assert await bank.available() == 0
@@ -192,7 +181,7 @@ async def test_apps_that_lose_answers_and_ask_again_pay_each_request_once(bank: 
             replays += receipt.replayed
             return
 
-    await at_once(insist)
+    await at_once(insist, count=ASKED, workers=AT_ONCE)
     await bank.metering.settled()
     charges = await bank.charges()
     for request_id, receipt in told.items():

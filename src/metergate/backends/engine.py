@@ -10,15 +10,16 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 from uuid import uuid4
 
 from grpc import aio
 
 from metergate.backends.answer_checks import AnswerChecks
 from metergate.backends.grpc_channel import ANSWER_BYTES_MAX, failure, open_channel
+from metergate.backends.known_models import known
 from metergate.core.errors import BackendUnavailable
-from metergate.core.inference import BackendEvent, BackendRequest
+from metergate.core.inference import BackendEvent, BackendRequest, Sampling
 from metergate.core.parameters import ALL_PARAMETERS, Parameter
 
 _log = logging.getLogger(__name__)
@@ -64,6 +65,17 @@ class EngineInfo:
     vocabulary_tokens: int  # 0: it does not say
     defaults: Mapping[str, float]  # of sampling, by their names in the protocol
 
+    @classmethod
+    def read(cls, message: Any) -> Self:  # noqa: ANN401 - each protocol's own
+        """What an answer to GetModelInfo says: the protocols name its fields alike."""
+        return cls(
+            names=frozenset({message.served_model_name, message.model_path} - {""}),
+            is_generation=message.is_generation,
+            context_tokens=message.max_context_length,
+            vocabulary_tokens=message.vocab_size,
+            defaults=read_defaults(message.default_sampling_params_json),
+        )
+
     def problem(self, model: EngineModel) -> str | None:
         """Why it cannot run the model, or None."""
         if model.name not in self.names:
@@ -90,6 +102,18 @@ def read_defaults(text: str) -> dict[str, float]:
     if not isinstance(values, dict):
         return {}
     return {name: values[name] for name in _DEFAULTS if type(values.get(name)) in (int, float)}
+
+
+def sampling_values(sampling: Sampling, defaults: Mapping[str, float]) -> dict[str, float]:
+    """The parameters of sampling that the protocols name alike, each of them: a protocol's zeros are no defaults."""
+    return {
+        "temperature": defaults.get("temperature", 1.0) if sampling.temperature is None else sampling.temperature,
+        "top_p": defaults.get("top_p", 1.0) if sampling.top_p is None else sampling.top_p,
+        "min_p": defaults.get("min_p", 0.0) if sampling.min_p is None else sampling.min_p,
+        "repetition_penalty": defaults.get("repetition_penalty", 1.0),
+        "frequency_penalty": sampling.frequency_penalty or 0.0,
+        "presence_penalty": sampling.presence_penalty or 0.0,
+    }
 
 
 class EngineAnswer(Protocol):
@@ -215,9 +239,7 @@ class EngineBackend:
                 self._abort(engine_request_id)
 
     async def _checked_info(self, model_id: str) -> EngineInfo:
-        model = self._options.models.get(model_id)
-        if model is None:
-            raise BackendUnavailable(model_id=model_id, problem="it is not set up to run this model")
+        model = known(self._options.models, model_id)
         try:
             info = self._info or await self._look()
         except aio.AioRpcError as exc:

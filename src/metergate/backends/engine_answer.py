@@ -1,9 +1,12 @@
 """What the answers of engines have in common."""
 
 import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from metergate.backends.answer_checks import AnswerChecks
-from metergate.core.inference import UsageReport
+from metergate.core.inference import BackendEvent, Finish, TokenIds, UsageReport
 from metergate.core.rows import FinishReason
 from metergate.core.usage import TokenClass, Usage
 
@@ -43,3 +46,36 @@ def usage_report(
         TokenClass.REASONING: reasoning,
     }
     return [UsageReport(usage=Usage.of(tokens))]
+
+
+class ChunkedAnswer(ABC):
+    """Reads one answer: an engine.EngineAnswer.
+
+    Each chunk has the ids that are new; the message that completes the answer repeats the last chunk's.
+    """
+
+    def __init__(self, checks: AnswerChecks) -> None:
+        self._checks = checks
+        self._has_chunks = False
+
+    def read(self, message: Any) -> Iterator[BackendEvent]:  # noqa: ANN401 - each protocol's own
+        """The events of one message; BackendUnavailable if they make no sense."""
+        if message.HasField("chunk"):
+            self._has_chunks = True
+            yield from self._token_ids(message.chunk.token_ids)
+        elif message.HasField("complete"):
+            if not self._has_chunks:
+                yield from self._token_ids(message.complete.output_ids)
+            reason = finish_reason_of(message.complete.finish_reason, self._checks)
+            if self._checks.finish():
+                yield Finish(reason=reason)
+                yield from self._usage(message.complete)
+
+    def _token_ids(self, token_ids: Sequence[int]) -> Iterator[TokenIds]:
+        if token_ids:
+            self._checks.before_delta()
+            yield TokenIds(token_ids)
+
+    @abstractmethod
+    def _usage(self, complete: Any) -> list[UsageReport]:  # noqa: ANN401 - each protocol's own
+        """What the message that completes the answer reports."""

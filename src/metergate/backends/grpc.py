@@ -16,9 +16,10 @@ from grpc_health.v1 import health_pb2
 
 from metergate.backends.answer_checks import AnswerChecks
 from metergate.backends.grpc_channel import ANSWER_BYTES_MAX, failure, open_channel
+from metergate.backends.known_models import known
 from metergate.backends.vector_checks import IN_LOOP_NUMBERS_MAX, checked_vectors, prompt_usage, single_precision
 from metergate.core.embedding import EmbeddingBackendRequest, Embeddings
-from metergate.core.errors import BackendRejected, BackendUnavailable
+from metergate.core.errors import BackendRejected
 from metergate.core.inference import (
     DEFAULT_SAMPLING,
     BackendEvent,
@@ -136,7 +137,7 @@ class GrpcBackend:
         BackendRejected if the request as such was refused (INVALID_ARGUMENT, OUT_OF_RANGE); BackendUnavailable for all
         else.
         """
-        model = self._model_name(request.model_id)
+        model = known(self._options.model_names, request.model_id)
         reader = AnswerReader(backend_id=self.backend_id, model_id=request.model_id)
         metadata = (*self._metadata, *request.trace_context.items())
         call = self._stub.Generate(encode_request(request, model=model), metadata=metadata)
@@ -159,7 +160,7 @@ class GrpcBackend:
         """Return a vector for each input; the errors are those of ``generate``."""
         metadata = (*self._metadata, *request.trace_context.items())
         asked = backend_pb2.BackendServiceEmbedRequest(
-            model=self._model_name(request.model_id),
+            model=known(self._options.model_names, request.model_id),
             inputs=request.inputs,
             dimensions=request.dimensions if request.asks_dimensions else 0,
         )
@@ -170,13 +171,6 @@ class GrpcBackend:
         if len(request.inputs) * request.dimensions > IN_LOOP_NUMBERS_MAX:
             return await asyncio.to_thread(_embeddings, answer, request)
         return _embeddings(answer, request)
-
-    def _model_name(self, model_id: str) -> str:
-        """The backend's own name of a model; BackendUnavailable without one."""
-        model = self._options.model_names.get(model_id)
-        if model is None:
-            raise BackendUnavailable(model_id=model_id, problem="it is not set up to run this model")
-        return model
 
 
 def _text_only(message: backend_pb2.GenerateResponse) -> str:

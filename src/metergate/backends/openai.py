@@ -15,6 +15,7 @@ from typing import NoReturn
 import aiohttp
 
 from metergate.backends.kept_connections import KeepingConnector, ended_kept_connection
+from metergate.backends.known_models import known
 from metergate.backends.openai_answer import AnswerReader
 from metergate.backends.openai_embeddings import (
     VectorEncoding,
@@ -147,7 +148,7 @@ class OpenAIBackend:
         reader = AnswerReader(backend_id=self.backend_id, model_id=request.model_id)
         body = encode_request(
             request,
-            model=self._model_name(request.model_id),
+            model=known(self._options.model_names, request.model_id),
             stream=self._options.stream,
             include_usage=self._options.include_usage,
             max_tokens_field=self._options.max_tokens_field,
@@ -173,7 +174,7 @@ class OpenAIBackend:
     async def embed(self, request: EmbeddingBackendRequest) -> Embeddings:
         """Return a vector for each input; the errors are those of ``generate``."""
         body = encode_embedding_request(
-            request, model=self._model_name(request.model_id), encoding=self._options.vector_encoding
+            request, model=known(self._options.model_names, request.model_id), encoding=self._options.vector_encoding
         )
         response = await self._post(self._embeddings_url, body, request)
         try:
@@ -184,13 +185,6 @@ class OpenAIBackend:
         if len(request.inputs) * request.dimensions > IN_LOOP_NUMBERS_MAX:
             return await asyncio.to_thread(decode_embeddings, answer, request)
         return decode_embeddings(answer, request)
-
-    def _model_name(self, model_id: str) -> str:
-        """The backend's own name of a model; BackendUnavailable without one."""
-        model = self._options.model_names.get(model_id)
-        if model is None:
-            raise BackendUnavailable(model_id=model_id, problem="it is not set up to run this model")
-        return model
 
     async def _post(
         self, url: str, body: bytes, request: BackendRequest | EmbeddingBackendRequest

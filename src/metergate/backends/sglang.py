@@ -5,7 +5,7 @@ asked instead, which SGLang answers from its scheduler's signs of life. Stop tex
 protocol has no seed: a request with one is refused.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpc import aio
@@ -13,10 +13,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from smg_grpc_proto.generated import sglang_scheduler_pb2, sglang_scheduler_pb2_grpc
 
 from metergate.backends.answer_checks import AnswerChecks
-from metergate.backends.engine import EngineInfo, read_defaults
-from metergate.backends.engine_answer import finish_reason_of, usage_report
+from metergate.backends.engine import EngineInfo, sampling_values
+from metergate.backends.engine_answer import ChunkedAnswer, usage_report
 from metergate.core.errors import BackendRejected
-from metergate.core.inference import BackendEvent, BackendRequest, Finish, ResponseFormatKind, TokenIds
+from metergate.core.inference import BackendRequest, ResponseFormatKind, UsageReport
 
 _SERVICE = "sglang.grpc.scheduler.SglangScheduler"
 _ANY_OBJECT = '{"type": "object"}'
@@ -64,27 +64,14 @@ class SglangProtocol:
     async def info(self, metadata: Sequence[tuple[str, str]], timeout_seconds: float) -> EngineInfo:
         """What it says of itself."""
         message = sglang_scheduler_pb2.GetModelInfoRequest()
-        info = await self._stub.GetModelInfo(message, metadata=metadata, timeout=timeout_seconds)
-        return EngineInfo(
-            names=frozenset({info.served_model_name, info.model_path} - {""}),
-            is_generation=info.is_generation,
-            context_tokens=info.max_context_length,
-            vocabulary_tokens=info.vocab_size,
-            defaults=read_defaults(info.default_sampling_params_json),
-        )
+        return EngineInfo.read(await self._stub.GetModelInfo(message, metadata=metadata, timeout=timeout_seconds))
 
 
 def _sampling_params(request: BackendRequest, defaults: Mapping[str, float]) -> sglang_scheduler_pb2.SamplingParams:
-    """Every parameter that matters is written: the protocol's zeros are no defaults."""
     sampling = request.sampling
     params = sglang_scheduler_pb2.SamplingParams(
-        temperature=defaults.get("temperature", 1.0) if sampling.temperature is None else sampling.temperature,
-        top_p=defaults.get("top_p", 1.0) if sampling.top_p is None else sampling.top_p,
         top_k=(int(defaults.get("top_k", -1)) or -1) if sampling.top_k is None else sampling.top_k,  # -1: all
-        min_p=defaults.get("min_p", 0.0) if sampling.min_p is None else sampling.min_p,
-        repetition_penalty=defaults.get("repetition_penalty", 1.0),
-        frequency_penalty=sampling.frequency_penalty or 0.0,
-        presence_penalty=sampling.presence_penalty or 0.0,
+        **sampling_values(sampling, defaults),
         max_new_tokens=request.max_completion_tokens,
         skip_special_tokens=True,
         spaces_between_special_tokens=True,
@@ -97,36 +84,14 @@ def _sampling_params(request: BackendRequest, defaults: Mapping[str, float]) -> 
     return params
 
 
-class SglangAnswer:
-    """Reads one answer.
+class SglangAnswer(ChunkedAnswer):
+    """Reads one answer. The counts of the message that completes it are of the whole answer."""
 
-    Each chunk has the ids that are new; the message that completes the answer repeats the last chunk's. Its counts are
-    of the whole answer.
-    """
-
-    def __init__(self, checks: AnswerChecks) -> None:
-        self._checks = checks
-        self._has_chunks = False
-
-    def read(self, message: sglang_scheduler_pb2.GenerateResponse) -> Iterator[BackendEvent]:
-        """The events of one message; BackendUnavailable if they make no sense."""
-        if message.HasField("chunk"):
-            self._has_chunks = True
-            if message.chunk.token_ids:
-                self._checks.before_delta()
-                yield TokenIds(message.chunk.token_ids)
-        elif message.HasField("complete"):
-            complete = message.complete
-            if not self._has_chunks and complete.output_ids:
-                self._checks.before_delta()
-                yield TokenIds(complete.output_ids)
-            reason = finish_reason_of(complete.finish_reason, self._checks)
-            if self._checks.finish():
-                yield Finish(reason=reason)
-                yield from usage_report(
-                    self._checks,
-                    prompt=complete.prompt_tokens,
-                    cached=complete.cached_tokens,
-                    completion=complete.completion_tokens,
-                    reasoning=complete.reasoning_tokens,
-                )
+    def _usage(self, complete: sglang_scheduler_pb2.GenerateComplete) -> list[UsageReport]:
+        return usage_report(
+            self._checks,
+            prompt=complete.prompt_tokens,
+            cached=complete.cached_tokens,
+            completion=complete.completion_tokens,
+            reasoning=complete.reasoning_tokens,
+        )

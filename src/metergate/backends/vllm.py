@@ -10,10 +10,10 @@ from grpc import aio
 from smg_grpc_proto.generated import vllm_engine_pb2, vllm_engine_pb2_grpc
 
 from metergate.backends.answer_checks import AnswerChecks
-from metergate.backends.engine import EngineInfo, read_defaults
-from metergate.backends.engine_answer import finish_reason_of, usage_report
+from metergate.backends.engine import EngineInfo, sampling_values
+from metergate.backends.engine_answer import ChunkedAnswer, usage_report
 from metergate.core.errors import BackendRejected
-from metergate.core.inference import BackendEvent, BackendRequest, Finish, ResponseFormatKind, Sampling, TokenIds
+from metergate.core.inference import BackendEvent, BackendRequest, ResponseFormatKind, UsageReport
 
 _SEED_MAX = 2**31 - 1  # the protocol's seed has 32 bits
 
@@ -60,26 +60,14 @@ class VllmProtocol:
     async def info(self, metadata: Sequence[tuple[str, str]], timeout_seconds: float) -> EngineInfo:
         """What it says of itself."""
         message = vllm_engine_pb2.GetModelInfoRequest()
-        info = await self._stub.GetModelInfo(message, metadata=metadata, timeout=timeout_seconds)
-        return EngineInfo(
-            names=frozenset({info.served_model_name, info.model_path} - {""}),
-            is_generation=info.is_generation,
-            context_tokens=info.max_context_length,
-            vocabulary_tokens=info.vocab_size,
-            defaults=read_defaults(info.default_sampling_params_json),
-        )
+        return EngineInfo.read(await self._stub.GetModelInfo(message, metadata=metadata, timeout=timeout_seconds))
 
 
 def _sampling_params(request: BackendRequest, defaults: Mapping[str, float]) -> vllm_engine_pb2.SamplingParams:
-    sampling: Sampling = request.sampling
+    sampling = request.sampling
     params = vllm_engine_pb2.SamplingParams(
-        temperature=defaults.get("temperature", 1.0) if sampling.temperature is None else sampling.temperature,
-        top_p=defaults.get("top_p", 1.0) if sampling.top_p is None else sampling.top_p,
         top_k=max(0, int(defaults.get("top_k", 0))) if sampling.top_k is None else sampling.top_k,  # 0: all
-        min_p=defaults.get("min_p", 0.0) if sampling.min_p is None else sampling.min_p,
-        repetition_penalty=defaults.get("repetition_penalty", 1.0),
-        frequency_penalty=sampling.frequency_penalty or 0.0,
-        presence_penalty=sampling.presence_penalty or 0.0,
+        **sampling_values(sampling, defaults),
         max_tokens=request.max_completion_tokens,
         seed=sampling.seed,
         skip_special_tokens=True,
@@ -92,39 +80,23 @@ def _sampling_params(request: BackendRequest, defaults: Mapping[str, float]) -> 
     return params
 
 
-class VllmAnswer:
-    """Reads one answer.
-
-    Each chunk has the ids that are new, and says how many; the message that completes the answer repeats the last
-    chunk's. So reported completion tokens are added up over the chunks.
-    """
+class VllmAnswer(ChunkedAnswer):
+    """Reads one answer. Each chunk says how many ids are new: completion tokens are added up over the chunks."""
 
     def __init__(self, checks: AnswerChecks) -> None:
-        self._checks = checks
-        self._has_chunks = False
+        super().__init__(checks)
         self._completion_tokens = 0
 
     def read(self, message: vllm_engine_pb2.GenerateResponse) -> Iterator[BackendEvent]:
         """The events of one message; BackendUnavailable if they make no sense."""
         if message.HasField("chunk"):
-            self._has_chunks = True
             self._completion_tokens += message.chunk.completion_tokens
-            if message.chunk.token_ids:
-                self._checks.before_delta()
-                yield TokenIds(message.chunk.token_ids)
-        elif message.HasField("complete"):
-            complete = message.complete
-            if not self._has_chunks:
-                self._completion_tokens = complete.completion_tokens
-                if complete.output_ids:
-                    self._checks.before_delta()
-                    yield TokenIds(complete.output_ids)
-            reason = finish_reason_of(complete.finish_reason, self._checks)
-            if self._checks.finish():
-                yield Finish(reason=reason)
-                yield from usage_report(
-                    self._checks,
-                    prompt=complete.prompt_tokens,
-                    cached=complete.cached_tokens,
-                    completion=self._completion_tokens,
-                )
+        return super().read(message)
+
+    def _usage(self, complete: vllm_engine_pb2.GenerateComplete) -> list[UsageReport]:
+        return usage_report(
+            self._checks,
+            prompt=complete.prompt_tokens,
+            cached=complete.cached_tokens,
+            completion=self._completion_tokens if self._has_chunks else complete.completion_tokens,
+        )

@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +10,7 @@ from rich.text import Text
 
 from metergate.cli.keys import KEYS_SHOWN_MAX, keys_of
 from metergate.cli.parameters import DEFAULT_CONFIG, ConfigFile, StorePath, SubscriberId, parse_id, store_of
-from metergate.cli.store import clock, writing
+from metergate.cli.store import clock, write
 from metergate.cli.tables import Cell, Column, Listing, show
 from metergate.cli.terminal import explain, output, time_of
 from metergate.core.credits import format_credits
@@ -33,13 +32,9 @@ def revoke(
 
     What runs ends where the credit that it has set aside ends.
     """
-    revoke_time_us = asyncio.run(_revoke(store_of(config, store), authorization_id))
+    path = store_of(config, store)
+    revoke_time_us = write(path, lambda ledger: ledger.revoke_authorization(authorization_id, clock.now_us()))
     explain(f"authorization {authorization_id} is revoked since {time_of(revoke_time_us)}")
-
-
-async def _revoke(path: Path, authorization_id: str) -> int:
-    async with writing(path) as ledger:
-        return await ledger.revoke_authorization(authorization_id, clock.now_us())
 
 
 @app.command("list", epilog="Example: metergate authorization list alice")

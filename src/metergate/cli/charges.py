@@ -1,7 +1,5 @@
 """``metergate charge``: what requests were charged."""
 
-import asyncio
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,9 +15,8 @@ from metergate.cli.parameters import (
     parse_id,
     store_of,
 )
-from metergate.cli.store import clock, writing
+from metergate.cli.store import clock, write
 from metergate.core.operations import Refund
-from metergate.core.rows import Correction
 
 app = typer.Typer(help="Charges: what requests were charged.", no_args_is_help=True)
 
@@ -65,9 +62,4 @@ def refund(
         actor=actor_of(actor),
         now_us=clock.now_us(),
     )
-    tell(asyncio.run(_refund(store_of(config, store), operation)))
-
-
-async def _refund(path: Path, operation: Refund) -> Correction:
-    async with writing(path) as ledger:
-        return await ledger.refund(operation)
+    tell(write(store_of(config, store), lambda ledger: ledger.refund(operation)))

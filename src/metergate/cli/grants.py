@@ -1,7 +1,5 @@
 """``metergate grant``: credits added to a wallet."""
 
-import asyncio
-from pathlib import Path
 from typing import Annotated
 from uuid import uuid4
 
@@ -20,10 +18,10 @@ from metergate.cli.parameters import (
     parse_time_us,
     store_of,
 )
-from metergate.cli.store import WritableLedger, clock, writing
+from metergate.cli.store import WritableLedger, clock, write
 from metergate.cli.terminal import credits_of, explain, time_of
 from metergate.core.operations import AddGrant, Reverse
-from metergate.core.rows import Correction, Grant, GrantSource
+from metergate.core.rows import Grant, GrantSource
 
 app = typer.Typer(help="Grants: credits added to a wallet.", no_args_is_help=True)
 
@@ -89,17 +87,16 @@ def add(
         rollover_microcredits_max=rollover_max,
         rollover_seconds=rollover_seconds or 0,
     )
-    added = asyncio.run(_add(store_of(config, store), grant, expires_in_us))
+    added = write(store_of(config, store), lambda ledger: _add(ledger, grant, expires_in_us))
     explain(f"{credits_of(added.amount_microcredits)} for {subscriber}, expiring: {time_of(added.expire_time_us)}")
     if added.rollover_microcredits_max:
         explain(f"at most {credits_of(added.rollover_microcredits_max)} of it roll over then")
     typer.echo(added.grant_id)
 
 
-async def _add(path: Path, grant: Grant, expires_in_us: int | None) -> Grant:
-    async with writing(path) as ledger:
-        first = await _find(ledger, grant)
-        return await ledger.add_grant(AddGrant(grant=grant if first is None else _as_of(first, grant, expires_in_us)))
+async def _add(ledger: WritableLedger, grant: Grant, expires_in_us: int | None) -> Grant:
+    first = await _find(ledger, grant)
+    return await ledger.add_grant(AddGrant(grant=grant if first is None else _as_of(first, grant, expires_in_us)))
 
 
 async def _find(ledger: WritableLedger, grant: Grant) -> Grant | None:
@@ -155,9 +152,4 @@ def reverse(
         actor=actor_of(actor),
         now_us=clock.now_us(),
     )
-    tell(asyncio.run(_reverse(store_of(config, store), operation)))
-
-
-async def _reverse(path: Path, operation: Reverse) -> Correction:
-    async with writing(path) as ledger:
-        return await ledger.reverse(operation)
+    tell(write(store_of(config, store), lambda ledger: ledger.reverse(operation)))

@@ -20,7 +20,7 @@ from metergate.cli.parameters import (
     parse_id,
     store_of,
 )
-from metergate.cli.store import clock, reading, writing
+from metergate.cli.store import WritableLedger, clock, reading, write
 from metergate.cli.tables import Cell, Column, Listing, show
 from metergate.cli.terminal import explain, output, time_of
 from metergate.core.keys import KEY_SECRET_BYTES, format_key, hash_key, prefix_of
@@ -104,7 +104,7 @@ def issue(
         prefix=prefix_of(secret),
         expire_time_us=None if expires_in_us is None else now_us + expires_in_us,
     )
-    asyncio.run(_issue(store_of(config, store), authorization, key))
+    write(store_of(config, store), lambda ledger: _issue(ledger, authorization, key))
     explain(
         f"key {key.key_id} of authorization {authorization.authorization_id}, expiring: {time_of(key.expire_time_us)}; "
         "it is shown only now:"
@@ -112,10 +112,9 @@ def issue(
     typer.echo(secret)
 
 
-async def _issue(path: Path, authorization: Authorization, key: ApiKey) -> None:
-    async with writing(path) as ledger:
-        await ledger.add_authorization(AddAuthorization(authorization=authorization))
-        await ledger.add_key(key)
+async def _issue(ledger: WritableLedger, authorization: Authorization, key: ApiKey) -> None:
+    await ledger.add_authorization(AddAuthorization(authorization=authorization))
+    await ledger.add_key(key)
 
 
 @app.command(epilog="Example: metergate key revoke 0f3c...")
@@ -127,13 +126,8 @@ def revoke(
     store: StorePath = None,
 ) -> None:
     """Revoke a key, for ever, also while a gateway serves. Again: the first time stands."""
-    key = asyncio.run(_revoke(store_of(config, store), key_id))
+    key = write(store_of(config, store), lambda ledger: ledger.revoke_key(key_id, clock.now_us()))
     explain(f"key {key_id} is revoked since {time_of(key.revoke_time_us)}")
-
-
-async def _revoke(path: Path, key_id: str) -> ApiKey:
-    async with writing(path) as ledger:
-        return await ledger.revoke_key(key_id, clock.now_us())
 
 
 @app.command("list", epilog="Example: metergate key list alice")

@@ -1,14 +1,14 @@
 """The store, opened for one command: by itself, or through the gateway that serves it."""
 
+import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 from uuid import uuid4
 
 from metergate.app import SystemClock
-from metergate.cli.gateway import serving_gateway
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
@@ -20,9 +20,12 @@ from metergate.core.operations import (
     SetWalletState,
 )
 from metergate.core.rows import ApiKey, Authorization, Correction, Erasure, Grant, Wallet
+from metergate.edges.admin_client import serving_gateway
 from metergate.edges.admin_socket import admin_socket_path
 from metergate.ports import Page
 from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore
+
+Answer = TypeVar("Answer")
 
 clock = SystemClock()
 
@@ -77,6 +80,16 @@ class WritableLedger(Protocol):
     async def list_grants(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grant]:
         """Grants, newest first."""
         ...
+
+
+def write(path: Path, verb: Callable[[WritableLedger], Awaitable[Answer]], *, create: bool = False) -> Answer:
+    """Do one thing to the ledger, opened as ``writing`` does."""
+
+    async def ask() -> Answer:
+        async with writing(path, create=create) as ledger:
+            return await verb(ledger)
+
+    return asyncio.run(ask())
 
 
 @asynccontextmanager

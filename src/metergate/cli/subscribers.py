@@ -1,18 +1,16 @@
 """``metergate subscriber``: who pays."""
 
-import asyncio
 import os
-from pathlib import Path
 
 import typer
 
 from metergate.cli.corrections import Actor, Reason, actor_of
 from metergate.cli.parameters import DEFAULT_CONFIG, ConfigFile, StorePath, SubscriberId, store_of
-from metergate.cli.store import clock, writing
+from metergate.cli.store import clock, write
 from metergate.cli.terminal import explain
 from metergate.core.erasing import PSEUDONYM_BYTES, subscriber_pseudonym
 from metergate.core.operations import AddSubscriber, EraseSubscriber
-from metergate.core.rows import Erasure, Wallet, WalletState
+from metergate.core.rows import Wallet, WalletState
 
 app = typer.Typer(help="Subscribers: who pays.", no_args_is_help=True)
 
@@ -23,7 +21,8 @@ def create(subscriber: SubscriberId, config: ConfigFile = DEFAULT_CONFIG, store:
     path = store_of(config, store)
     if not os.path.exists(path):
         explain(f"creating the store {path}")
-    asyncio.run(_create(path, subscriber))
+    wallet = Wallet(subscriber_id=subscriber, state=WalletState.ACTIVE, sequence=0, create_time_us=clock.now_us())
+    write(path, lambda ledger: ledger.add_subscriber(AddSubscriber(wallet=wallet)), create=True)
     typer.echo(subscriber)
 
 
@@ -48,19 +47,8 @@ def erase(
         actor=actor_of(actor),
         now_us=clock.now_us(),
     )
-    erasure = asyncio.run(_erase(store_of(config, store), operation))
+    erasure = write(store_of(config, store), lambda ledger: ledger.erase_subscriber(operation))
     if erasure.leaves_copies:
         explain("old copies may be left in unused space: run `metergate ledger compact` while no gateway serves")
     explain("forgotten; backups and exports that were made before still name it")
     typer.echo(erasure.subscriber_id)
-
-
-async def _erase(path: Path, operation: EraseSubscriber) -> Erasure:
-    async with writing(path) as ledger:
-        return await ledger.erase_subscriber(operation)
-
-
-async def _create(path: Path, subscriber_id: str) -> None:
-    wallet = Wallet(subscriber_id=subscriber_id, state=WalletState.ACTIVE, sequence=0, create_time_us=clock.now_us())
-    async with writing(path, create=True) as ledger:
-        await ledger.add_subscriber(AddSubscriber(wallet=wallet))

@@ -17,7 +17,7 @@ from metergate.cli.parameters import (
     parse_duration_seconds,
     store_of,
 )
-from metergate.cli.store import clock, reading, writing
+from metergate.cli.store import clock, reading, write
 from metergate.cli.tables import Column, Listing
 from metergate.cli.tables import show as show_listing
 from metergate.cli.terminal import explain, output, time_of
@@ -155,12 +155,7 @@ def adjust(
         actor=actor_of(actor),
         now_us=clock.now_us(),
     )
-    tell(asyncio.run(_adjust(store_of(config, store), operation)))
-
-
-async def _adjust(path: Path, operation: Adjust) -> Correction:
-    async with writing(path) as ledger:
-        return await ledger.adjust(operation)
+    tell(write(store_of(config, store), lambda ledger: ledger.adjust(operation)))
 
 
 @app.command(epilog="Example: metergate wallet suspend alice --reason 'reported stolen'")
@@ -173,7 +168,7 @@ def suspend(
     store: StorePath = None,
 ) -> None:
     """Stop a wallet, also while a gateway serves: no new request is admitted, running ones set no more credit aside."""
-    tell(_set_state(store_of(config, store), subscriber, WalletState.SUSPENDED, reason, actor, correction_id))
+    _set_state(store_of(config, store), subscriber, WalletState.SUSPENDED, reason, actor, correction_id)
 
 
 @app.command(epilog="Example: metergate wallet resume alice --reason 'paid in cash'")
@@ -186,12 +181,12 @@ def resume(
     store: StorePath = None,
 ) -> None:
     """Let a suspended wallet be spent from again, also while a gateway serves."""
-    tell(_set_state(store_of(config, store), subscriber, WalletState.ACTIVE, reason, actor, correction_id))
+    _set_state(store_of(config, store), subscriber, WalletState.ACTIVE, reason, actor, correction_id)
 
 
 def _set_state(
     path: Path, subscriber: str, state: WalletState, reason: str, actor: str | None, correction_id: str | None
-) -> Correction:
+) -> None:
     operation = SetWalletState(
         correction_id=id_of(correction_id),
         subscriber_id=subscriber,
@@ -200,9 +195,4 @@ def _set_state(
         actor=actor_of(actor),
         now_us=clock.now_us(),
     )
-
-    async def ask() -> Correction:
-        async with writing(path) as ledger:
-            return await ledger.set_wallet_state(operation)
-
-    return asyncio.run(ask())
+    tell(write(path, lambda ledger: ledger.set_wallet_state(operation)))

@@ -58,18 +58,12 @@ def refund(books: Books, operation: Refund) -> Correction:
     Refusals: ResourceNotFound (no such subscriber, or charge of it), IdConflict, RefundExceedsCharge, RequestInvalid.
     """
     _check_subscriber(books, operation.subscriber_id)
-    correction = Correction(
-        correction_id=operation.correction_id,
-        subscriber_id=operation.subscriber_id,
-        kind=CorrectionKind.REFUND,
+    correction = _asked(
+        operation,
+        CorrectionKind.REFUND,
         charge_id=operation.charge_id,
-        grant_id="",
         amount_microcredits=operation.amount_microcredits,
-        shortfall_microcredits=0,
         grant_seconds=operation.grant_seconds,
-        reason=operation.reason,
-        actor=operation.actor,
-        create_time_us=operation.now_us,
     )
     first = _first(books, correction)
     if first is not None:
@@ -168,18 +162,8 @@ def adjust(books: Books, operation: Adjust) -> Correction:
     """
     _check_subscriber(books, operation.subscriber_id)
     amount = operation.amount_microcredits
-    correction = Correction(
-        correction_id=operation.correction_id,
-        subscriber_id=operation.subscriber_id,
-        kind=CorrectionKind.ADJUSTMENT,
-        charge_id="",
-        grant_id="",
-        amount_microcredits=amount,
-        shortfall_microcredits=0,
-        grant_seconds=operation.grant_seconds,
-        reason=operation.reason,
-        actor=operation.actor,
-        create_time_us=operation.now_us,
+    correction = _asked(
+        operation, CorrectionKind.ADJUSTMENT, amount_microcredits=amount, grant_seconds=operation.grant_seconds
     )
     first = _first(books, correction)
     if first is not None:
@@ -243,19 +227,7 @@ def reverse(books: Books, operation: Reverse) -> Correction:
     for it).
     """
     _check_subscriber(books, operation.subscriber_id)
-    asked = Correction(
-        correction_id=operation.correction_id,
-        subscriber_id=operation.subscriber_id,
-        kind=CorrectionKind.REVERSAL,
-        charge_id="",
-        grant_id=operation.grant_id,
-        amount_microcredits=0,
-        shortfall_microcredits=0,
-        grant_seconds=None,
-        reason=operation.reason,
-        actor=operation.actor,
-        create_time_us=operation.now_us,
-    )
+    asked = _asked(operation, CorrectionKind.REVERSAL, grant_id=operation.grant_id)
     first = _first(books, asked)
     if first is not None:
         return first
@@ -301,19 +273,7 @@ def set_wallet_state(books: Books, operation: SetWalletState) -> Correction:
     """Stop a wallet, or let it be spent from again; refusals: ResourceNotFound, IdConflict, RequestInvalid."""
     _check_subscriber(books, operation.subscriber_id)
     is_stop = operation.state is WalletState.SUSPENDED
-    correction = Correction(
-        correction_id=operation.correction_id,
-        subscriber_id=operation.subscriber_id,
-        kind=CorrectionKind.SUSPENSION if is_stop else CorrectionKind.RESUMPTION,
-        charge_id="",
-        grant_id="",
-        amount_microcredits=0,
-        shortfall_microcredits=0,
-        grant_seconds=None,
-        reason=operation.reason,
-        actor=operation.actor,
-        create_time_us=operation.now_us,
-    )
+    correction = _asked(operation, CorrectionKind.SUSPENSION if is_stop else CorrectionKind.RESUMPTION)
     first = _first(books, correction)
     if first is not None:
         return first
@@ -328,6 +288,31 @@ def set_wallet_state(books: Books, operation: SetWalletState) -> Correction:
 def _check_subscriber(books: Books, subscriber_id: str) -> None:
     if books.wallets.get(subscriber_id) is None:
         raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}")
+
+
+def _asked(
+    operation: Refund | Adjust | Reverse | SetWalletState,
+    kind: CorrectionKind,
+    *,
+    charge_id: str = "",
+    grant_id: str = "",
+    amount_microcredits: int = 0,
+    grant_seconds: int | None = None,
+) -> Correction:
+    """The record of an operation, as it is asked for: what does not apply to its kind is empty."""
+    return Correction(
+        correction_id=operation.correction_id,
+        subscriber_id=operation.subscriber_id,
+        kind=kind,
+        charge_id=charge_id,
+        grant_id=grant_id,
+        amount_microcredits=amount_microcredits,
+        shortfall_microcredits=0,
+        grant_seconds=grant_seconds,
+        reason=operation.reason,
+        actor=operation.actor,
+        create_time_us=operation.now_us,
+    )
 
 
 def _first(books: Books, correction: Correction) -> Correction | None:

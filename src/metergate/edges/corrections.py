@@ -1,6 +1,7 @@
 """The corrections of AdminService: refunds, adjustments, reversals, and wallets that are stopped."""
 
 from collections.abc import Mapping
+from typing import TypedDict
 
 from metergate.core.operations import Adjust, Refund, Reverse, SetWalletState
 from metergate.core.rows import Correction, CorrectionKind, WalletState
@@ -22,6 +23,21 @@ from metergate.v1 import admin_pb2
 CORRECTION_KINDS = {kind: admin_pb2.CorrectionKind.Value(f"CORRECTION_KIND_{kind}") for kind in CorrectionKind}
 
 _WALLET_FORM = "subscribers/{subscriber}/wallet"
+
+_SetStateRequest = admin_pb2.SuspendWalletRequest | admin_pb2.ResumeWalletRequest
+_Request = (
+    admin_pb2.RefundChargeRequest | admin_pb2.AdjustWalletRequest | admin_pb2.ReverseGrantRequest | _SetStateRequest
+)
+
+
+class _Asked(TypedDict):
+    """What every correction is asked for with."""
+
+    correction_id: str
+    subscriber_id: str
+    reason: str
+    actor: str
+    now_us: int
 
 
 class Corrections:
@@ -47,17 +63,11 @@ class Corrections:
         violations = Violations()
         form = "subscribers/{subscriber}/charges/{charge}"
         subscriber_id, charge_id = read_names(parse_charge, request.name, "name", form, violations)
-        correction_id = read_id(request.correction_id, "correction_id", violations)
-        violations.check()
         operation = Refund(
-            correction_id=correction_id,
-            subscriber_id=subscriber_id,
+            **self._asked(request, subscriber_id, violations),
             charge_id=charge_id,
             amount_microcredits=request.amount_microcredits,
             grant_seconds=request.grant_seconds,
-            reason=request.reason,
-            actor=request.actor,
-            now_us=self._clock.now_us(),
         )
         return admin_pb2.RefundChargeResponse(correction=correction_message(await self._store.refund(operation)))
 
@@ -66,16 +76,10 @@ class Corrections:
     ) -> admin_pb2.AdjustWalletResponse:
         violations = Violations()
         subscriber_id = read_name(parse_wallet, request.name, "name", _WALLET_FORM, violations)
-        correction_id = read_id(request.correction_id, "correction_id", violations)
-        violations.check()
         operation = Adjust(
-            correction_id=correction_id,
-            subscriber_id=subscriber_id,
+            **self._asked(request, subscriber_id, violations),
             amount_microcredits=request.amount_microcredits,
             grant_seconds=request.grant_seconds if request.HasField("grant_seconds") else None,
-            reason=request.reason,
-            actor=request.actor,
-            now_us=self._clock.now_us(),
         )
         return admin_pb2.AdjustWalletResponse(correction=correction_message(await self._store.adjust(operation)))
 
@@ -85,16 +89,7 @@ class Corrections:
         violations = Violations()
         form = "subscribers/{subscriber}/grants/{grant}"
         subscriber_id, grant_id = read_names(parse_grant, request.name, "name", form, violations)
-        correction_id = read_id(request.correction_id, "correction_id", violations)
-        violations.check()
-        operation = Reverse(
-            correction_id=correction_id,
-            subscriber_id=subscriber_id,
-            grant_id=grant_id,
-            reason=request.reason,
-            actor=request.actor,
-            now_us=self._clock.now_us(),
-        )
+        operation = Reverse(**self._asked(request, subscriber_id, violations), grant_id=grant_id)
         return admin_pb2.ReverseGrantResponse(correction=correction_message(await self._store.reverse(operation)))
 
     async def _suspend_wallet(
@@ -109,22 +104,23 @@ class Corrections:
         correction = await self._set_state(request, WalletState.ACTIVE)
         return admin_pb2.ResumeWalletResponse(correction=correction)
 
-    async def _set_state(
-        self, request: admin_pb2.SuspendWalletRequest | admin_pb2.ResumeWalletRequest, state: WalletState
-    ) -> admin_pb2.Correction:
+    async def _set_state(self, request: _SetStateRequest, state: WalletState) -> admin_pb2.Correction:
         violations = Violations()
         subscriber_id = read_name(parse_wallet, request.name, "name", _WALLET_FORM, violations)
+        operation = SetWalletState(**self._asked(request, subscriber_id, violations), state=state)
+        return correction_message(await self._store.set_wallet_state(operation))
+
+    def _asked(self, request: _Request, subscriber_id: str, violations: Violations) -> _Asked:
+        """What is asked for; raises what was wrong with the request, of its name too."""
         correction_id = read_id(request.correction_id, "correction_id", violations)
         violations.check()
-        operation = SetWalletState(
-            correction_id=correction_id,
-            subscriber_id=subscriber_id,
-            state=state,
-            reason=request.reason,
-            actor=request.actor,
-            now_us=self._clock.now_us(),
-        )
-        return correction_message(await self._store.set_wallet_state(operation))
+        return {
+            "correction_id": correction_id,
+            "subscriber_id": subscriber_id,
+            "reason": request.reason,
+            "actor": request.actor,
+            "now_us": self._clock.now_us(),
+        }
 
 
 def correction_message(correction: Correction) -> admin_pb2.Correction:

@@ -70,7 +70,7 @@ class RunParts(TypedDict):
 
 
 class Run(ABC):
-    """A request that holds a reservation."""
+    """A request that has a reservation."""
 
     CAPTURES_AT_SETTLING: ClassVar[bool]
 

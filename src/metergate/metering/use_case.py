@@ -52,8 +52,8 @@ class Call:
     offering: Offering  # what was on sale when it came in
     began_seconds: float  # on the services' clock
     deadline: float | None  # on the loop's clock; None: the app set none
-    run: Run | None = None  # once it holds a reservation
-    reservation_id: str = ""  # that the call may hold, from before it is asked for
+    run: Run | None = None  # once it has a reservation
+    reservation_id: str = ""  # that the call may have, from before it is asked for
 
 
 class Metering:
@@ -94,7 +94,7 @@ class Metering:
         self._is_stopping = False  # end what runs
         self._admits = True  # False: the books differ
         self._calls = 0
-        self._held: set[str] = set()  # ids of reservations that a call, or what it left behind, will settle
+        self._reservation_ids: set[str] = set()  # of those that a call, or what it left behind, will settle
         self._runs: dict[Run, None] = {}  # in order of admission
         self._replays: set[asyncio.Timeout] = set()
         self._idle = asyncio.Event()
@@ -222,11 +222,11 @@ class Metering:
 
     def is_running(self, reservation_id: str) -> bool:
         """Whether a call, or what it left behind, will still settle this reservation."""
-        return reservation_id in self._held
+        return reservation_id in self._reservation_ids
 
     @property
     def running(self) -> int:
-        """How many requests hold a reservation now."""
+        """How many requests have a reservation now."""
         return len(self._runs)
 
     def _patience_end(self) -> float:
@@ -252,7 +252,7 @@ class Metering:
 
         def ended() -> None:
             call.offering.leave()
-            self._held.discard(call.reservation_id)
+            self._reservation_ids.discard(call.reservation_id)
             call.observer.ended(error)
 
         call.offering.enter()
@@ -312,7 +312,7 @@ class Metering:
     async def _reserve(self, call: Call, plan: Plan) -> Reserved | Replayed:
         services, operation = self._services, reserve_operation(self._services, plan)
         call.reservation_id = operation.reservation_id
-        self._held.add(operation.reservation_id)
+        self._reservation_ids.add(operation.reservation_id)
         reserving = services.tasks.spawn(services.ledger.reserve(operation))
         try:
             return await asyncio.shield(reserving)
@@ -341,7 +341,7 @@ class Metering:
             # Refused, so there is nothing to release; or the store failed, and its recovery releases (L5).
             logger.info("a request whose app went away was not reserved: %s", exc)
         finally:
-            self._held.discard(reservation_id)
+            self._reservation_ids.discard(reservation_id)
 
     # --- running ----------------------------------------------------------------------------------------------------
 

@@ -1,9 +1,9 @@
-"""The gateway that serves a store, as commands write through it: AdminService on the socket beside the store."""
+"""AdminService on the socket beside a store, as commands write through it to the gateway that serves the store."""
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypedDict, TypeVar, cast
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -36,7 +36,6 @@ from metergate.edges.resources import (
 )
 from metergate.edges.responses import timestamp
 from metergate.ports import Page
-from metergate.stores.sqlite import SqliteLedgerReader
 from metergate.v1 import admin_pb2, admin_pb2_grpc
 
 # A gateway under load answers in milliseconds; one that is stuck must not hold a person's terminal for ever.
@@ -45,20 +44,29 @@ CALL_SECONDS_MAX = 15.0
 # Renaming as many charges as a gateway does while it serves, and compacting, is a second; a busy disk takes longer.
 ERASING_SECONDS_MAX = 30.0
 
+Request = TypeVar("Request")
 Response = TypeVar("Response")
+
+
+class GrantReader(Protocol):
+    """What AdminService has no method for: who writes through it can read the store."""
+
+    async def list_grants(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grant]:
+        """Grants, newest first."""
+        ...
 
 
 class ServingGateway:
     """A ledger that a gateway writes. What the gateway refuses is CommandRefused."""
 
-    def __init__(self, stub: "admin_pb2_grpc.AdminServiceAsyncStub", reader: SqliteLedgerReader) -> None:
+    def __init__(self, stub: "admin_pb2_grpc.AdminServiceAsyncStub", reader: GrantReader) -> None:
         self._stub = stub
         self._reader = reader
 
     async def add_subscriber(self, operation: AddSubscriber) -> Wallet:
         """Open a wallet."""
         request = admin_pb2.CreateSubscriberRequest(subscriber_id=operation.wallet.subscriber_id)
-        await _answer(self._stub.CreateSubscriber(request, timeout=CALL_SECONDS_MAX))
+        await _answer(self._stub.CreateSubscriber, request)
         return operation.wallet
 
     async def erase_subscriber(self, operation: EraseSubscriber) -> Erasure:
@@ -66,7 +74,7 @@ class ServingGateway:
         request = admin_pb2.EraseSubscriberRequest(
             name=subscriber_name(operation.subscriber_id), reason=operation.reason, actor=operation.actor
         )
-        response = await _answer(self._stub.EraseSubscriber(request, timeout=ERASING_SECONDS_MAX))
+        response = await _answer(self._stub.EraseSubscriber, request, ERASING_SECONDS_MAX)
         return Erasure(
             subscriber_id=response.name.removeprefix("subscribers/"),
             reason=operation.reason,
@@ -89,7 +97,7 @@ class ServingGateway:
             rollover_microcredits_max=grant.rollover_microcredits_max,
             rollover_seconds=grant.rollover_seconds,
         )
-        await _answer(self._stub.CreateGrant(request, timeout=CALL_SECONDS_MAX))
+        await _answer(self._stub.CreateGrant, request)
         return grant  # the content of an earlier one of this id is the same, or it would have been refused
 
     async def add_authorization(self, operation: AddAuthorization) -> Authorization:
@@ -103,7 +111,7 @@ class ServingGateway:
             cap_microcredits=authorization.cap_microcredits,
             models=[model_name(model_id) for model_id in authorization.allowed_models],
         )
-        await _answer(self._stub.CreateAuthorization(request, timeout=CALL_SECONDS_MAX))
+        await _answer(self._stub.CreateAuthorization, request)
         return authorization
 
     async def add_key(self, key: ApiKey) -> ApiKey:
@@ -115,71 +123,58 @@ class ServingGateway:
             prefix=key.prefix,
             expire_time=_timestamp(key.expire_time_us),
         )
-        await _answer(self._stub.CreateKey(request, timeout=CALL_SECONDS_MAX))
+        await _answer(self._stub.CreateKey, request)
         return key
 
     async def revoke_key(self, key_id: str, now_us: int) -> ApiKey:
         """Revoke a key, at the time of the gateway's own clock."""
         request = admin_pb2.RevokeKeyRequest(name=key_name(key_id))
-        response = await _answer(self._stub.RevokeKey(request, timeout=CALL_SECONDS_MAX))
+        response = await _answer(self._stub.RevokeKey, request)
         return _key(response.key)
 
     async def revoke_authorization(self, authorization_id: str, now_us: int) -> int:
         """Revoke an authorization with all its keys, at the time of the gateway's own clock."""
         request = admin_pb2.RevokeAuthorizationRequest(name=authorization_name(authorization_id))
-        response = await _answer(self._stub.RevokeAuthorization(request, timeout=CALL_SECONDS_MAX))
+        response = await _answer(self._stub.RevokeAuthorization, request)
         return _time_us(response.revoke_time)
 
     async def refund(self, operation: Refund) -> Correction:
         """Give back part of a charge."""
         request = admin_pb2.RefundChargeRequest(
             name=charge_name(operation.subscriber_id, operation.charge_id),
-            correction_id=operation.correction_id,
             amount_microcredits=operation.amount_microcredits,
             grant_seconds=operation.grant_seconds,
-            reason=operation.reason,
-            actor=operation.actor,
+            **_asked(operation),
         )
-        response = await _answer(self._stub.RefundCharge(request, timeout=CALL_SECONDS_MAX))
+        response = await _answer(self._stub.RefundCharge, request)
         return _correction(response.correction)
 
     async def adjust(self, operation: Adjust) -> Correction:
         """Give credit, or take what is available."""
         request = admin_pb2.AdjustWalletRequest(
             name=wallet_name(operation.subscriber_id),
-            correction_id=operation.correction_id,
             amount_microcredits=operation.amount_microcredits,
             grant_seconds=operation.grant_seconds,
-            reason=operation.reason,
-            actor=operation.actor,
+            **_asked(operation),
         )
-        response = await _answer(self._stub.AdjustWallet(request, timeout=CALL_SECONDS_MAX))
+        response = await _answer(self._stub.AdjustWallet, request)
         return _correction(response.correction)
 
     async def reverse(self, operation: Reverse) -> Correction:
         """Take back a grant whose payment was taken back."""
-        request = admin_pb2.ReverseGrantRequest(
-            name=grant_name(operation.subscriber_id, operation.grant_id),
-            correction_id=operation.correction_id,
-            reason=operation.reason,
-            actor=operation.actor,
-        )
-        response = await _answer(self._stub.ReverseGrant(request, timeout=CALL_SECONDS_MAX))
+        name = grant_name(operation.subscriber_id, operation.grant_id)
+        request = admin_pb2.ReverseGrantRequest(name=name, **_asked(operation))
+        response = await _answer(self._stub.ReverseGrant, request)
         return _correction(response.correction)
 
     async def set_wallet_state(self, operation: SetWalletState) -> Correction:
         """Stop a wallet, or let it be spent from again."""
-        content = {
-            "name": wallet_name(operation.subscriber_id),
-            "correction_id": operation.correction_id,
-            "reason": operation.reason,
-            "actor": operation.actor,
-        }
+        name = wallet_name(operation.subscriber_id)
         if operation.state is WalletState.SUSPENDED:
-            suspend = self._stub.SuspendWallet(admin_pb2.SuspendWalletRequest(**content), timeout=CALL_SECONDS_MAX)
-            return _correction((await _answer(suspend)).correction)
-        resume = self._stub.ResumeWallet(admin_pb2.ResumeWalletRequest(**content), timeout=CALL_SECONDS_MAX)
-        return _correction((await _answer(resume)).correction)
+            suspend = admin_pb2.SuspendWalletRequest(name=name, **_asked(operation))
+            return _correction((await _answer(self._stub.SuspendWallet, suspend)).correction)
+        resume = admin_pb2.ResumeWalletRequest(name=name, **_asked(operation))
+        return _correction((await _answer(self._stub.ResumeWallet, resume)).correction)
 
     async def list_grants(self, subscriber_id: str, *, cursor: str | None, size: int) -> Page[Grant]:
         """Grants, newest first."""
@@ -187,7 +182,7 @@ class ServingGateway:
 
 
 @asynccontextmanager
-async def serving_gateway(path: Path, reader: SqliteLedgerReader) -> AsyncIterator[ServingGateway]:
+async def serving_gateway(path: Path, reader: GrantReader) -> AsyncIterator[ServingGateway]:
     """The gateway that listens on this socket; ``reader`` reads the same store."""
     # The socket's file is no host: its name would be sent as one otherwise.
     options = [("grpc.default_authority", "localhost")]
@@ -195,9 +190,11 @@ async def serving_gateway(path: Path, reader: SqliteLedgerReader) -> AsyncIterat
         yield ServingGateway(admin_pb2_grpc.AdminServiceStub(channel), reader)
 
 
-async def _answer(call: Awaitable[Response]) -> Response:
+async def _answer(
+    method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request, seconds_max: float = CALL_SECONDS_MAX
+) -> Response:
     try:
-        return await call
+        return await method(request, timeout=seconds_max)
     except grpc.aio.AioRpcError as exc:
         status = rpc_status.from_call(cast(Any, exc))
         if status is None:
@@ -212,6 +209,18 @@ def _timestamp(time_us: int | None) -> Timestamp | None:
 
 def _time_us(moment: Timestamp) -> int:
     return moment.seconds * 1_000_000 + moment.nanos // 1_000
+
+
+class _Asked(TypedDict):
+    """What every correction is asked for with, beside its resource's name."""
+
+    correction_id: str
+    reason: str
+    actor: str
+
+
+def _asked(operation: Refund | Adjust | Reverse | SetWalletState) -> _Asked:
+    return {"correction_id": operation.correction_id, "reason": operation.reason, "actor": operation.actor}
 
 
 def _correction(message: admin_pb2.Correction) -> Correction:
