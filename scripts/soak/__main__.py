@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 
 from rich.console import Console
@@ -68,9 +69,9 @@ def _run(name: str, part: Callable[[int, Step], Figures], steps: int, console: C
         task = progress.add_task(name, total=steps)
         try:
             return part(steps, lambda: progress.advance(task)), "", time.monotonic() - began
-        except AssertionError as exc:
-            notes = " ".join(getattr(exc, "__notes__", ()))
-            return {}, f"{exc} {notes}".strip(), time.monotonic() - began
+        except AssertionError:
+            # A bare assertion says nothing itself; where it stands does.
+            return {}, traceback.format_exc(), time.monotonic() - began
 
 
 if __name__ == "__main__":
