@@ -246,6 +246,11 @@ class Books:
         rows = self._rows("SELECT request_id, charged_microcredits, close_cause FROM charges")
         return {str(row[0]): (int(row[1]), str(row[2])) for row in rows}
 
+    def delivered(self) -> dict[str, int]:
+        """What of each request's charge is known to have been delivered."""
+        rows = self._rows("SELECT request_id, delivered_microcredits FROM charges")
+        return {str(row[0]): int(row[1]) for row in rows}
+
     def attempts(self, request_id: str) -> list[str]:
         """The backends that a charged request was sent to."""
         [(attempts,)] = self._rows("SELECT attempts FROM charges WHERE request_id = ?", request_id)
