@@ -185,7 +185,8 @@ class MemoryLedgerStore:
         return outcome
 
     async def recover_abandoned(self, is_running: Callable[[str], bool]) -> Recovery:
-        abandoned = [row for row in self.open_reservations() if not is_running(row.reservation_id)]
+        rows = sorted(self.open_reservations(), key=request_key)  # the order that SQLite finds them in
+        abandoned = [row for row in rows if not is_running(row.reservation_id)]
         stuck = 0
         for row in abandoned:
             self._recoveries += 1
