@@ -244,8 +244,14 @@ class Simulation:
         for completion in self._completions:
             self._check_completion(completion, charges)
         by_reservation = {charge.reservation_id: charge for charge in charges.values()}
+        ran: set[str] = (
+            set()
+        )  # reservations; who is told of one again is replayed to, though perhaps cut off before the receipt
         for app in self._streams:
-            if app.admission is not None and not any(receipt.replayed for receipt in app.receipts):
+            if app.admission is None or app.admission.reservation_id in ran:
+                continue
+            ran.add(app.admission.reservation_id)
+            if not any(receipt.replayed for receipt in app.receipts):
                 self._check_delivered(app, app.admission, by_reservation.get(app.admission.reservation_id))
 
     def _check_receipts(self, asked: Asked, charges: dict[str, Charge]) -> None:
