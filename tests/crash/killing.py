@@ -2,9 +2,12 @@
 
 import asyncio
 import random
+import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from app_client import Answer, App, cause, inference
+from app_client import EVENT_SECONDS_MAX, Answer, App, cause, inference
 from gateway_process import GatewayProcess, cost
 from word_model import WordModel
 
@@ -14,6 +17,9 @@ DELIVERY_CHARACTERS = 16
 # Of each answer: more than arrives before the kill.
 COMPLETION_TOKENS_MAX = 1_800
 KILLED_AFTER_CHARACTERS_MAX = 600
+
+# Looks in a row that find nothing new. The kernel tells what the library did not fetch, not what its task did not.
+QUIET_TURNS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,8 @@ async def live_and_die(
     async with App(gateway.port, key) as app:
         answers = [app.stream(request) for request in requests]
         await answers[0].until_characters(chance.randrange(1, KILLED_AFTER_CHARACTERS_MAX))
+        gateway.signal(signal.SIGSTOP)  # whatever it was doing: it will do no more
+        await until_all_arrived(gateway.port, answers)
         await asyncio.to_thread(gateway.kill)
         for answer in answers:
             await answer.ended()
@@ -55,15 +63,44 @@ async def live_and_die(
         arrived_microcredits = cost(answer.admission.prompt_tokens, answer.text)
         assert close_cause == "CRASH"
         assert arrived_microcredits <= charged_microcredits
-        whole = model.text(COMPLETION_TOKENS_MAX)
-        most = most_microcredits(answer.admission.prompt_tokens, whole, delivered[request.request_id])
+        most = most_microcredits(answer.admission.prompt_tokens, model, answer.text)
         assert charged_microcredits <= most, f"{charged_microcredits} charged, {most} at most"
+        known = delivered[request.request_id]
+        assert known <= most_microcredits(answer.admission.prompt_tokens, model, answer.text, more_characters=0)
         arrived += arrived_microcredits
         charged += charged_microcredits
     async with App(gateway.port, key) as app:
         replay = await app.stream(requests[0]).ended()
     check_replay(replay, charges[requests[0].request_id][0])
     return Life(streams=streams, arrived_microcredits=arrived, charged_microcredits=charged)
+
+
+async def until_all_arrived(port: int, answers: Sequence[Answer]) -> None:
+    """Wait until the apps have read what a gateway that is stopped had sent.
+
+    The kernel throws away, with the connection, what of it nobody read when a process dies: on a busy machine several
+    deliveries, which the gateway has no part in. What it had not handed to the kernel itself is lost all the same.
+    """
+    quiet_turns = 0
+    async with asyncio.timeout(EVENT_SECONDS_MAX):
+        while quiet_turns < QUIET_TURNS:
+            before = sum(len(answer.deliveries) for answer in answers)
+            await asyncio.sleep(0.01)
+            has_read_all = unread_bytes(port) == 0 and sum(len(answer.deliveries) for answer in answers) == before
+            quiet_turns = quiet_turns + 1 if has_read_all else 0
+
+
+def unread_bytes(port: int) -> int:
+    """What was sent from a local port and is not read yet, on either side."""
+    unread = 0
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, queues, *_ = line.split()
+        to_send, to_read = (int(queue, 16) for queue in queues.split(":"))
+        if local.endswith(f":{port:04X}"):
+            unread += to_send
+        if remote.endswith(f":{port:04X}"):
+            unread += to_read
+    return unread
 
 
 def check_replay(replay: Answer, charged_microcredits: int) -> None:
@@ -74,20 +111,14 @@ def check_replay(replay: Answer, charged_microcredits: int) -> None:
     assert replay.text == "", "the text died with the gateway"
 
 
-def most_microcredits(prompt_tokens: int, text: str, delivered_microcredits: int) -> int:
-    """The most that may be captured when so much was delivered before: the price of that with one delivery more.
+def most_microcredits(
+    prompt_tokens: int, model: WordModel, arrived: str, *, more_characters: int = DELIVERY_CHARACTERS
+) -> int:
+    """The most that may be captured when this text has arrived: the price of it with one delivery more.
 
-    Delivered is what was handed to gRPC. What of it the app had not read when the process died is lost with the
-    connection, and on a machine that has no time for the app that may be several deliveries: so what arrived bounds
-    what was captured from below only. Counts of a growing text are not monotone, so the peak may lie before its end.
+    Counts of a growing text are not monotone, so the peak may lie before its end.
     """
-    peak = cost(prompt_tokens, "")
-    delivered_microcredits = max(delivered_microcredits, peak)
-    characters = end = 0  # the most that may have been delivered
-    while end < min(len(text), characters + DELIVERY_CHARACTERS):
-        end += 1
-        price = cost(prompt_tokens, text[:end])
-        peak = max(peak, price)
-        if price <= delivered_microcredits:
-            characters = end
-    return peak
+    length = len(arrived)
+    text = model.text(length + more_characters)
+    ends = range(max(length - DELIVERY_CHARACTERS, 0), length + more_characters + 1)
+    return max(cost(prompt_tokens, text[:end]) for end in ends)

@@ -62,7 +62,9 @@ def test_only_named_fields_are_written(pipe: tuple[int, int]) -> None:
     assert "zanzibar" not in written(pipe[0])[0]
 
 
-@pytest.mark.parametrize("text", ["half a pair: \ud83d", "a line\nand another", 'a "quoted" one', "\x9b31m", "\u202e"])
+@pytest.mark.parametrize(
+    "text", ["a" * 513, "half a pair: \ud83d", "a line\nand another", 'a "quoted" one', "\x9b31m", "\u202e"]
+)
 def test_what_cannot_be_shown_is_escaped_in_a_field(pipe: tuple[int, int], text: str) -> None:
     with as_json(pipe):
         logger.info("hello", extra={"request_id": text})

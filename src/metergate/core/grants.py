@@ -103,11 +103,11 @@ def allocate(grants: Iterable[Grant], amount_microcredits: int, now_us: int) -> 
 
 
 def merge(
-    held: Sequence[Allocation], more: Sequence[Allocation], grants: Mapping[str, Grant]
+    earlier: Sequence[Allocation], more: Sequence[Allocation], grants: Mapping[str, Grant]
 ) -> tuple[Allocation, ...]:
     """Both lists as one allocation a grant, in burn order; ``grants`` has every grant they name, by id."""
     amounts: dict[str, int] = {}
-    for allocation in (*held, *more):
+    for allocation in (*earlier, *more):
         amounts[allocation.grant_id] = amounts.get(allocation.grant_id, 0) + allocation.amount_microcredits
     ordered = sorted(amounts, key=lambda grant_id: burn_key(grants[grant_id]))
     return tuple(Allocation(grant_id=grant_id, amount_microcredits=amounts[grant_id]) for grant_id in ordered)

@@ -320,7 +320,7 @@ class Run(ABC):
         assert self._closing is not None
         try:
             self._closing.set_result(self._receipt(end, operation, settling))
-        except Exception as exc:  # noqa: BLE001 - a defect must not leave the app waiting
+        except BaseException as exc:  # noqa: BLE001 - a defect, or a store that gave up, must not leave the app waiting
             self._closing.set_exception(exc)
 
     def _receipt(self, end: End, operation: Settle, settling: "asyncio.Future[Settled]") -> Receipt | None:

@@ -67,7 +67,7 @@ REPLAYS = Family(
 RUNNING = Family(
     name="metergate_active_reservations",
     kind="gauge",
-    help="Requests of this process that hold a reservation now.",
+    help="Requests of this process that have a reservation now.",
 )
 OLDEST_SECONDS = Family(
     name="metergate_oldest_reservation_seconds",

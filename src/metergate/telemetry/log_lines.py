@@ -23,7 +23,7 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from metergate.telemetry.failures import describe
-from metergate.telemetry.printable import printable
+from metergate.telemetry.printable import CHARACTERS_MAX, printable
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +50,6 @@ GATHERED_SECONDS = 0.05
 
 # A traceback is cut beyond this: 30 frames of two lines each fit.
 _EXCEPTION_CHARACTERS_MAX = 8_192
-
-# In a JSON line up to this length no value is cut; those of requests have some 600.
-_WHOLE_CHARACTERS_MAX = 1_024
 
 # When the process ends, a reader that does not read is not waited for.
 _CLOSE_SECONDS_MAX = 1.0
@@ -213,8 +210,8 @@ class _JsonFormatter(logging.Formatter):
             event = _with_error_described(None, "", event)
         with suppress(UnicodeEncodeError):
             line = msgspec.json.encode(event).decode()
-            # Nearly every line: nothing was escaped in it, nothing has to be.
-            if len(line) <= _WHOLE_CHARACTERS_MAX and "\\" not in line and line.isprintable():
+            # Nearly every line: nothing was escaped in it, nothing has to be, and no value of it is cut.
+            if "\\" not in line and line.isprintable() and not any(map(_is_long, event.values())):
                 return line
         return msgspec.json.encode(_made_printable(None, "", event)).decode()
 
@@ -222,6 +219,10 @@ class _JsonFormatter(logging.Formatter):
 def report_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log an error that no task waited for; asyncio's own way shows the error's text and the arguments of calls."""
     logger.error("an error that nothing waited for", exc_info=context.get("exception"))
+
+
+def _is_long(value: object) -> bool:
+    return isinstance(value, str) and len(value) > CHARACTERS_MAX
 
 
 def _with_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -85,7 +85,9 @@ class OpenRows:
 
     def _forget(self, reservation: Reservation) -> None:
         self.reservations.pop(reservation.reservation_id, None)
-        self._by_request.pop(request_key(reservation), None)
+        key = request_key(reservation)
+        if self._by_request.get(key) == reservation.reservation_id:  # not of one that runs the request again
+            del self._by_request[key]
         payer = self.payers.get(reservation.subscriber_id)
         if payer is not None:
             payer.reservation_ids.discard(reservation.reservation_id)
