@@ -495,6 +495,7 @@ class MemoryLedgerStore:
                 is_erased=mine in self.erasures,
                 rate_cards=self._cards,
                 account_balances=balances,
+                reserved_microcredits=sum(row.reserved_microcredits for row in self.open_reservations()),
                 grants=tuple(self.books.grants_of(mine)),
                 authorizations=tuple(r for r in self.books.authorizations.rows.values() if r.subscriber_id == mine),
                 open_reservations=tuple(row for row in reservations if row.state is ReservationState.ACTIVE),

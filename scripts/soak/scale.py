@@ -50,7 +50,7 @@ def scale(thousands: int, step: Step) -> Figures:
             "verify, peak MB:": f"{megabytes:,.0f}",
         }
     assert megabytes <= VERIFY_MEGABYTES_MAX, figures
-    assert min(shares[what] for what in ("admissions/s", "captures/s")) >= SHARE_MIN, figures
+    assert min(shares[what] for what in ("admissions/s", "captures/s", "settles/s")) >= SHARE_MIN, figures
     return figures
 
 

@@ -90,6 +90,11 @@ TAMPERINGS = [
     ("UPDATE reservations SET captured_microcredits = 101 WHERE state = 'ACTIVE'", DifferenceKind.RESERVATION),
     ("UPDATE reservations SET delivered_microcredits = 10 WHERE state = 'ACTIVE'", DifferenceKind.RESERVATION),
     ("UPDATE reservations SET allocations = '[[\"grant-1\",99]]' WHERE state = 'ACTIVE'", DifferenceKind.RESERVATION),
+    ("DELETE FROM reservations WHERE reservation_id = 'open'", DifferenceKind.RESERVATION),
+    (
+        "UPDATE reservations SET reserved_microcredits = 99, allocations = '[[\"grant-1\",99]]' WHERE state = 'ACTIVE'",
+        DifferenceKind.RESERVATION,
+    ),
     ("UPDATE reservations SET allocations = '[[\"none\",100]]' WHERE state = 'ACTIVE'", DifferenceKind.GRANT),
     ("UPDATE reservations SET rate_card_id = 'none' WHERE state = 'ACTIVE'", DifferenceKind.PRICE),
     ("UPDATE reservations SET captured_microcredits = 10 WHERE reservation_id = 'one'", DifferenceKind.CHARGE),
@@ -312,3 +317,23 @@ async def test_the_audit_names_what_was_changed(path: Path, sql: str, kind: Diff
     await reader.close()
     assert kind in {difference.kind for difference in found}, found
     assert all(difference.sentence.endswith(".") for difference in found)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DELETE FROM charges WHERE charge_id = 'charge-of-one'",
+        "UPDATE reservations SET allocations = '[[\"grant-1\",100]]' WHERE state = 'RELEASED'",
+        "UPDATE reservations SET owner_id = 'nobody' WHERE state = 'RELEASED'",
+    ],
+)
+async def test_a_look_at_some_subscribers_looks_at_closed_reservations_of_any_too(path: Path, sql: str) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as tamperer:
+        tamperer.execute("PRAGMA foreign_keys = OFF")
+        assert tamperer.execute(sql).rowcount > 0
+    reader = await SqliteLedgerReader.open_read_only(path)
+    found = [
+        ledger.wallet.subscriber_id async for ledger in reader.audit(after="~") if ledger.wrong_closed_reservations
+    ]
+    assert "alice" in found
+    await reader.close()

@@ -2,7 +2,9 @@
 
 import asyncio
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -200,12 +202,19 @@ async def _books(store: LedgerStore, now_us: int) -> Any:
     transfers = await store.list_transfers("alice", TransferFilter(), cursor=None, size=999)
     return (
         await store.balance("alice", "auth-1", now_us),
-        # Recovery settles several at one instant, and what it makes up their ids from is chance: so is their order.
-        sorted((_plain(charge) for charge in charges.rows), key=str),
+        _in_order(charges.rows),
         [replace(row, charge_id="") for row in transfers.rows],
         [_plain(correction) for correction in (await store.list_corrections("alice", cursor=None, size=999)).rows],
         (await store.list_grants("alice", cursor=None, size=999)).rows,
     )
+
+
+def _in_order(charges: Sequence[Charge]) -> list[Any]:
+    """As they are listed; but recovery settles several at one instant, and makes their ids up: these have no order."""
+    return [
+        (time_us, sorted(map(_plain, of_an_instant), key=str))
+        for time_us, of_an_instant in groupby(charges, key=lambda charge: charge.settle_time_us)
+    ]
 
 
 @pytest.mark.timeout(120)

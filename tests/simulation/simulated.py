@@ -248,7 +248,10 @@ class Simulation:
             set()
         )  # reservations; who is told of one again is replayed to, though perhaps cut off before the receipt
         for app in self._streams:
-            if app.admission is None or app.admission.reservation_id in ran:
+            if app.admission is None:
+                continue
+            if app.admission.reservation_id in ran:
+                self._check_replayed(app, app.admission, by_reservation[app.admission.reservation_id])
                 continue
             ran.add(app.admission.reservation_id)
             if not any(receipt.replayed for receipt in app.receipts):
@@ -280,6 +283,11 @@ class Simulation:
         if self._policy is not None:
             allowed = self._policy.allowed[charges[receipt.charge_id].reservation_id]
             require(allowed.startswith(text), f"{text!r} was returned, allowed is {allowed!r}")
+
+    def _check_replayed(self, app: App, admission: Admission, charge: Charge) -> None:
+        """L4: a replay, perhaps cut off, gives nothing that was not paid for when it was first delivered."""
+        cost = rate_ceil(usage(admission.prompt_tokens, app.text), CARD)
+        require(cost <= charge.captured_microcredits, f"{cost} replayed: {charge}")
 
     def _check_delivered(self, app: App, admission: Admission, charge: Charge | None) -> None:
         """L1, L5, L7: what arrived is charged exactly; after a crash at least, with one delivery more at most."""

@@ -54,7 +54,7 @@ class Auditor:
         audit, found, different = Audit(), list[Difference](), 0
         began_seconds = worked_until_seconds = self._monotonic()
         balances = await self._ledger.account_balances()
-        # Not None, which stands for the whole ledger: it would be read through before the first subscriber.
+        # Not None, which stands for the whole ledger: all closed reservations would be read before anything else.
         async with aclosing(self._ledger.audit(after=self._after or "")) as ledgers:
             async for subscriber in ledgers:
                 differences = await audit.check(subscriber)

@@ -45,6 +45,7 @@ class SubscriberLedger:
     is_erased: bool  # the subscriber was forgotten: its authorizations and keys are gone
     rate_cards: Mapping[str, RateCard]  # every one that was ever recorded, by id; the same for all subscribers
     account_balances: Mapping[str, AccountBalance]  # as rolled up, of the whole ledger; the same for all subscribers
+    reserved_microcredits: int  # by all open reservations of the whole ledger, as counted beside them; likewise
     grants: tuple[Grant, ...]
     authorizations: tuple[Authorization, ...]
     open_reservations: tuple[Reservation, ...]

@@ -20,6 +20,8 @@ class Audit:
         self.business_microcredits: Counter[str] = Counter()
         self._rolled_up = RollUp()
         self._account_balances: Mapping[str, AccountBalance] = {}
+        # What all open reservations have reserved, by the rows and as counted beside them.
+        self._reserved_microcredits = self._reserved_counted_microcredits = 0
         # What the operator still owes: what remains of grants and what open reservations set aside.
         self.owed_microcredits = 0
 
@@ -33,6 +35,8 @@ class Audit:
         self.business_microcredits.update(check.history.movements.business)
         self._rolled_up.merge(check.history.rolled_up)
         self._account_balances = ledger.account_balances
+        self._reserved_microcredits += sum(row.reserved_microcredits for row in ledger.open_reservations)
+        self._reserved_counted_microcredits = ledger.reserved_microcredits
         self.owed_microcredits += sum(grant.remaining_microcredits for grant in ledger.grants)
         self.owed_microcredits += sum(check.allocated.values())
         return tuple(check.findings.differences)
@@ -40,9 +44,15 @@ class Audit:
     def check_totals(self) -> tuple[Difference, ...]:
         """Double entry over all subscribers: what moved out of the business accounts is what subscribers still hold.
 
-        And the balances that were rolled up meanwhile are the sums of the transfers.
+        And the balances that were rolled up meanwhile are the sums of the transfers, and no open reservation is gone.
         """
         differences = [*self._check_accounts()]
+        fact, said = self._reserved_microcredits, self._reserved_counted_microcredits
+        if fact != said:
+            sentence = f"Open reservations have {fact} microcredits reserved, of {said} that were."
+            differences.append(
+                Difference(kind=DifferenceKind.RESERVATION, subscriber_id="", resource_id="", sentence=sentence)
+            )
         balance = sum(self.business_microcredits.values()) + self.owed_microcredits
         if balance != 0:
             sentence = f"The business accounts and what subscribers hold add up to {balance} microcredits instead of 0."

@@ -1,5 +1,6 @@
 """Reads a whole ledger for the audit in one consistent view, subscriber by subscriber, in bounded memory."""
 
+import secrets
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 
 from metergate.core.accounts import AccountBalance
 from metergate.core.audit import ClosedProblem, ClosedReservation, SubscriberLedger, UnreadableRow
+from metergate.core.credits import MICROCREDITS_PER_CREDIT
 from metergate.core.rating import RateCard
 from metergate.core.rows import Wallet, WalletState
 from metergate.ports import ALL_DAYS
@@ -143,7 +145,7 @@ CHARGES_WITHOUT_SETTLED = f"""
     )
     LIMIT {NAMED_IDS_MAX}
 """
-PRUNED_BEFORE = "SELECT reservations_pruned_before_us FROM meta"
+META = "SELECT reservations_pruned_before_us, reserved_credits, reserved_rest FROM meta"
 ERASURE = "SELECT 1 FROM erasures WHERE subscriber_id = ?"
 CHARGES_AFTER = f"""
     SELECT charge_number, {codec.CHARGE} FROM charges
@@ -165,8 +167,9 @@ class _Whole:
 
     cards: Mapping[str, RateCard]
     balances: Mapping[str, AccountBalance]
+    reserved_microcredits: int  # by open reservations, as counted beside them
     pruned_before_us: int  # settled reservations from before it may be gone
-    wrong_closed: Mapping[str, Sequence[ClosedReservation]]  # by subscriber; none in a part of the whole
+    wrong_closed: Mapping[str, Sequence[ClosedReservation]]  # by subscriber, of those that were not handed over yet
 
 
 async def read_ledgers(
@@ -175,16 +178,24 @@ async def read_ledgers(
     """The books of every subscriber after one, in order of id; ``run`` calls a function on the connection's thread.
 
     A ledger's own iterators are read before the next ledger is asked for. All closed reservations are read before the
-    first, but only if all ledgers are asked for: ``after`` is None.
+    first. If not all ledgers are asked for, it is some of them, by chance, and whoever one of these is wrong of comes
+    first, whatever it is called.
     """
     await run(lambda: connection.execute("BEGIN"))
     unreadable: list[UnreadableRow] = []  # rate cards are named with the first subscriber
     wrong_closed: dict[str, list[ClosedReservation]] = {}
-    if after is None:
-        (last,) = await run(lambda: connection.execute(RESERVATION_LAST).fetchone())
-        for position in range(0, last, RESERVATIONS_AT_ONCE):
-            await run(partial(_find_wrong_closed, connection, position, wrong_closed))
+    (last,) = await run(lambda: connection.execute(RESERVATION_LAST).fetchone())
+    pieces = range(0, last, RESERVATIONS_AT_ONCE)
+    if after is not None and pieces:
+        pieces = pieces[(some := secrets.randbelow(len(pieces))) : some + 1]
+    for position in pieces:
+        await run(partial(_find_wrong_closed, connection, position, wrong_closed))
     whole = await run(partial(_whole, connection, unreadable, wrong_closed))
+    if after is not None:
+        for subscriber_id in tuple(wrong_closed):
+            ledger, _ = await run(partial(_ledger_of, connection, run, subscriber_id, whole, unreadable))
+            yield ledger
+            del wrong_closed[subscriber_id]
     while ledgers := await run(partial(_next_ledgers, connection, run, after, whole, unreadable)):
         for ledger in ledgers:
             yield ledger
@@ -230,11 +241,12 @@ def _whole(
     wrong_closed: Mapping[str, Sequence[ClosedReservation]],
 ) -> _Whole:
     cards = _decoded("rate_cards", connection.execute(RATE_CARDS), codec.rate_card, unreadable)
-    pruned = connection.execute(PRUNED_BEFORE).fetchone()
+    pruned_before_us, reserved_credits, reserved_rest = connection.execute(META).fetchone() or (0, 0, 0)
     return _Whole(
         cards={card.rate_card_id: card for card in cards},
         balances=Query(connection).account_balances(ALL_DAYS),
-        pruned_before_us=0 if pruned is None else pruned[0],
+        pruned_before_us=pruned_before_us,
+        reserved_microcredits=reserved_credits * MICROCREDITS_PER_CREDIT + reserved_rest,
         wrong_closed=wrong_closed,
     )
 
@@ -277,6 +289,7 @@ def _ledger_of(
         is_erased=erasure is not None,
         rate_cards=whole.cards,
         account_balances=whole.balances,
+        reserved_microcredits=whole.reserved_microcredits,
         grants=rows("grants", GRANTS, codec.grant),
         authorizations=rows("authorizations", AUTHORIZATIONS, codec.authorization),
         open_reservations=rows("reservations", OPEN_RESERVATIONS, codec.reservation),
