@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from metergate.core.accounts import DAY_US, AccountBalance, RollUp
 from metergate.core.audit import ClosedProblem, ClosedReservation, SubscriberLedger
+from metergate.core.batches import Operation, Outcome
 from metergate.core.books import LOST_TO, Books, request_key
 from metergate.core.erasing import ERASED_REASON, check_erasure, grant_pseudonyms, pseudonym
 from metergate.core.errors import (
@@ -22,7 +23,7 @@ from metergate.core.errors import (
     Violation,
 )
 from metergate.core.grants import is_expired
-from metergate.core.ledger import Ledger, Operation, Outcome
+from metergate.core.ledger import Ledger
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,

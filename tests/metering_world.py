@@ -26,10 +26,11 @@ from metergate.core.receipts import Admission, Receipt
 from metergate.core.rows import Authorization, Channel, Charge, FinishReason, Grant, GrantSource, Wallet, WalletState
 from metergate.core.text_bounds import PromptBound
 from metergate.core.usage import CountingSource, TokenClass, Usage
+from metergate.metering.call import NO_TRACE
 from metergate.metering.limits import Limits
 from metergate.metering.offering import Offering
 from metergate.metering.pool import Member, Pool, PoolLimits
-from metergate.metering.use_case import NO_TRACE, Metering
+from metergate.metering.use_case import Metering
 from metergate.ports import Backend, ChargeFilter, ContentPolicy, Observer, PoolObserver, TokenCodec
 from metergate.telemetry.fan_out import FanOut
 

@@ -17,7 +17,7 @@ from metergate.app import SystemClock
 from metergate.core.operations import Capture, Settle, Settlement
 from metergate.core.reservation import CloseCause, Reservation
 from metergate.core.rows import Attempt, FinishReason
-from metergate.stores.sqlite import SqliteLedgerStore, codec, saving
+from metergate.stores.sqlite import SqliteLedgerStore, codec, derived, saving
 
 WALLET_MICROCREDITS = 1_000_000_000
 RESERVED_MICROCREDITS, CHARGED_MICROCREDITS = 5_000, 300
@@ -128,7 +128,7 @@ def _raw_seconds(raw: sqlite3.Connection, path: Path) -> float:
     wallets = source.execute("SELECT sequence, subscriber_id FROM wallets").fetchall()
     consents = source.execute("SELECT charged_microcredits, authorization_id FROM authorizations").fetchall()
     newest_of_each = "FROM transfers JOIN wallets USING (subscriber_id, sequence)"
-    transfers = source.execute(f"SELECT {codec.qualified('transfers', codec.TRANSFER)} {newest_of_each}").fetchall()
+    transfers = source.execute(f"SELECT {derived.qualified('transfers', codec.TRANSFER)} {newest_of_each}").fetchall()
     source.close()
     columns = [name.strip() for name in codec.RESERVATION.split(",")]
     rows = [dict(zip(columns, row, strict=True)) for row in closed]

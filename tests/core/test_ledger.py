@@ -26,10 +26,11 @@ from ledger_rows import (
     an_adjustment,
 )
 
+from metergate.core.batches import Operation, place
 from metergate.core.books import Books
 from metergate.core.errors import MetergateError
 from metergate.core.grants import origin_of
-from metergate.core.ledger import Ledger, Operation, in_order
+from metergate.core.ledger import Ledger
 from metergate.core.operations import Captured, CaptureStatus, Expire, Recover, Reserved, Settled
 from metergate.core.reservation import CloseCause, Owner, ReservationState
 from metergate.core.rows import (
@@ -65,7 +66,7 @@ def ledger() -> Ledger:
 
 def test_a_batch_is_decided_captures_first_then_settles_then_the_rest_as_they_came() -> None:
     batch: list[Operation] = [a_grant(), a_settle(1), a_reserve(), a_capture(1), recover(), a_capture(2)]
-    assert in_order(batch) == [batch[3], batch[5], batch[1], batch[4], batch[0], batch[2]]
+    assert sorted(batch, key=place) == [batch[3], batch[5], batch[1], batch[4], batch[0], batch[2]]
 
 
 def test_a_capture_that_needs_no_extension_changes_the_reservation_only(ledger: Ledger) -> None:

@@ -8,6 +8,7 @@ import asyncio
 from collections import defaultdict
 from dataclasses import replace
 
+from metergate.core.batches import Operation, Outcome
 from metergate.core.errors import (
     AlreadyReversed,
     IdConflict,
@@ -17,7 +18,6 @@ from metergate.core.errors import (
     ResourceNotFound,
     StoreUnavailable,
 )
-from metergate.core.ledger import Operation, Outcome
 from metergate.core.operations import (
     AddGrant,
     Adjust,

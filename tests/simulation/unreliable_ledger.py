@@ -2,7 +2,7 @@
 
 from fakes import FakeClock, MemoryLedgerStore
 
-from metergate.core.ledger import Operation, Outcome
+from metergate.core.batches import Operation, Outcome
 from metergate.core.operations import Captured, Reserved, Settled
 from metergate.core.rows import Correction
 from simulation.luck import Luck, require

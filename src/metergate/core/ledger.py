@@ -1,14 +1,15 @@
 """The ledger: decides one operation at a time over loaded rows, and refuses without having changed anything.
 
-Stores load the rows, hand over a batch in ``in_order`` and write what changed; nothing here waits or reads a clock.
-Grants whose time is over roll over or become breakage whenever an operation changes their wallet: lazily, once, never
-below zero.
+Stores load the rows, hand over a batch in the order of ``batches.place`` and write what changed; nothing here waits or
+reads a clock. Grants whose time is over roll over or become breakage whenever an operation changes their wallet:
+lazily, once, never below zero.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from metergate.core.batches import Operation, Outcome, check_ids_of
 from metergate.core.books import Books, request_key
 from metergate.core.capturing import answer, debited
 from metergate.core.changes import changed
@@ -25,8 +26,7 @@ from metergate.core.errors import (
     WalletSuspended,
 )
 from metergate.core.granting import add_grant
-from metergate.core.grants import OWN_MARK, allocate, give_back, merge
-from metergate.core.ids import check_ids, check_no_mark, check_own_ids
+from metergate.core.grants import allocate, give_back, merge
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
@@ -71,9 +71,7 @@ from metergate.core.rows import (
     Authorization,
     Channel,
     Charge,
-    Correction,
     FinishReason,
-    Grant,
     TransferKind,
     Wallet,
     WalletState,
@@ -81,68 +79,8 @@ from metergate.core.rows import (
 from metergate.core.set_up import add_authorization, add_subscriber, expire_wallet, revoke_authorization
 from metergate.core.usage import CountingSource
 
-Operation = (
-    Capture
-    | Settle
-    | Recover
-    | Reserve
-    | AddGrant
-    | AddSubscriber
-    | AddAuthorization
-    | RevokeAuthorization
-    | Refund
-    | Adjust
-    | Reverse
-    | SetWalletState
-    | Expire
-)
-Outcome = Captured | Settled | Reserved | Replayed | Grant | Wallet | Authorization | Correction
-
 # What a capture of a reservation that is not there is answered with.
 _UNKNOWN = Captured(status=CaptureStatus.CLOSED, captured_microcredits=0, reserved_microcredits=0, refusal=None)
-
-_PLACES: dict[type[Operation], int] = {Capture: 0, Settle: 1, Recover: 1}
-
-
-def in_order(operations: Iterable[Operation]) -> list[Operation]:
-    """A batch as it is decided: captures, then settles and recoveries, then the rest, each in order of arrival.
-
-    Running streams come first, and a new reservation finds what a settled one gave back.
-    """
-    return sorted(operations, key=place)
-
-
-def place(operation: Operation) -> int:
-    """The sort key of ``in_order``."""
-    return _PLACES.get(type(operation), 2)
-
-
-def check_ids_of(operation: Operation) -> None:
-    """Refuse an operation that would bring in a text that is no id, before any row is looked up by it.
-
-    RequestInvalid; LedgerInvariantBroken for an id that the gateway itself made.
-    """
-    match operation:
-        case Reserve():
-            check_ids(request_id=operation.request_id)
-            check_own_ids(reservation_id=operation.reservation_id)
-        case Settle(settlement=Settlement(charge_id=charge_id)) | Recover(charge_id=charge_id):
-            check_own_ids(charge_id=charge_id)
-        case AddGrant(grant=grant):
-            check_ids(subscriber_id=grant.subscriber_id, grant_id=grant.grant_id)
-            check_no_mark(OWN_MARK, grant_id=grant.grant_id)
-        case Refund() | Adjust() | Reverse() | SetWalletState():
-            check_ids(correction_id=operation.correction_id, reason=operation.reason, actor=operation.actor)
-        case AddSubscriber(wallet=wallet):
-            check_ids(subscriber_id=wallet.subscriber_id)
-        case AddAuthorization(authorization=authorization):
-            check_ids(
-                subscriber_id=authorization.subscriber_id,
-                authorization_id=authorization.authorization_id,
-                app_id=authorization.app_id or "the subscriber's own",
-            )
-            for model_id in authorization.allowed_models:
-                check_ids(allowed_models=model_id)
 
 
 class Ledger:

@@ -10,7 +10,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import ClassVar, TypedDict, Unpack
+from typing import ClassVar, Unpack
 
 from metergate.core.errors import (
     BackendUnavailable,
@@ -25,10 +25,10 @@ from metergate.core.inference import Delta, InferenceRequest
 from metergate.core.operations import Capture, CaptureStatus, Settle, Settled
 from metergate.core.rating import rate_ceil
 from metergate.core.receipts import Receipt
-from metergate.core.reservation import CloseCause, Estimate, Reservation
+from metergate.core.reservation import CloseCause, Estimate
 from metergate.core.rows import FinishReason
 from metergate.core.usage import Usage
-from metergate.metering.answer import AnswerCounter, longest_fit
+from metergate.metering.answer import longest_fit
 from metergate.metering.answer_count import AnswerCount
 from metergate.metering.bounded_answer import BoundedAnswer, estimate
 from metergate.metering.buffer import DeltaBuffer, End
@@ -41,32 +41,14 @@ from metergate.metering.closing import (
     was_settled_by,
 )
 from metergate.metering.deltas import length
-from metergate.metering.detokenizer import Detokenizer
-from metergate.metering.plan import Plan, PricedPrompt
-from metergate.metering.pool import Candidates
 from metergate.metering.reader import Reader
 from metergate.metering.replays import Answer
-from metergate.metering.services import Services
-from metergate.metering.token_id_answer import TokenIdAnswerCounter
+from metergate.metering.run_parts import RunParts, answer_count, detokenizer_maker
 from metergate.metering.transcript import Transcript
 from metergate.metering.vetting import Vetting
-from metergate.ports import CallObserver, Delivery, TokenCodec, Tokenizer
+from metergate.ports import Delivery
 
 logger = logging.getLogger(__name__)
-
-
-class RunParts(TypedDict):
-    """What a run is made of."""
-
-    services: Services
-    plan: Plan
-    reservation: Reservation
-    tokenizer: Tokenizer | None  # None: its backend counts the model
-    codec: TokenCodec | None  # of a model that is counted by its token ids
-    candidates: Candidates
-    deadline: float | None  # on the loop's clock; None: the app set none
-    observer: CallObserver
-    began_seconds: float  # when the call came in, on the services' clock
 
 
 class Run(ABC):
@@ -90,7 +72,7 @@ class Run(ABC):
             buffer=self._buffer,
             limits=services.limits,
             observer=self._observer,
-            detokenizer=_detokenizer_maker(plan, parts["codec"]),
+            detokenizer=detokenizer_maker(parts),
         )
         self._vetting: Vetting | None = None
         if services.policy is not None:
@@ -107,7 +89,7 @@ class Run(ABC):
         self._captured_microcredits = reservation.captured_microcredits
         self._delivered_microcredits = 0
         # Of all that was delivered, or will be at once.
-        self._answer = _answer_count(self._priced, parts["tokenizer"], parts["codec"])
+        self._answer = answer_count(parts)
         self._estimate: Estimate | None = None  # of what is captured next, if that is only a bound
         # The dearest that the answer was at any delivery: counts of a growing text may fall again, captures do not.
         self._peak = (reservation.captured_microcredits, reservation.captured_usage)
@@ -398,28 +380,6 @@ class Run(ABC):
     @abstractmethod
     async def _send_receipt(self, receipt: Receipt) -> None:
         """Tell the app what it was charged."""
-
-
-def _answer_count(priced: PricedPrompt, tokenizer: Tokenizer | None, codec: TokenCodec | None) -> AnswerCount:
-    if codec is not None:
-        return TokenIdAnswerCounter()
-    if tokenizer is not None:
-        return AnswerCounter(tokenizer)
-    return BoundedAnswer(tokens_max=priced.completion_tokens_max, prefers_reasoning=priced.prefers_reasoning)
-
-
-def _detokenizer_maker(plan: Plan, codec: TokenCodec | None) -> Callable[[], Detokenizer] | None:
-    """What makes the texts of an answer of its token ids, anew for each attempt; None: backends send texts."""
-    if codec is None or not isinstance(plan.request, InferenceRequest):
-        return None
-    return partial(
-        Detokenizer,
-        codec,
-        model_id=plan.priced.model.model_id,
-        stop=plan.request.sampling.stop,
-        reasoning=plan.priced.model.reasoning,
-        token_ids_max=plan.priced.completion_tokens_max,
-    )
 
 
 def _ended(end: End, receipt: Receipt | None) -> Receipt:

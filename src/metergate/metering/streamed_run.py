@@ -8,7 +8,8 @@ from metergate.core.receipts import Admission, Receipt
 from metergate.core.reservation import CloseCause
 from metergate.core.usage import Usage
 from metergate.metering.buffer import DeltaBuffer, End
-from metergate.metering.run import Run, RunParts
+from metergate.metering.run import Run
+from metergate.metering.run_parts import RunParts
 from metergate.ports import Sink
 
 

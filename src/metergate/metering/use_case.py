@@ -4,8 +4,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import MappingProxyType
 
 from metergate.core.embedding import EmbeddingRequest
 from metergate.core.errors import (
@@ -23,6 +21,7 @@ from metergate.core.receipts import Completion, Embedded, Quote, Receipt
 from metergate.core.reservation import CloseCause
 from metergate.core.rows import Authorization
 from metergate.metering.buffer import End
+from metergate.metering.call import NO_TRACE, Call, call_start, loop_deadline
 from metergate.metering.closing import receipt_of_charge, write_replay
 from metergate.metering.deltas import whole_message
 from metergate.metering.embedding import EmbeddingRun
@@ -32,28 +31,14 @@ from metergate.metering.plan import Plan
 from metergate.metering.planning import Planner, reserve_operation
 from metergate.metering.pool import Candidates
 from metergate.metering.replays import ReplayBuffer
-from metergate.metering.run import Run, RunParts
+from metergate.metering.run import Run
+from metergate.metering.run_parts import RunParts
 from metergate.metering.services import BackgroundTasks, Services
 from metergate.metering.streamed_run import StreamedRun
 from metergate.metering.whole_run import WholeRun
-from metergate.ports import CallObserver, CallStart, Clock, ContentPolicy, LedgerStore, Observer, Sink
+from metergate.ports import CallStart, Clock, ContentPolicy, LedgerStore, Observer, Sink
 
 logger = logging.getLogger(__name__)
-
-# The app sent no trace context.
-NO_TRACE: Mapping[str, str] = MappingProxyType({})
-
-
-@dataclass(slots=True, kw_only=True)
-class Call:
-    """A call that was let in."""
-
-    observer: CallObserver
-    offering: Offering  # what was on sale when it came in
-    began_seconds: float  # on the services' clock
-    deadline: float | None  # on the loop's clock; None: the app set none
-    run: Run | None = None  # once it has a reservation
-    reservation_id: str = ""  # that the call may have, from before it is asked for
 
 
 class Metering:
@@ -112,7 +97,7 @@ class Metering:
         trace_context: Mapping[str, str] = NO_TRACE,
     ) -> None:
         """Run a request and write admission, deltas and receipt to the sink; raise a MetergateError if it failed."""
-        with self._call(_start("StreamComplete", caller, request, trace_context), time_left_seconds) as call:
+        with self._call(call_start("StreamComplete", caller, request, trace_context), time_left_seconds) as call:
             begun = await self._begin(call, caller, request)
             if isinstance(begun, Replayed):
                 await self._replay(begun, sink)
@@ -128,7 +113,7 @@ class Metering:
         trace_context: Mapping[str, str] = NO_TRACE,
     ) -> Completion:
         """Run a request and return its whole answer, charged; raise a MetergateError if it failed."""
-        with self._call(_start("Complete", caller, request, trace_context), time_left_seconds) as call:
+        with self._call(call_start("Complete", caller, request, trace_context), time_left_seconds) as call:
             begun = await self._begin(call, caller, request)
             if isinstance(begun, Replayed):
                 receipt = receipt_of_charge(begun.charge, begun.spendable_microcredits, replayed=True)
@@ -151,7 +136,7 @@ class Metering:
         trace_context: Mapping[str, str] = NO_TRACE,
     ) -> Embedded:
         """Turn texts into vectors and return them, charged; raise a MetergateError if that failed."""
-        with self._call(_start("Embed", caller, request, trace_context), time_left_seconds) as call:
+        with self._call(call_start("Embed", caller, request, trace_context), time_left_seconds) as call:
             begun = await self._begin(call, caller, request)
             if isinstance(begun, Replayed):
                 receipt = receipt_of_charge(begun.charge, begun.spendable_microcredits, replayed=True)
@@ -246,7 +231,7 @@ class Metering:
             observer=self._observer.call_began(start),
             offering=self.offering,
             began_seconds=self._services.monotonic(),
-            deadline=_deadline(time_left_seconds),
+            deadline=loop_deadline(time_left_seconds),
         )
         error: BaseException | None = None
 
@@ -387,30 +372,5 @@ class Metering:
             raise DeadlineExceeded(limit=limit) from None
 
 
-def _start(
-    verb: str,
-    caller: Authorization,
-    request: InferenceRequest | EmbeddingRequest,
-    trace_context: Mapping[str, str],
-) -> CallStart:
-    return CallStart(
-        verb=verb,
-        caller=caller,
-        model_id=request.model_id,
-        request_id=request.request_id,
-        trace_context=trace_context,
-    )
-
-
 def _drained() -> End:
     return End(cause=CloseCause.DRAINED, error=ShuttingDown())
-
-
-def _deadline(time_left_seconds: float | None) -> float | None:
-    """Return when, on the loop's clock, a cancel means that the app's deadline passed.
-
-    gRPC rounds the time left up by as much as 1% on the wire, so an app's own clock cancels a little before ours.
-    """
-    if time_left_seconds is None:
-        return None
-    return asyncio.get_running_loop().time() + 0.99 * time_left_seconds - 0.05

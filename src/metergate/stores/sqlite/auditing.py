@@ -13,7 +13,7 @@ from metergate.core.credits import MICROCREDITS_PER_CREDIT
 from metergate.core.rating import RateCard
 from metergate.core.rows import Wallet, WalletState
 from metergate.ports import ALL_DAYS
-from metergate.stores.sqlite import codec
+from metergate.stores.sqlite import codec, derived
 from metergate.stores.sqlite.queries import Query
 
 Row = TypeVar("Row")
@@ -59,8 +59,8 @@ SUBSCRIBER_FIRST = _smallest_subscriber("")
 SUBSCRIBER_AFTER = _smallest_subscriber("AND subscriber_id > ?1")
 RATE_CARDS = f"SELECT {codec.RATE_CARD} FROM rate_cards"
 WALLET = f"SELECT {codec.WALLET} FROM wallets WHERE subscriber_id = ?"
-GRANTS = f"SELECT {codec.GRANT_READ} FROM grants WHERE subscriber_id = ? ORDER BY grant_number"
-AUTHORIZATIONS = f"SELECT {codec.AUTHORIZATION_READ} FROM authorizations WHERE subscriber_id = ?"
+GRANTS = f"SELECT {derived.GRANT_READ} FROM grants WHERE subscriber_id = ? ORDER BY grant_number"
+AUTHORIZATIONS = f"SELECT {derived.AUTHORIZATION_READ} FROM authorizations WHERE subscriber_id = ?"
 OPEN_RESERVATIONS = f"""
     SELECT {codec.RESERVATION} FROM reservations INDEXED BY reservations_active
     WHERE subscriber_id = ? AND state = 'ACTIVE'

@@ -4,9 +4,9 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
+from metergate.core.batches import Operation
 from metergate.core.books import Books, CorrectionKey, GrantKey, RequestKey
 from metergate.core.grants import is_expired, origin_of, refund_grant_id_range, rollover_grant_id
-from metergate.core.ledger import Operation
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
@@ -23,7 +23,7 @@ from metergate.core.operations import (
     SetWalletState,
 )
 from metergate.core.reservation import Reservation
-from metergate.stores.sqlite import codec
+from metergate.stores.sqlite import codec, derived
 from metergate.stores.sqlite.open_rows import OpenRows
 
 Row = TypeVar("Row")
@@ -38,7 +38,7 @@ _BY_REQUEST = """
 def _select(table: str, columns: str, condition: str, index: str = "") -> str:
     """Rows of a table for each value of a JSON array; ``index`` where the planner may not see the best one."""
     source = f"json_each(?) AS wanted CROSS JOIN {table} {index and f'INDEXED BY {index}'}"
-    read = columns if f"{table}." in columns else codec.qualified(table, columns)
+    read = columns if f"{table}." in columns else derived.qualified(table, columns)
     return f"SELECT {read} FROM {source} WHERE {condition}"  # noqa: S608 - constants only
 
 
@@ -54,11 +54,11 @@ CHARGES_BY_RESERVATION = _select("charges", codec.CHARGE, "charges.reservation_i
 CHARGES_BY_REQUEST = _select("charges", codec.CHARGE, _BY_REQUEST.format(table="charges"))
 WALLETS = _select("wallets", codec.WALLET, "wallets.subscriber_id = wanted.value")
 AUTHORIZATIONS_BY_ID = _select(
-    "authorizations", codec.AUTHORIZATION_READ, "authorizations.authorization_id = wanted.value"
+    "authorizations", derived.AUTHORIZATION_READ, "authorizations.authorization_id = wanted.value"
 )
 AUTHORIZATIONS_RESERVED = _select(
     "authorizations",
-    codec.AUTHORIZATION_READ,
+    derived.AUTHORIZATION_READ,
     """authorizations.subscriber_id = wanted.value AND EXISTS (
         SELECT 1 FROM reservations AS open INDEXED BY reservations_active
         WHERE open.state = 'ACTIVE' AND open.subscriber_id = authorizations.subscriber_id
@@ -67,17 +67,17 @@ AUTHORIZATIONS_RESERVED = _select(
 )
 GRANTS_WITH_CREDIT = _select(
     "grants",
-    codec.GRANT_READ,
+    derived.GRANT_READ,
     "grants.subscriber_id = wanted.value AND grants.unspent_microcredits > 0",
     index="grants_with_credit",
 )
 GRANTS_BY_ID = _select(
-    "grants", codec.GRANT_READ, "grants.subscriber_id = wanted.value ->> 0 AND grants.grant_id = wanted.value ->> 1"
+    "grants", derived.GRANT_READ, "grants.subscriber_id = wanted.value ->> 0 AND grants.grant_id = wanted.value ->> 1"
 )
 # Ids of a range, all grants that it names.
 GRANTS_BETWEEN = _select(
     "grants",
-    codec.GRANT_READ,
+    derived.GRANT_READ,
     "grants.subscriber_id = wanted.value ->> 0 "
     "AND grants.grant_id >= wanted.value ->> 1 AND grants.grant_id < wanted.value ->> 2",
     index="grants_by_id",

@@ -16,7 +16,7 @@ from metergate.core.reservation import Reservation
 from metergate.core.rows import Authorization, Charge, Correction, Grant, Transfer
 from metergate.core.usage import CountingSource
 from metergate.ports import Balance, ChargeFilter, Days, Grantee, Page, TransferFilter, UsageComparison
-from metergate.stores.sqlite import codec
+from metergate.stores.sqlite import codec, derived
 
 Row = TypeVar("Row")
 
@@ -25,12 +25,12 @@ Row = TypeVar("Row")
 # What a subscriber's open reservations set aside of each grant: one reading of them, however many grants are read.
 _ASIDE = f"""
     WITH aside AS MATERIALIZED (
-        SELECT {codec.PART_GRANT_ID} AS grant_id, sum({codec.PART_MICROCREDITS}) AS microcredits
-        FROM {codec.OPEN_PARTS} WHERE open.subscriber_id = ?1 AND open.state = 'ACTIVE' GROUP BY 1
+        SELECT {derived.PART_GRANT_ID} AS grant_id, sum({derived.PART_MICROCREDITS}) AS microcredits
+        FROM {derived.OPEN_PARTS} WHERE open.subscriber_id = ?1 AND open.state = 'ACTIVE' GROUP BY 1
     )
 """
 _REMAINING = "grants.unspent_microcredits - coalesce(aside.microcredits, 0)"
-_GRANT = codec.qualified("grants", codec.GRANT).replace("grants.unspent_microcredits", _REMAINING)
+_GRANT = derived.qualified("grants", codec.GRANT).replace("grants.unspent_microcredits", _REMAINING)
 _WITH_CREDIT = """
     FROM grants INDEXED BY grants_with_credit LEFT JOIN aside USING (grant_id)
     WHERE grants.subscriber_id = ?1 AND grants.unspent_microcredits > 0
@@ -43,13 +43,13 @@ AVAILABLE = f"""
 ROLLING_OVER = f"""
     {_ASIDE} SELECT {_GRANT} {_WITH_CREDIT} AND expire_time_us <= ?2 AND rollover_microcredits_max > 0
 """
-GRANT = f"SELECT {codec.GRANT_READ} FROM grants WHERE subscriber_id = ? AND grant_id = ?"
+GRANT = f"SELECT {derived.GRANT_READ} FROM grants WHERE subscriber_id = ? AND grant_id = ?"
 RESERVED = """
     SELECT coalesce(sum(reserved_microcredits), 0) FROM reservations INDEXED BY reservations_active
     WHERE subscriber_id = ? AND state = 'ACTIVE'
 """
 GRANTEE = f"""
-    SELECT {codec.qualified("keys", codec.KEY)}, {codec.AUTHORIZATION_READ}
+    SELECT {derived.qualified("keys", codec.KEY)}, {derived.AUTHORIZATION_READ}
     FROM keys JOIN authorizations USING (authorization_id) WHERE keys.secret_hash = ?
 """
 CHARGE_OF_REQUEST = f"""
@@ -60,7 +60,7 @@ RESERVATION_OF_REQUEST = f"""
     WHERE subscriber_id = ? AND authorization_id = ? AND request_id = ? AND state = 'ACTIVE'
 """
 KEYS_PAGE = f"""
-    SELECT {codec.qualified("keys", codec.KEY)}, {codec.AUTHORIZATION_READ}
+    SELECT {derived.qualified("keys", codec.KEY)}, {derived.AUTHORIZATION_READ}
     FROM authorizations JOIN keys USING (authorization_id)
     WHERE authorizations.subscriber_id = ? AND keys.key_id > ? ORDER BY keys.key_id LIMIT ?
 """
@@ -81,7 +81,7 @@ CORRECTIONS_PAGE = f"""
     WHERE subscriber_id = ? AND correction_number < ? ORDER BY correction_number DESC LIMIT ?
 """
 TRANSFERS_PAGE = f"""
-    SELECT transfers.sequence, {codec.qualified("transfers", codec.TRANSFER)}
+    SELECT transfers.sequence, {derived.qualified("transfers", codec.TRANSFER)}
     FROM transfers LEFT JOIN charges USING (charge_id)
     WHERE transfers.subscriber_id = ? AND transfers.sequence < ? {{conditions}}
     ORDER BY transfers.sequence DESC LIMIT ?
@@ -174,7 +174,7 @@ class Query:
 
     def _authorization(self, subscriber_id: str, authorization_id: str) -> Authorization:
         columns = self._one(
-            f"SELECT {codec.AUTHORIZATION_READ} FROM authorizations WHERE authorization_id = ? AND subscriber_id = ?",
+            f"SELECT {derived.AUTHORIZATION_READ} FROM authorizations WHERE authorization_id = ? AND subscriber_id = ?",
             authorization_id,
             subscriber_id,
         )

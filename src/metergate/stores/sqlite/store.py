@@ -40,7 +40,8 @@ from metergate.stores.sqlite.connection import FileLock, check_path
 from metergate.stores.sqlite.erasing import erase_subscriber
 from metergate.stores.sqlite.reader import SqliteLedgerReader
 from metergate.stores.sqlite.upkeep import OpenReservation, heartbeats, open_reservations, prune
-from metergate.stores.sqlite.writer import SetUp, SqliteWriter, WriteOperation
+from metergate.stores.sqlite.write_operations import SetUp, WriteOperation
+from metergate.stores.sqlite.writer import SqliteWriter
 
 logger = logging.getLogger(__name__)
 

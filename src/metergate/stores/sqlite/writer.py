@@ -8,14 +8,14 @@ import logging
 import secrets
 import sqlite3
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
+from metergate.core.batches import Operation, Outcome, check_ids_of
 from metergate.core.books import Books
 from metergate.core.capturing import answer, debited, is_covered
 from metergate.core.errors import LedgerInvariantBroken, MetergateError, StoreRefused, StoreUnavailable
-from metergate.core.ledger import Ledger, Operation, Outcome, check_ids_of, place
+from metergate.core.ledger import Ledger
 from metergate.core.operations import Capture, CaptureStatus, Recover, Reserve
 from metergate.core.reservation import Owner, Reservation
 from metergate.core.rows import TransferKind
@@ -26,6 +26,7 @@ from metergate.stores.sqlite.connection import BUSY_TIMEOUT_S, FileIdentity, ope
 from metergate.stores.sqlite.loading import Loader
 from metergate.stores.sqlite.open_rows import OpenRows
 from metergate.stores.sqlite.saving import Before, RowsMissing, save, save_captured
+from metergate.stores.sqlite.write_operations import SetUp, WriteOperation, positions_in_order
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +47,6 @@ class FilesLost(Exception):
     """The ledger's files are not any more those that the connection has open."""
 
 
-@dataclass(frozen=True, slots=True)
-class SetUp:
-    """A write beside the ledger (keys, rate cards): it checks before it writes, and raises having written nothing."""
-
-    run: Callable[[sqlite3.Connection], object]
-    leaves_traces: bool = False  # what it replaces must not be left in unused space or in the WAL
-
-
-WriteOperation = Operation | SetUp
 Result = Outcome | object | MetergateError
 
 
@@ -254,7 +246,7 @@ class SqliteWriter:
             logger.error("the ledger refused an operation that cannot be written", exc_info=cause)
             return [LedgerInvariantBroken(problem=f"it cannot be written: {cause}")]
         results: dict[int, Result] = {}
-        for position in _positions_in_order(operations):
+        for position in positions_in_order(operations):
             results[position] = self.commit([operations[position]])[0]
         return [results[position] for position in range(len(operations))]
 
@@ -264,7 +256,7 @@ class SqliteWriter:
         connection.execute("BEGIN IMMEDIATE")
         to_decide: list[tuple[int, Operation]] = []
         set_ups: list[tuple[int, SetUp]] = []
-        for position in _positions_in_order(operations):
+        for position in positions_in_order(operations):
             operation = operations[position]
             if isinstance(operation, SetUp):
                 set_ups.append((position, operation))
@@ -397,12 +389,3 @@ class SqliteWriter:
 
 def _expired_microcredits(books: Books) -> int:
     return sum(row.amount_microcredits for row in books.transfers if row.kind is TransferKind.EXPIRY)
-
-
-def _positions_in_order(operations: Sequence[WriteOperation]) -> list[int]:
-    """Where the operations are, in the order they are decided in: set-ups after all the rest."""
-    return sorted(range(len(operations)), key=lambda position: _place(operations[position]))
-
-
-def _place(operation: WriteOperation) -> tuple[bool, int]:
-    return (True, 0) if isinstance(operation, SetUp) else (False, place(operation))
