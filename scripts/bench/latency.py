@@ -17,7 +17,7 @@ async def measure_latency(ways: tuple[Way, Way], requests: int, progress: Progre
         for way in ways:
             await way.stream(ANSWER)
     pairs = [(await ways[0].stream(ANSWER), await ways[1].stream(ANSWER)) for _ in range(requests)]
-    gateway, pass_through = (quantiles(seconds, n=100) for seconds in zip(*pairs, strict=True))
+    gateway, pass_through = (quantiles(seconds, n=100, method="inclusive") for seconds in zip(*pairs, strict=True))
     return Latency(
         requests=requests,
         gateway_p50_ms=gateway[49] * 1000,

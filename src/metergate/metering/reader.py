@@ -128,9 +128,8 @@ class Reader:
             problem = exc.problem
             end = End(cause=CloseCause.BACKEND_ERROR, error=exc)
             if isinstance(exc, BackendUnavailable) and (exc.connection_was_kept or not exc.was_reached):
-                prompt_tokens = (
-                    0  # who closes a connection has not read what crosses that; who dies of it bills nothing
-                )
+                # Who closes a connection has not read what crosses that; who dies of it bills nothing.
+                prompt_tokens = 0
         else:
             problem = ""
             end = End(cause=CloseCause.FINISHED, finish_reason=finish_reason)
