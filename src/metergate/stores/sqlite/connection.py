@@ -35,8 +35,8 @@ WAL_BYTES_AFTER_CHECKPOINT = 64 * 1024 * 1024
 # not 4 MB as by itself, copies a busy page an eighth as often; reading a WAL of that size after a crash took 0.02 s.
 CHECKPOINT_PAGES = 8_192
 
-# The inner pages of every index of a ledger of ten million charges, which each reservation and settlement goes through.
-CACHE_KIBIBYTES = 64 * 1024
+# What a command needs, which changes little or reads a file from its beginning to its end.
+COMMAND_CACHE_MEBIBYTES = 64
 
 
 class FileLock:
@@ -130,7 +130,7 @@ _PROBLEMS = {
 }
 
 
-def open_for_writing(path: Path, *, create: bool) -> sqlite3.Connection:
+def open_for_writing(path: Path, *, create: bool, cache_mebibytes: int = COMMAND_CACHE_MEBIBYTES) -> sqlite3.Connection:
     """The writing connection, migrated to the newest schema; with ``create``, of a new file if there is none.
 
     The caller holds the FileLock. StoreRefused if the file is missing, foreign, newer, read-only or no database.
@@ -142,7 +142,7 @@ def open_for_writing(path: Path, *, create: bool) -> sqlite3.Connection:
         connection = _connect(path, "rw")
         try:
             _require_ours(connection, path, allow_empty=create)
-            _set_up(connection, path)
+            _set_up(connection, path, cache_mebibytes)
             _migrate(connection, path)
         except BaseException:
             connection.close()
@@ -253,7 +253,7 @@ def _require_ours(connection: sqlite3.Connection, path: Path, *, allow_empty: bo
         raise StoreRefused(path=str(path), problem=problem)
 
 
-def _set_up(connection: sqlite3.Connection, path: Path) -> None:
+def _set_up(connection: sqlite3.Connection, path: Path, cache_mebibytes: int) -> None:
     """Durability first: a commit that was acknowledged survives a power cut, or the store is refused."""
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     connection.execute("PRAGMA synchronous = FULL")
@@ -261,7 +261,7 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA secure_delete = ON")  # what was erased or pruned is not left in free space
     connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_AFTER_CHECKPOINT}")
     connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-    connection.execute(f"PRAGMA cache_size = -{CACHE_KIBIBYTES}")
+    connection.execute(f"PRAGMA cache_size = -{cache_mebibytes * 1_024}")
     full = 2
     if mode != "wal" or _pragma(connection, "synchronous") != full:
         raise StoreRefused(path=str(path), problem="its file system cannot do WAL with synchronous=FULL")
