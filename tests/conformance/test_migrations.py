@@ -4,6 +4,8 @@
 a charge of two grants, one of none; a released reservation, and an open one.
 """
 
+import logging
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -28,7 +30,7 @@ from metergate.core.errors import StoreRefused
 from metergate.core.reservation import Allocation, CloseCause
 from metergate.core.rows import Charge, Grant, TransferKind, terms_of
 from metergate.ports import ChargeFilter, TransferFilter
-from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, connection
+from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, connection, telling
 
 ROWS = (Path(__file__).parent / "ledger_of_version_2.sql").read_text()
 KEYS_BEGIN = 'INSERT INTO "keys"'
@@ -127,6 +129,19 @@ async def test_an_upgraded_ledger_has_the_schema_of_a_new_one(tmp_path: Path) ->
         with closing(sqlite3.connect(tmp_path / name)) as raw:
             schemas.append(raw.execute("SELECT name, sql FROM sqlite_schema ORDER BY name").fetchall())
     assert schemas[0] == schemas[1]
+
+
+async def test_a_migration_that_takes_long_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "ledger.db"
+    make_ledger(path, 2)
+    monkeypatch.setattr(telling, "TOLD_EVERY_SECONDS", 0)
+    monkeypatch.setattr(telling, "STEPS_BETWEEN_LOOKS", 1)
+    caplog.set_level(logging.INFO)
+    await (await open_store(path)).close()
+    assert re.search(r"becomes one of version 3: 0 s so far, \d+ MB written", caplog.text)
+    assert re.search(r"the references of version 9 are checked: 0 s so far", caplog.text)
 
 
 async def test_charges_outlive_their_reservations_and_authorizations(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Self
 from urllib.parse import quote
 
 from metergate.core.errors import StoreRefused
+from metergate.stores.sqlite.telling import telling
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,8 @@ def open_for_writing(path: Path, *, create: bool, cache_mebibytes: int = COMMAND
         connection = _connect(path, "rw")
         try:
             _require_ours(connection, path, allow_empty=create)
-            _set_up(connection, path, cache_mebibytes)
+            _set_up(connection, path)
+            connection.execute(f"PRAGMA cache_size = -{cache_mebibytes * 1_024}")
             _migrate(connection, path)
         except BaseException:
             connection.close()
@@ -253,7 +255,7 @@ def _require_ours(connection: sqlite3.Connection, path: Path, *, allow_empty: bo
         raise StoreRefused(path=str(path), problem=problem)
 
 
-def _set_up(connection: sqlite3.Connection, path: Path, cache_mebibytes: int) -> None:
+def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     """Durability first: a commit that was acknowledged survives a power cut, or the store is refused."""
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     connection.execute("PRAGMA synchronous = FULL")
@@ -261,7 +263,6 @@ def _set_up(connection: sqlite3.Connection, path: Path, cache_mebibytes: int) ->
     connection.execute("PRAGMA secure_delete = ON")  # what was erased or pruned is not left in free space
     connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_AFTER_CHECKPOINT}")
     connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-    connection.execute(f"PRAGMA cache_size = -{cache_mebibytes * 1_024}")
     full = 2
     if mode != "wal" or _pragma(connection, "synchronous") != full:
         raise StoreRefused(path=str(path), problem="its file system cannot do WAL with synchronous=FULL")
@@ -278,8 +279,10 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         if missing.start > 1:
             logger.info("the ledger %s becomes one of version %d; it is not served meanwhile", path, version)
         marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version};"
-        connection.executescript(f"BEGIN IMMEDIATE; {scripts[version - 1]}; {marks}")
-        dangling = connection.execute("PRAGMA foreign_key_check").fetchone()
+        with telling(connection, path, f"the ledger {path} becomes one of version {version}"):
+            connection.executescript(f"BEGIN IMMEDIATE; {scripts[version - 1]}; {marks}")
+        with telling(connection, path, f"the references of version {version} are checked"):
+            dangling = connection.execute("PRAGMA foreign_key_check").fetchone()
         if dangling is not None:
             connection.execute("ROLLBACK")
             problem = f"a row of its table {dangling[0]} refers to one of {dangling[2]} that is not there"

@@ -23,14 +23,13 @@ PAYER_BYTES = 170
 # How often the clock is looked at: every so many steps of SQLite's machine, some 100 us.
 STEPS_BETWEEN_LOOKS = 10_000
 
-# Each goes through one tree. No sums: a million grants' would be beyond 64 bits.
+# As an admission goes through them. No sums: a million grants' would be beyond 64 bits.
 TREES = (
     "SELECT max(sequence) FROM (SELECT sequence FROM wallets LIMIT ?)",
     "SELECT max(charged_microcredits) FROM (SELECT charged_microcredits FROM authorizations LIMIT ?)",
-    "SELECT max(unspent_microcredits) FROM (SELECT unspent_microcredits FROM grants NOT INDEXED LIMIT ?)",
     """
-    SELECT max(subscriber_id) FROM (
-        SELECT subscriber_id FROM grants INDEXED BY grants_with_credit WHERE unspent_microcredits > 0 LIMIT ?
+    SELECT max(unspent_microcredits) FROM (
+        SELECT unspent_microcredits FROM grants INDEXED BY grants_with_credit WHERE unspent_microcredits > 0 LIMIT ?
     )
     """,
 )
