@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from fakes import FakeClock
-from ledger_rows import NOW_US, a_grant, a_reserve, a_settle, available, differences, open_wallet, reserve
+from ledger_rows import NOW_US, a_grant, a_refund, a_reserve, a_settle, available, differences, open_wallet, reserve
 
 from metergate.core.errors import RequestIdConflict, StoreUnavailable
 from metergate.core.operations import Replayed, Reserved
@@ -143,3 +143,28 @@ async def test_a_store_on_a_slow_disk_serves_before_all_wallets_are_read(
     await reserve(opened)
     assert await differences(opened) == []
     await opened.close()
+
+
+async def test_a_grant_is_marked_as_spent_while_nothing_of_it_is_left_and_only_then(
+    store: SqliteLedgerStore, path: Path
+) -> None:
+    """Marked with credit left, no request would find it; not marked, each would read it."""
+
+    def marked() -> dict[str, int]:
+        with closing(sqlite3.connect(path)) as raw:
+            return dict(raw.execute("SELECT grant_id, is_spent FROM grants"))
+
+    await store.add_grant(a_grant("small", 100, priority=1))
+    await reserve(store, wanted_microcredits=100)
+    assert marked() == {"grant-1": 0, "small": 0}, "set aside, not spent"
+    await store.settle(a_settle(60, owner=store.owner, captured=60))
+    assert marked() == {"grant-1": 0, "small": 0}
+    await reserve(store, "rest", wanted_microcredits=50)
+    await store.settle(a_settle(50, "rest", owner=store.owner, captured=50))
+    assert marked() == {"grant-1": 0, "small": 1}
+    await store.refund(a_refund(15, "charge-of-rest"))
+    assert marked() == {"grant-1": 0, "small": 0}
+    await reserve(store, "again", wanted_microcredits=5, minimum_microcredits=5, capture_microcredits=0)
+    await store.settle(a_settle(5, "again", owner=store.owner, captured=5))
+    assert marked() == {"grant-1": 0, "small": 1}
+    assert await differences(store) == []

@@ -278,14 +278,17 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     for version in missing:
         if missing.start > 1:
             logger.info("the ledger %s becomes one of version %d; it is not served meanwhile", path, version)
-        marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version};"
-        with telling(connection, path, f"the ledger {path} becomes one of version {version}"):
-            connection.executescript(f"BEGIN IMMEDIATE; {scripts[version - 1]}; {marks}")
-        with telling(connection, path, f"the references of version {version} are checked"):
-            dangling = connection.execute("PRAGMA foreign_key_check").fetchone()
-        if dangling is not None:
-            connection.execute("ROLLBACK")
-            problem = f"a row of its table {dangling[0]} refers to one of {dangling[2]} that is not there"
-            raise StoreRefused(path=str(path), problem=problem)
-        connection.execute("COMMIT")
+        with telling(path, f"the ledger {path} becomes one of version {version}"):
+            _migrate_to(connection, path, version, scripts[version - 1])
     connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _migrate_to(connection: sqlite3.Connection, path: Path, version: int, script: str) -> None:
+    marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version};"
+    connection.executescript(f"BEGIN IMMEDIATE; {script}; {marks}")
+    dangling = connection.execute("PRAGMA foreign_key_check").fetchone()
+    if dangling is not None:
+        connection.execute("ROLLBACK")
+        problem = f"a row of its table {dangling[0]} refers to one of {dangling[2]} that is not there"
+        raise StoreRefused(path=str(path), problem=problem)
+    connection.execute("COMMIT")

@@ -63,7 +63,7 @@ AUTHORIZATIONS_RESERVED = _select(
 GRANTS_WITH_CREDIT = _select(
     "grants",
     derived.GRANT_READ,
-    "grants.subscriber_id = wanted.value AND grants.unspent_microcredits > 0",
+    "grants.subscriber_id = wanted.value AND grants.is_spent = 0 AND grants.unspent_microcredits > 0",
     index="grants_with_credit",
 )
 GRANTS_BY_ID = _select(

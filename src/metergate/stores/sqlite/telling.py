@@ -2,7 +2,7 @@
 
 import logging
 import os
-import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,32 +12,28 @@ logger = logging.getLogger(__name__)
 
 TOLD_EVERY_SECONDS = 10.0
 
-# How often the clock is looked at, in steps of SQLite's machine: some milliseconds.
-STEPS_BETWEEN_LOOKS = 100_000
-
 
 @contextmanager
-def telling(connection: sqlite3.Connection, path: Path, what: str) -> Iterator[None]:
-    """Of the statements in the block, log how long they take so far and how much they have written.
+def telling(path: Path, what: str) -> Iterator[None]:
+    """While the block runs, log how long it takes so far and how large the WAL is.
 
-    How much there is to write is not known before: no more than the ledger has, and a version rewrites a table or two.
+    How much there is to write is not known before. From another thread: sorting an index and dropping a table are
+    single steps of SQLite, of minutes in a large file, in which it calls nobody.
     """
-    began = told = time.monotonic()
+    began, is_over = time.monotonic(), threading.Event()
+    wal = f"{os.path.realpath(path)}-wal"
 
-    def look() -> int:
-        nonlocal told
-        now = time.monotonic()
-        if now - told >= TOLD_EVERY_SECONDS:
-            told = now
-            megabytes = _size_of(f"{os.path.realpath(path)}-wal") / 1e6
-            logger.info("%s: %.0f s so far, %.0f MB written", what, now - began, megabytes)
-        return 0  # go on
+    def tell() -> None:
+        while not is_over.wait(TOLD_EVERY_SECONDS):
+            logger.info("%s: %.0f s so far, its WAL has %.0f MB", what, time.monotonic() - began, _size_of(wal) / 1e6)
 
-    connection.set_progress_handler(look, STEPS_BETWEEN_LOOKS)
+    thread = threading.Thread(target=tell, name="ledger-telling")
+    thread.start()
     try:
         yield
     finally:
-        connection.set_progress_handler(None, 0)
+        is_over.set()
+        thread.join()
 
 
 def _size_of(path: str) -> int:

@@ -29,7 +29,7 @@ TREES = (
     "SELECT max(charged_microcredits) FROM (SELECT charged_microcredits FROM authorizations LIMIT ?)",
     """
     SELECT max(unspent_microcredits) FROM (
-        SELECT unspent_microcredits FROM grants INDEXED BY grants_with_credit WHERE unspent_microcredits > 0 LIMIT ?
+        SELECT unspent_microcredits FROM grants INDEXED BY grants_with_credit WHERE is_spent = 0 LIMIT ?
     )
     """,
 )
