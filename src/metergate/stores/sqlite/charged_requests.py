@@ -1,14 +1,15 @@
 """Which requests were charged before, read beside the writer's own reading.
 
 Of each admission the place of its request among all charges is read, on a page of its own anywhere in a large index:
-that takes as long as all that is read of its payer. So both are read at once, over two connections. While a batch is
-loaded nothing is committed, for the file has one writer, and what it committed before, every connection sees.
+that takes as long as all that is read of its payer, and longer where the system does not have the page in memory. So
+they are read at once, over several connections. While a batch is loaded nothing is committed, for the file has one
+writer, and what it committed before, every connection sees.
 """
 
 import sqlite3
 from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from metergate.core.books import RequestKey
@@ -25,41 +26,52 @@ CHARGES_BY_REQUEST = f"""
 # For fewer, waking another thread takes longer than reading them.
 REQUESTS_MIN = 32
 
-# The inner pages of the index of a hundred million charges.
-CACHE_MEBIBYTES = 64
+# What a disk reads at once takes little longer than one page.
+READERS = 4
+
+# Of each, for the inner pages of its part of the index: of a hundred million charges in all.
+CACHE_MEBIBYTES = 16
 
 
 class ChargedRequests:
-    """A read-only connection beside the writer's, and a thread of its own. One thread at a time calls it."""
+    """Read-only connections beside the writer's, each with a thread. One thread at a time calls it."""
 
     def __init__(self, path: Path, writing: sqlite3.Connection) -> None:
         """StoreRefused as ``open_for_reading``."""
         self._writing = writing
-        self._beside = open_for_reading(path)
-        self._beside.execute(f"PRAGMA cache_size = -{CACHE_MEBIBYTES * 1_024}")
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger-requests")
+        with ExitStack() as opened:
+            self._beside = [opened.enter_context(closing(open_for_reading(path))) for _ in range(READERS)]
+            for connection in self._beside:
+                connection.execute(f"PRAGMA cache_size = -{CACHE_MEBIBYTES * 1_024}")
+            self._closing = opened.pop_all()
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="ledger-requests")
 
     @contextmanager
     def reading(self, requests: Collection[RequestKey]) -> Iterator[list[codec.Columns]]:
         """A list that has the charges of these requests when the block is left; sqlite3.Error if storage fails."""
         found: list[codec.Columns] = []
-        wanted = codec.to_json(sorted(requests))  # as they are stored: neighbours are found on the same pages
-        if len(requests) < REQUESTS_MIN:
+        wanted = sorted(requests)  # as they are stored: neighbours are found on the same pages
+        if len(wanted) < REQUESTS_MIN:
             yield found
-            if requests:
+            if wanted:
                 found += _charges(self._writing, wanted)
             return
-        reading = self._thread.submit(_charges, self._beside, wanted)
+        size = -(-len(wanted) // READERS)
+        parts = [wanted[first : first + size] for first in range(0, len(wanted), size)]
+        pairs = zip(self._beside, parts, strict=False)  # a few requests may be fewer parts
+        reading = [self._threads.submit(_charges, connection, part) for connection, part in pairs]
         try:
             yield found
         finally:
-            found += reading.result()
+            wait(reading)
+            for part in reading:
+                found += part.result()
 
     def close(self) -> None:
-        """End the thread and the connection, whatever state they are in."""
-        self._thread.shutdown()
-        self._beside.close()
+        """End the threads and the connections, whatever state they are in."""
+        self._threads.shutdown()
+        self._closing.close()
 
 
-def _charges(connection: sqlite3.Connection, wanted: str) -> list[codec.Columns]:
-    return connection.execute(CHARGES_BY_REQUEST, (wanted,)).fetchall()
+def _charges(connection: sqlite3.Connection, requests: list[RequestKey]) -> list[codec.Columns]:
+    return connection.execute(CHARGES_BY_REQUEST, (codec.to_json(requests),)).fetchall()
