@@ -29,20 +29,18 @@ REQUESTS_MIN = 32
 # What a disk reads at once takes little longer than one page.
 READERS = 4
 
-# Of each, for the inner pages of its part of the index: of a hundred million charges in all.
-CACHE_MEBIBYTES = 16
-
 
 class ChargedRequests:
-    """Read-only connections beside the writer's, each with a thread. One thread at a time calls it."""
+    """Read-only connections beside the writer's, each with a thread. One thread at a time calls it.
+
+    SQLite forgets a connection's pages whenever another one has committed: a larger cache is of no use here.
+    """
 
     def __init__(self, path: Path, writing: sqlite3.Connection) -> None:
         """StoreRefused as ``open_for_reading``."""
         self._writing = writing
         with ExitStack() as opened:
             self._beside = [opened.enter_context(closing(open_for_reading(path))) for _ in range(READERS)]
-            for connection in self._beside:
-                connection.execute(f"PRAGMA cache_size = -{CACHE_MEBIBYTES * 1_024}")
             self._closing = opened.pop_all()
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="ledger-requests")
 
