@@ -12,7 +12,7 @@ from gateway_process import openai_backend, write_config
 
 from metergate.app import SystemClock
 from metergate.stores.sqlite import SqliteLedgerStore
-from metergate.stores.sqlite.connection import CACHE_KIBIBYTES
+from metergate.stores.sqlite.connection import COMMAND_CACHE_MEBIBYTES
 from soak.generating import generate
 from soak.parts import Figures, Step
 from soak.watching import watch
@@ -29,7 +29,7 @@ GROWTH_MEGABYTES_MAX = 25
 
 # Caches of writers, which are bounded but which a small ledger does not fill: `compact` has one of the old file and one
 # of the new.
-CACHE_MEGABYTES = CACHE_KIBIBYTES * 1_024 / 1_000_000
+CACHE_MEGABYTES = COMMAND_CACHE_MEBIBYTES * 1_048_576 / 1_000_000
 CACHES = {"compact": 2, "pruning": 1}
 
 SCRIPTS = Path(__file__).parent.parent

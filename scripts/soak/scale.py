@@ -14,6 +14,7 @@ from bench.store import STREAMS, open_wallet
 from gateway_process import openai_backend, write_config
 
 from metergate.app import SystemClock
+from metergate.config.schema import Store
 from metergate.stores.sqlite import SqliteLedgerStore
 from soak.generating import GRANT_MICROCREDITS, generate
 from soak.parts import Figures, Step
@@ -67,8 +68,13 @@ async def _create(path: Path) -> None:
 async def _measure(folder: Path, wallets: int) -> tuple[list[Timed], list[Timed]]:
     """Rounds on both files in turns; on the large one each on other wallets, anywhere in it."""
     clock, chance = SystemClock(), random.Random(SEED)
-    large = await SqliteLedgerStore.open(folder / "ledger.db", clock=clock, owner_id="soak", create=False)
-    small = await SqliteLedgerStore.open(folder / "empty.db", clock=clock, owner_id="soak", create=True)
+    cache = Store(path="ledger.db").cache_mebibytes  # of a gateway that is not told another
+    large = await SqliteLedgerStore.open(
+        folder / "ledger.db", clock=clock, owner_id="soak", create=False, cache_mebibytes=cache
+    )
+    small = await SqliteLedgerStore.open(
+        folder / "empty.db", clock=clock, owner_id="soak", create=True, cache_mebibytes=cache
+    )
     names = [f"s{number:07d}" for number in range(STREAMS)]
     await asyncio.gather(*(open_wallet(small, name, clock.now_us(), GRANT_MICROCREDITS) for name in names))
     gc.freeze()  # as a gateway does once it serves

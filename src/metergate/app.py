@@ -137,6 +137,7 @@ class Gateway:
                 owner_id=f"gateway-{uuid4().hex}",
                 create=True,
                 observe=observer.committed,
+                cache_mebibytes=config.store_cache_mebibytes,
             )
             opened.push_async_callback(ledger.close)
             await ledger.add_rate_cards(config.rate_cards)

@@ -266,6 +266,7 @@ TAMPERINGS = [
     ("UPDATE wallets SET state = 'SUSPENDED' WHERE subscriber_id = 'bob'", DifferenceKind.WALLET),  # without any
     ("UPDATE wallets SET state = 'CLOSED'", DifferenceKind.ROW),
     ("UPDATE grants SET source = 'LOTTERY'", DifferenceKind.ROW),
+    ("UPDATE grants SET is_spent = 1 WHERE grant_id = 'grant-1' AND subscriber_id = 'bob'", DifferenceKind.ROW),
     ("UPDATE authorizations SET allowed_models = '{}'", DifferenceKind.ROW),
     ("UPDATE reservations SET allocations = 'x' WHERE state = 'ACTIVE'", DifferenceKind.ROW),
     ("UPDATE charges SET usage_counted = '[[\"GOLD\",1]]'", DifferenceKind.ROW),

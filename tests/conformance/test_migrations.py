@@ -4,7 +4,10 @@
 a charge of two grants, one of none; a released reservation, and an open one.
 """
 
+import logging
 import sqlite3
+import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,7 @@ from metergate.core.errors import StoreRefused
 from metergate.core.reservation import Allocation, CloseCause
 from metergate.core.rows import Charge, Grant, TransferKind, terms_of
 from metergate.ports import ChargeFilter, TransferFilter
-from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, connection
+from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, connection, telling
 
 ROWS = (Path(__file__).parent / "ledger_of_version_2.sql").read_text()
 KEYS_BEGIN = 'INSERT INTO "keys"'
@@ -74,6 +77,10 @@ async def test_an_older_ledger_is_served_with_all_its_data(tmp_path: Path, versi
     terms = {row.grant_id: row.grant_terms for row in transfers if row.kind is TransferKind.GRANT}
     assert terms == {row.grant_id: terms_of(row) for row in await _grants(store)}
     assert await available(store) == 980 - 40
+    with closing(sqlite3.connect(path)) as raw:
+        spent = dict(raw.execute("SELECT grant_id, is_spent FROM grants WHERE subscriber_id = 'alice'"))
+        assert spent == {row.grant_id: row.remaining_microcredits == 0 for row in await _grants(store)}
+        assert set(spent.values()) == {0, 1}
     grantee = await store.find_grantee(b"h" * 32)
     assert grantee is not None
     assert grantee.key == a_key(prefix="mg_abcdef" if version == 2 else "")
@@ -109,6 +116,9 @@ async def test_the_terms_of_grants_that_version_7_made_are_those_of_their_rows(t
         raw.execute("ALTER TABLE transfers DROP COLUMN grant_terms")
         for column in ("reserved_credits", "reserved_rest"):
             raw.execute(f"ALTER TABLE meta DROP COLUMN {column}")
+        raw.execute("DROP INDEX grants_with_credit")
+        raw.execute("ALTER TABLE grants DROP COLUMN is_spent")
+        raw.execute("CREATE INDEX grants_with_credit ON grants (subscriber_id) WHERE unspent_microcredits > 0")
         raw.execute("PRAGMA user_version = 7")
     store = await open_store(path)
     assert (await store.list_transfers("alice", TransferFilter(), cursor=None, size=99)).rows == before
@@ -127,6 +137,28 @@ async def test_an_upgraded_ledger_has_the_schema_of_a_new_one(tmp_path: Path) ->
         with closing(sqlite3.connect(tmp_path / name)) as raw:
             schemas.append(raw.execute("SELECT name, sql FROM sqlite_schema ORDER BY name").fetchall())
     assert schemas[0] == schemas[1]
+
+
+async def test_a_migration_that_takes_long_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "ledger.db"
+    make_ledger(path, 2)
+    monkeypatch.setattr(telling, "TOLD_EVERY_SECONDS", 0)
+    caplog.set_level(logging.INFO)
+    migrate_to = connection._migrate_to
+
+    def wait_until_told(held: sqlite3.Connection, path: Path, version: int, script: str) -> None:
+        told = f"becomes one of version {version}: 0 s so far, its WAL has"
+        deadline_s = time.monotonic() + 30
+        while told not in caplog.text:
+            assert time.monotonic() < deadline_s, "nothing was told"
+            time.sleep(0.001)
+        migrate_to(held, path, version, script)
+
+    monkeypatch.setattr(connection, "_migrate_to", wait_until_told)
+    await (await open_store(path)).close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "ledger-telling"]
 
 
 async def test_charges_outlive_their_reservations_and_authorizations(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ class Config:
     file: Path
     listener: Listener
     store_path: Path
+    store_cache_mebibytes: int
     limits: Limits
     retention: Retention
     audit: Audit
@@ -90,6 +91,10 @@ def _prompt_bound(table: ModelTable) -> PromptBound | None:
     return PromptBound(request_tokens_max=bound.request_tokens_max, message_tokens_max=bound.message_tokens_max)
 
 
+# The keys of fields that are not called as a section of the file is.
+_SECTIONS = {"store_path": ("store", "path"), "store_cache_mebibytes": ("store", "cache_mebibytes")}
+
+
 def needing_restart(old: Config, new: Config) -> list[ConfigProblem]:
     """The keys that differ and are only read at start."""
     problem = "is only read at start: restart the gateway, or change it back"
@@ -97,7 +102,7 @@ def needing_restart(old: Config, new: Config) -> list[ConfigProblem]:
     return [
         ConfigProblem(".".join(map(str, (*section, *key))), problem)
         for section, before, after in (
-            (("store", "path") if name == "store_path" else (name,), getattr(old, name), getattr(new, name))
+            (_SECTIONS.get(name, (name,)), getattr(old, name), getattr(new, name))
             for name in (field.name for field in fields(Config))
             if name not in reloaded
         )

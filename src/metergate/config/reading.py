@@ -53,6 +53,7 @@ def _config_of(path: Path, file: ConfigFile) -> Config:
         file=path,
         listener=file.listener,
         store_path=path.parent / file.store.path,
+        store_cache_mebibytes=file.store.cache_mebibytes,
         limits=file.limits,
         retention=file.retention,
         audit=file.audit,

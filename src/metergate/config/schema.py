@@ -70,6 +70,9 @@ class Store(Table):
     """Where the ledger is."""
 
     path: Text  # of the SQLite file, relative to the configuration file
+    # The writer's cache. A million wallets are 165 MB, which are read at start; twice as much keeps most of them there.
+    # A small ledger fills none of it.
+    cache_mebibytes: int = Field(default=512, ge=16, le=65_536)
 
 
 class Limits(Table):

@@ -11,7 +11,7 @@ from metergate.core.accounts import AccountBalance
 from metergate.core.audit import ClosedProblem, ClosedReservation, SubscriberLedger, UnreadableRow
 from metergate.core.credits import MICROCREDITS_PER_CREDIT
 from metergate.core.rating import RateCard
-from metergate.core.rows import Wallet, WalletState
+from metergate.core.rows import Grant, Wallet, WalletState
 from metergate.ports import ALL_DAYS
 from metergate.stores.sqlite import codec, derived
 from metergate.stores.sqlite.queries import Query
@@ -59,7 +59,10 @@ SUBSCRIBER_FIRST = _smallest_subscriber("")
 SUBSCRIBER_AFTER = _smallest_subscriber("AND subscriber_id > ?1")
 RATE_CARDS = f"SELECT {codec.RATE_CARD} FROM rate_cards"
 WALLET = f"SELECT {codec.WALLET} FROM wallets WHERE subscriber_id = ?"
-GRANTS = f"SELECT {derived.GRANT_READ} FROM grants WHERE subscriber_id = ? ORDER BY grant_number"
+GRANTS = f"""
+    SELECT {derived.GRANT_READ}, is_spent = 1 AND unspent_microcredits <> 0 FROM grants
+    WHERE subscriber_id = ? ORDER BY grant_number
+"""
 AUTHORIZATIONS = f"SELECT {derived.AUTHORIZATION_READ} FROM authorizations WHERE subscriber_id = ?"
 OPEN_RESERVATIONS = f"""
     SELECT {codec.RESERVATION} FROM reservations INDEXED BY reservations_active
@@ -290,7 +293,7 @@ def _ledger_of(
         rate_cards=whole.cards,
         account_balances=whole.balances,
         reserved_microcredits=whole.reserved_microcredits,
-        grants=rows("grants", GRANTS, codec.grant),
+        grants=rows("grants", GRANTS, partial(_grant, unreadable)),
         authorizations=rows("authorizations", AUTHORIZATIONS, codec.authorization),
         open_reservations=rows("reservations", OPEN_RESERVATIONS, codec.reservation),
         ownerless_reservation_ids=rows("reservations", OPEN_WITHOUT_OWNER, _id),
@@ -304,6 +307,14 @@ def _ledger_of(
         unreadable_rows=unreadable,
     )
     return ledger, count
+
+
+def _grant(unreadable: list[UnreadableRow], columns: codec.Columns) -> Grant:
+    """A grant that requests do not see is noted too."""
+    if columns[-1] and len(unreadable) < NAMED_IDS_MAX:
+        problem = "it is marked as spent, and is not: no request can spend it"
+        unreadable.append(UnreadableRow(row_name=f"grants/{columns[0]}", problem=problem))
+    return codec.grant(columns)
 
 
 def _id(columns: codec.Columns) -> str:

@@ -24,15 +24,10 @@ from metergate.core.operations import (
 )
 from metergate.core.reservation import Reservation
 from metergate.stores.sqlite import codec, derived
+from metergate.stores.sqlite.charged_requests import ChargedRequests
 from metergate.stores.sqlite.open_rows import OpenRows
 
 Row = TypeVar("Row")
-
-_BY_REQUEST = """
-    {table}.subscriber_id = wanted.value ->> 0
-    AND {table}.authorization_id = wanted.value ->> 1
-    AND {table}.request_id = wanted.value ->> 2
-"""
 
 
 def _select(table: str, columns: str, condition: str, index: str = "") -> str:
@@ -46,12 +41,12 @@ RESERVATIONS_BY_ID = _select("reservations", codec.RESERVATION, "reservations.re
 RESERVATIONS_ACTIVE = _select(
     "reservations",
     codec.RESERVATION,
-    _BY_REQUEST.format(table="reservations") + " AND reservations.state = 'ACTIVE'",
+    """reservations.subscriber_id = wanted.value ->> 0 AND reservations.authorization_id = wanted.value ->> 1
+        AND reservations.request_id = wanted.value ->> 2 AND reservations.state = 'ACTIVE'""",
     index="reservations_active",
 )
 CHARGES_BY_ID = _select("charges", codec.CHARGE, "charges.charge_id = wanted.value")
 CHARGES_BY_RESERVATION = _select("charges", codec.CHARGE, "charges.reservation_id = wanted.value")
-CHARGES_BY_REQUEST = _select("charges", codec.CHARGE, _BY_REQUEST.format(table="charges"))
 WALLETS = _select("wallets", codec.WALLET, "wallets.subscriber_id = wanted.value")
 AUTHORIZATIONS_BY_ID = _select(
     "authorizations", derived.AUTHORIZATION_READ, "authorizations.authorization_id = wanted.value"
@@ -68,7 +63,7 @@ AUTHORIZATIONS_RESERVED = _select(
 GRANTS_WITH_CREDIT = _select(
     "grants",
     derived.GRANT_READ,
-    "grants.subscriber_id = wanted.value AND grants.unspent_microcredits > 0",
+    "grants.subscriber_id = wanted.value AND grants.is_spent = 0 AND grants.unspent_microcredits > 0",
     index="grants_with_credit",
 )
 GRANTS_BY_ID = _select(
@@ -105,8 +100,9 @@ REFUNDS_BY_CHARGE = _select(
 class Loader:
     """One batch's loading. What the writer remembers (``kept``) is not read again."""
 
-    def __init__(self, connection: sqlite3.Connection, kept: OpenRows) -> None:
+    def __init__(self, connection: sqlite3.Connection, kept: OpenRows, charged: ChargedRequests) -> None:
         self._connection = connection
+        self._charged = charged
         self._kept = kept
         self._subscribers: set[str] = set()
         self._authorizations: set[str] = set()
@@ -114,20 +110,23 @@ class Loader:
         self._corrections: set[CorrectionKey] = set()
         self._refunded: set[str] = set()  # charges of which something is refunded
         self._reversed: set[GrantKey] = set()
-        self._requests: set[RequestKey] = set()
         self._granted: set[str] = set()  # subscribers whose whole wallet must be summed up
 
     def load(self, operations: Sequence[Operation]) -> Books:
         """The books that ``Ledger`` needs to decide the operations."""
         books = Books()
-        self._load_reservations(books, operations)
-        for operation in operations:
-            self._note(books, operation)
-        self._load_corrections(books)
-        self._load_payers(books)
-        self._load_rollovers(books, operations)
-        self._load_reversed(books)
-        self._load_charges(books)
+        requests = {_request_of(operation) for operation in operations if isinstance(operation, Reserve)}
+        with self._charged.reading(requests) as charged:
+            self._load_reservations(books, operations)
+            for operation in operations:
+                self._note(books, operation)
+            self._load_corrections(books)
+            self._load_payers(books)
+            self._load_rollovers(books, operations)
+            self._load_reversed(books)
+            self._load_charges(books)
+        for columns in charged:
+            books.load_charge(codec.charge(columns))
         return books
 
     # --- reservations -----------------------------------------------------------------------------------------------
@@ -138,7 +137,7 @@ class Loader:
         requests: set[RequestKey] = set()
         for operation in operations:
             if isinstance(operation, Reserve):
-                key = (operation.subscriber_id, operation.authorization_id, operation.request_id)
+                key = _request_of(operation)
                 if not self._recall_reservation(books, self._kept.active(key)):
                     requests.add(key)
             elif not isinstance(operation, (Capture, Settle, Recover)):
@@ -172,7 +171,6 @@ class Loader:
             case Reserve():
                 self._subscribers.add(operation.subscriber_id)
                 self._authorizations.add(operation.authorization_id)
-                self._requests.add((operation.subscriber_id, operation.authorization_id, operation.request_id))
             case AddGrant(grant=grant):
                 self._subscribers.add(grant.subscriber_id)
                 self._grants.add((grant.subscriber_id, grant.grant_id))
@@ -273,18 +271,18 @@ class Loader:
 
     def _load_charges(self, books: Books) -> None:
         closed = [row.reservation_id for row in books.reservations.rows.values() if row.close_cause is not None]
-        charges: tuple[tuple[str, Collection[object]], ...] = (
-            (CHARGES_BY_REQUEST, self._requests),
-            (CHARGES_BY_RESERVATION, closed),
-        )
-        for select, keys in charges:
-            for charge in self._rows(select, keys, codec.charge):
-                books.load_charge(charge)
+        for charge in self._rows(CHARGES_BY_RESERVATION, closed, codec.charge):
+            books.load_charge(charge)
 
-    def _rows(self, select: str, wanted: Collection[object], decode: Callable[[tuple[Any, ...]], Row]) -> Iterable[Row]:
+    def _rows(self, select: str, wanted: Collection[Any], decode: Callable[[tuple[Any, ...]], Row]) -> Iterable[Row]:
         if not wanted:
             return ()
-        return [decode(columns) for columns in self._connection.execute(select, (codec.to_json(wanted),))]
+        in_order = sorted(wanted)  # as they are stored: neighbours are found on the same pages
+        return [decode(columns) for columns in self._connection.execute(select, (codec.to_json(in_order),))]
+
+
+def _request_of(operation: Reserve) -> RequestKey:
+    return (operation.subscriber_id, operation.authorization_id, operation.request_id)
 
 
 def _time_of(operation: Operation) -> int:

@@ -33,7 +33,7 @@ _REMAINING = "grants.unspent_microcredits - coalesce(aside.microcredits, 0)"
 _GRANT = derived.qualified("grants", codec.GRANT).replace("grants.unspent_microcredits", _REMAINING)
 _WITH_CREDIT = """
     FROM grants INDEXED BY grants_with_credit LEFT JOIN aside USING (grant_id)
-    WHERE grants.subscriber_id = ?1 AND grants.unspent_microcredits > 0
+    WHERE grants.subscriber_id = ?1 AND grants.is_spent = 0
 """
 AVAILABLE = f"""
     {_ASIDE} SELECT coalesce(sum({_REMAINING}), 0) {_WITH_CREDIT}

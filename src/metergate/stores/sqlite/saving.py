@@ -52,10 +52,13 @@ MOVE_RESERVED = """
 """
 UPDATE_WALLET = "UPDATE wallets SET sequence = ? WHERE subscriber_id = ?"
 UPDATE_WALLET_STATE = "UPDATE wallets SET state = ? WHERE subscriber_id = ?"
-UPDATE_GRANT = """
-    UPDATE grants SET unspent_microcredits = unspent_microcredits + ?, amount_microcredits = ?, reverse_time_us = ?
-    WHERE subscriber_id = ? AND grant_id = ?
+_GRANT_CHANGED = """
+    UPDATE grants SET unspent_microcredits = unspent_microcredits + ?1, amount_microcredits = ?2, reverse_time_us = ?3
 """
+_OF_ID = "WHERE subscriber_id = ?4 AND grant_id = ?5"
+UPDATE_GRANT = f"{_GRANT_CHANGED} {_OF_ID}"
+# A statement of its own: it writes the index of grants with credit too.
+UPDATE_GRANT_TO_OR_FROM_NOTHING = f"{_GRANT_CHANGED}, is_spent = (unspent_microcredits + ?1 = 0) {_OF_ID}"
 UPDATE_AUTHORIZATION = "UPDATE authorizations SET charged_microcredits = ? WHERE authorization_id = ?"
 REVOKE_AUTHORIZATION = "UPDATE authorizations SET revoke_time_us = ? WHERE authorization_id = ?"
 _CAPTURED = "UPDATE reservations SET captured_microcredits = ?, captured_usage = ?, delivered_microcredits = ?"
@@ -98,7 +101,9 @@ def save(connection: sqlite3.Connection, books: Books, before: Before) -> None:
     set_aside = _set_aside(books, before)
     added = books.grants.added.items()
     write(INSERT_GRANT, [codec.grant_columns(grant, set_aside.get(key, 0)) for key, grant in added])
-    write(UPDATE_GRANT, _grant_changes(books, before, set_aside))
+    partly, wholly = _grant_changes(books, before, set_aside)
+    write(UPDATE_GRANT, partly)
+    write(UPDATE_GRANT_TO_OR_FROM_NOTHING, wholly)
     write(INSERT_AUTHORIZATION, map(codec.authorization_columns, books.authorizations.added.values()))
     write(UPDATE_AUTHORIZATION, _authorization_changes(books, before))
     revoked = [row for row in books.authorizations.changed.values() if row.revoke_time_us is not None]  # very few
@@ -195,9 +200,15 @@ def _reserved(books: Books, before: Before) -> int:
     return now - sum(before.reservations[reservation_id].reserved_microcredits for reservation_id in changed)
 
 
-def _grant_changes(books: Books, before: Before, set_aside: Mapping[GrantKey, int]) -> list[Columns]:
-    """Of grants that were there, and of which more changed than how their credit is divided."""
-    rows: list[Columns] = []
+def _grant_changes(
+    books: Books, before: Before, set_aside: Mapping[GrantKey, int]
+) -> tuple[list[Columns], list[Columns]]:
+    """Of grants that were there, and of which more changed than how their credit is divided.
+
+    Apart from the others those that perhaps have, or had, nothing unspent: at least nothing remains of them.
+    """
+    partly: list[Columns] = []
+    wholly: list[Columns] = []
     for key in {**books.grants.changed, **set_aside}:
         was = before.grants.get(key)
         if was is None:
@@ -206,8 +217,9 @@ def _grant_changes(books: Books, before: Before, set_aside: Mapping[GrantKey, in
         spent = was.remaining_microcredits - grant.remaining_microcredits - set_aside.get(key, 0)
         amount, reverse_time_us = grant.amount_microcredits, grant.reverse_time_us
         if spent or amount != was.amount_microcredits or reverse_time_us != was.reverse_time_us:
+            rows = partly if was.remaining_microcredits and grant.remaining_microcredits else wholly
             rows.append((-spent, amount, reverse_time_us, *key))
-    return rows
+    return partly, wholly
 
 
 def _authorization_changes(books: Books, before: Before) -> list[Columns]:

@@ -74,15 +74,17 @@ class SqliteLedgerStore(SqliteLedgerReader):
         owner_id: str,
         create: bool,
         observe: Callable[[Commit], None] = lambda commit: None,
+        cache_mebibytes: int | None = None,
     ) -> Self:
         """Open the ledger, or with ``create`` make a new one, and settle what a dead owner left open.
 
-        ``observe`` is told of every transaction, in the event loop, and must not raise.
+        ``observe`` is told of every transaction, in the event loop, and must not raise. ``cache_mebibytes`` is of
+        a gateway's cache, into which wallets are read beforehand; None: a command's.
 
         StoreRefused if the file is missing, foreign, newer, read-only, no database, or written by another process;
         StoreUnavailable if storage fails meanwhile.
         """
-        opening = asyncio.create_task(cls._open(path, clock, owner_id, create, observe))
+        opening = asyncio.create_task(cls._open(path, clock, owner_id, create, observe, cache_mebibytes))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -93,9 +95,15 @@ class SqliteLedgerStore(SqliteLedgerReader):
 
     @classmethod
     async def _open(
-        cls, path: Path, clock: Clock, owner_id: str, create: bool, observe: Callable[[Commit], None]
+        cls,
+        path: Path,
+        clock: Clock,
+        owner_id: str,
+        create: bool,
+        observe: Callable[[Commit], None],
+        cache_mebibytes: int | None,
     ) -> Self:
-        writer = SqliteWriter(path, clock=clock, owner_id=owner_id)
+        writer = SqliteWriter(path, clock=clock, owner_id=owner_id, cache_mebibytes=cache_mebibytes)
         lock = await asyncio.to_thread(_lock_and_open, path, writer, create)
         store = cls(path, lock, writer, clock, observe)
         try:
@@ -295,6 +303,7 @@ def _lock_and_open(path: Path, writer: SqliteWriter, create: bool) -> FileLock:
     lock = FileLock(path)
     try:
         writer.open(create=create)
+        writer.warm()
     except BaseException:
         lock.release()
         raise

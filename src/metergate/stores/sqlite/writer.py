@@ -21,11 +21,18 @@ from metergate.core.reservation import Owner, Reservation
 from metergate.core.rows import TransferKind
 from metergate.ports import Clock
 from metergate.stores.sqlite import codec
+from metergate.stores.sqlite.charged_requests import ChargedRequests
 from metergate.stores.sqlite.compacting import compact_if_small
-from metergate.stores.sqlite.connection import BUSY_TIMEOUT_S, FileIdentity, open_for_writing
+from metergate.stores.sqlite.connection import (
+    BUSY_TIMEOUT_S,
+    COMMAND_CACHE_MEBIBYTES,
+    FileIdentity,
+    open_for_writing,
+)
 from metergate.stores.sqlite.loading import Loader
 from metergate.stores.sqlite.open_rows import OpenRows
 from metergate.stores.sqlite.saving import Before, RowsMissing, save, save_captured
+from metergate.stores.sqlite.warming import warm
 from metergate.stores.sqlite.write_operations import SetUp, WriteOperation, positions_in_order
 
 logger = logging.getLogger(__name__)
@@ -53,10 +60,12 @@ Result = Outcome | object | MetergateError
 class SqliteWriter:
     """Commits batches of operations. Not thread-safe: one thread at a time calls it."""
 
-    def __init__(self, path: Path, *, clock: Clock, owner_id: str) -> None:
+    def __init__(self, path: Path, *, clock: Clock, owner_id: str, cache_mebibytes: int | None = None) -> None:
+        """``cache_mebibytes``: of a gateway, which reads beforehand what its requests will need; None: of a command."""
         self._path = path
         self._clock = clock
         self._owner = Owner(owner_id=owner_id, epoch=0)
+        self._cache_mebibytes = cache_mebibytes
         self._connection: sqlite3.Connection | None = None
         self._identity: FileIdentity | None = None
         self._content_key = b""
@@ -65,6 +74,7 @@ class SqliteWriter:
         self._is_wal_clean = True  # False: it may hold what was erased
         self._wal_cleaned_time_us = 0
         self._open = OpenRows()
+        self._charged: ChargedRequests | None = None  # with the connection
         self._checks_references = True
 
     @property
@@ -93,7 +103,8 @@ class SqliteWriter:
         if self._identity is not None and not self._identity.is_ledger_in_place():
             problem = "it, or its lock, was deleted or replaced while it was open; stop the gateway, then see to it"
             raise StoreRefused(path=str(self._path), problem=problem)
-        connection = open_for_writing(self._path, create=create)
+        cache_mebibytes = self._cache_mebibytes or COMMAND_CACHE_MEBIBYTES
+        connection = open_for_writing(self._path, create=create, cache_mebibytes=cache_mebibytes)
         try:
             content_key = self._read_content_key(connection)
             if self._content_key not in (b"", content_key):
@@ -102,6 +113,7 @@ class SqliteWriter:
             self._owner = self._begin_epoch(connection)
             self._forget_idle_owners(connection)
             self._identity = FileIdentity(self._path)
+            self._charged = ChargedRequests(self._path, connection)
         except sqlite3.Error as exc:
             connection.close()
             raise StoreRefused(path=str(self._path), problem=str(exc)) from exc
@@ -111,14 +123,26 @@ class SqliteWriter:
         self._connection = connection
         self._recover()
 
+    def warm(self) -> None:
+        """Before a gateway serves. Not when the store is opened again: then requests are waiting."""
+        if self._connection is None or self._cache_mebibytes is None:
+            return
+        try:
+            warm(self._connection, self._cache_mebibytes)
+        except sqlite3.Error as exc:
+            self._fail(exc)
+            raise StoreUnavailable from exc
+
     def close(self) -> None:
         """Close the connection; what was committed stays."""
         self._open = OpenRows()
         self._checks_references = True
-        if self._connection is not None:
-            connection, self._connection = self._connection, None
+        charged, self._charged = self._charged, None
+        connection, self._connection = self._connection, None
+        for each in (charged, connection):
             try:
-                connection.close()
+                if each is not None:
+                    each.close()
             except sqlite3.Error as exc:
                 logger.warning("closing the ledger %s: %s", self._path, exc)
 
@@ -267,7 +291,8 @@ class SqliteWriter:
                 results[position] = refusal
             else:
                 to_decide.append((position, operation))
-        books = Loader(connection, self._open).load([operation for _, operation in to_decide])
+        assert self._charged is not None
+        books = Loader(connection, self._open, self._charged).load([operation for _, operation in to_decide])
         before = Before.of(books)
         ledger = Ledger(books)
         for position, operation in to_decide:
