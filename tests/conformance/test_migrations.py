@@ -109,6 +109,10 @@ async def test_the_terms_of_grants_that_version_7_made_are_those_of_their_rows(t
         raw.execute("ALTER TABLE transfers DROP COLUMN grant_terms")
         for column in ("reserved_credits", "reserved_rest"):
             raw.execute(f"ALTER TABLE meta DROP COLUMN {column}")
+        for index in ("erasures_unfinished", "erasures_with_copies"):
+            raw.execute(f"DROP INDEX {index}")
+        for column in ("erasing_subscriber_id", "leaves_copies"):
+            raw.execute(f"ALTER TABLE erasures DROP COLUMN {column}")
         raw.execute("PRAGMA user_version = 7")
     store = await open_store(path)
     assert (await store.list_transfers("alice", TransferFilter(), cursor=None, size=99)).rows == before
