@@ -48,6 +48,7 @@ def test_every_command_explains_itself_with_an_example(run: Run) -> None:
         ("authorization", "revoke"),
         ("authorization", "list"),
         ("grant", "reverse"),
+        ("charge", "list"),
         ("charge", "refund"),
         ("wallet", "show"),
         ("wallet", "adjust"),

@@ -14,8 +14,8 @@ from metergate.stores.sqlite.connection import FileLock, check_path, open_for_wr
 
 logger = logging.getLogger(__name__)
 
-# A file up to this size is written anew at once, between two batches: captures wait for some 0.15 s. A larger one is left
-# to `metergate ledger compact`.
+# A file up to this size is written anew at once, between two batches: captures wait for some 0.15 s. A larger one is
+# left to `metergate ledger compact`.
 COMPACTED_AT_ONCE_BYTES = 32 * 1024 * 1024
 
 # Erasures that are done, and after which the file was not written anew, or its WAL not emptied.
