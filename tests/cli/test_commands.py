@@ -151,11 +151,11 @@ def test_a_bad_grant_is_refused_with_the_reason(alice: Run, arguments: tuple[str
 def test_a_grant_of_next_month_is_shown_and_cannot_be_spent_yet(alice: Run) -> None:
     command = ("grant", "add", "alice", "--credits", "5", "--id", "july", "--expires-in", "31d", *STORE)
     for _ in range(2):
-        code, out, err = alice(*command, "--effective-time", "2999-07-01T00:00:00Z")
+        code, out, err = alice(*command, "--effective-time", "2999-07-01T12:00:00Z")
         assert (code, out) == (0, "july\n")
         assert "5.000000 credits for alice, from 2999-07-01" in err
         assert "expiring: 2999-08-01" in err
-    code, _, err = alice(*command, "--effective-time", "2999-07-02T00:00:00Z")
+    code, _, err = alice(*command, "--effective-time", "2999-07-02T12:00:00Z")
     assert code == 2
     assert "The id july was used for another grant." in err
     shown = alice("wallet", "show", "alice", *STORE)[1]
