@@ -40,6 +40,7 @@ from metergate.core.rows import WalletState
 from metergate.ports import ChargeFilter, TransferFilter
 from metergate.stores.sqlite import SqliteLedgerStore, compacting, erasing, writer
 from metergate.stores.sqlite import store as store_module
+from metergate.stores.sqlite.write_operations import SetUp
 
 # More than any of these tests needs.
 PIECES_MAX = 200
@@ -190,7 +191,7 @@ async def test_after_every_piece_nothing_is_done_for_who_is_being_forgotten(
     async for pieces in _interrupted(store, cut):
         for ask in refused:
             with pytest.raises(ErasureUnfinished):
-                await ask()  # type: ignore[no-untyped-call]
+                await ask()
         with pytest.raises((AuthorizationRevoked, ResourceNotFound)):
             await store.add_key(a_key("more", secret_hash=b"m" * 32))
         assert await store.find_grantee(b"h" * 32) is None
@@ -257,16 +258,16 @@ async def test_references_are_checked_in_every_batch_but_of_the_end(
     def noted(connection: sqlite3.Connection) -> None:
         checks.append(connection.execute("PRAGMA foreign_keys").fetchone()[0])
 
-    while await store._set_up(store_module.SetUp(lambda connection: erasing.erase_piece(connection, an_erasure()))):
+    while await store._set_up(SetUp(lambda connection: erasing.erase_piece(connection, an_erasure()))):
         pass
     together = [
-        store._set_up(store_module.SetUp(noted)),
-        store._set_up(store_module.SetUp(lambda connection: ended(connection, "alice"), leaves_traces=True)),
-        store._set_up(store_module.SetUp(noted)),
+        store._set_up(SetUp(noted)),
+        store._set_up(SetUp(lambda connection: ended(connection, "alice"), leaves_traces=True)),
+        store._set_up(SetUp(noted)),
     ]
     await asyncio.gather(*together)
     assert checks == [1, 1, 0], "those of one batch with it come first, in one of their own"
-    await store._set_up(store_module.SetUp(noted))
+    await store._set_up(SetUp(noted))
     assert checks[-1] == 1
     await store.close()
 
@@ -274,8 +275,8 @@ async def test_references_are_checked_in_every_batch_but_of_the_end(
 async def test_the_end_is_refused_while_a_row_has_the_old_name(tmp_path: Path) -> None:
     store = await open_store(tmp_path / "ledger.db", create=True)
     await live(store)
-    await store._set_up(store_module.SetUp(lambda connection: erasing.erase_piece(connection, an_erasure())))
-    end = store_module.SetUp(lambda connection: erasing.end_erasure(connection, "alice"), leaves_traces=True)
+    await store._set_up(SetUp(lambda connection: erasing.erase_piece(connection, an_erasure())))
+    end = SetUp(lambda connection: erasing.end_erasure(connection, "alice"), leaves_traces=True)
     with pytest.raises(LedgerInvariantBroken):
         await store._set_up(end)
     assert await differences(store) == []

@@ -38,7 +38,7 @@ from metergate.core.errors import (
 )
 from metergate.core.operations import EraseSubscriber
 from metergate.ports import ChargeFilter, LedgerStore, TransferFilter
-from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, compacting, expiring
+from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, compacting, erasing, expiring
 from metergate.stores.sqlite import store as store_module
 
 PSEUDONYM = "erased-0f3c"
@@ -314,7 +314,7 @@ async def test_an_erasure_waits_for_a_reader_before_it_is_done(tmp_path: Path, m
     await live(store)
     monkeypatch.setattr(store_module, "WAL_LOOK_SECONDS", 0.01)
     looked = asyncio.Event()
-    look = store_module.leaves_copies
+    look = erasing.leaves_copies
 
     def looking(connection: sqlite3.Connection, pseudonym: str) -> bool:
         clock.advance(1_000_000)
@@ -327,11 +327,11 @@ async def test_an_erasure_waits_for_a_reader_before_it_is_done(tmp_path: Path, m
     with closing(sqlite3.connect(path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM wallets").fetchone()
-        erasing = asyncio.create_task(store.erase_subscriber(an_erasure()))
+        task = asyncio.create_task(store.erase_subscriber(an_erasure()))
         async with asyncio.timeout(30):
             await looked.wait()
-        assert not erasing.done()
+        assert not task.done()
     async with asyncio.timeout(30):
-        assert not (await erasing).leaves_copies
+        assert not (await task).leaves_copies
     assert left(path, ["alice"]) == set()
     await store.close()
