@@ -103,20 +103,24 @@ WRONG_CLOSED = f"""
     )
     WHERE problem IS NOT NULL LIMIT ?3
 """
+# Whole credits and the rest: a few of the largest refunds are more than 64 bits of microcredits.
 _REFUNDED = """
-    SELECT charge_id, sum(amount_microcredits) AS refunded_microcredits FROM corrections
-    WHERE subscriber_id = ?1 AND kind = 'REFUND' GROUP BY charge_id
+    SELECT
+        charge_id,
+        sum(amount_microcredits / 1000000) + sum(amount_microcredits % 1000000) / 1000000 AS refunded_credits,
+        sum(amount_microcredits % 1000000) % 1000000 AS refunded_rest
+    FROM corrections WHERE subscriber_id = ?1 AND kind = 'REFUND' GROUP BY charge_id
 """
 # ?2, ?3: what the subscriber is called, and, if it is being forgotten, was called before.
 REFUNDED_TOO_MUCH = f"""
     SELECT charge_id FROM ({_REFUNDED}) AS refunded LEFT JOIN charges USING (charge_id)
     WHERE charges.subscriber_id IS NOT ?2 AND charges.subscriber_id IS NOT ?3
-        OR refunded_microcredits > charged_microcredits
+        OR (refunded_credits, refunded_rest) > (charged_microcredits / 1000000, charged_microcredits % 1000000)
     LIMIT {NAMED_IDS_MAX}
 """
 REFUNDED_BY_AUTHORIZATION = f"""
-    SELECT authorization_id, sum(refunded_microcredits) FROM ({_REFUNDED}) AS refunded JOIN charges USING (charge_id)
-    GROUP BY authorization_id
+    SELECT authorization_id, sum(refunded_credits), sum(refunded_rest)
+    FROM ({_REFUNDED}) AS refunded JOIN charges USING (charge_id) GROUP BY authorization_id
 """
 # A charge is written from its reservation: the two must tell the same story.
 _SHARED_COLUMNS = (
@@ -341,7 +345,7 @@ def _id(columns: codec.Columns) -> str:
 
 
 def _sum(columns: codec.Columns) -> tuple[str, int]:
-    return str(columns[0]), int(columns[1])
+    return str(columns[0]), int(columns[1]) * MICROCREDITS_PER_CREDIT + int(columns[2])
 
 
 def _decoded(
