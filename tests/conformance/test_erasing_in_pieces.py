@@ -207,8 +207,8 @@ async def test_after_every_piece_nothing_is_done_for_who_is_being_forgotten(
     await store.close()
 
 
-async def test_after_every_piece_a_new_process_and_a_backup_go_on(
-    tmp_path: Path, cut: Callable[[int | None], None]
+async def test_an_interrupted_erasure_goes_on_in_a_new_process_and_in_a_backup(
+    tmp_path: Path, cut: Callable[[int | None], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "ledger.db"
     store = await open_store(path, create=True)
@@ -221,7 +221,10 @@ async def test_after_every_piece_a_new_process_and_a_backup_go_on(
         source.backup(copy)
     for file in (path, tmp_path / "backup.db"):
         cut(None)
+        caplog.clear()
         store = await open_store(file)
+        assert "1 erasures of subscribers" in caplog.text, "whoever looks after the gateway must know"
+        assert "alice" not in caplog.text.replace(str(file), "")
         with pytest.raises(ErasureUnfinished):
             await store.add_grant(a_grant("more"))
         assert await differences(store) == []

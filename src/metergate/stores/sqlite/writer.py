@@ -118,7 +118,7 @@ class SqliteWriter:
             raise
         self._connection = connection
         self._recover()
-        self._finish_removing_traces()
+        self._see_to_erasures()
 
     def close(self) -> None:
         """Close the connection; what was committed stays."""
@@ -373,11 +373,18 @@ class SqliteWriter:
             connection.execute(COPIES_ARE_GONE)
             self._is_written_anew = False
 
-    def _finish_removing_traces(self) -> None:
-        """Of what was erased before a crash."""
+    def _see_to_erasures(self) -> None:
+        """Tell of those that a crash interrupted, and remove what those left that were done before it."""
         if self._connection is None:  # recovery failed on it
             return
         try:
+            interrupted = len(unfinished(self._connection))
+            if interrupted:  # whom, the log must not say
+                logger.warning(
+                    "%d erasures of subscribers in %s are unfinished: run `metergate subscriber erase` again",
+                    interrupted,
+                    self._path,
+                )
             if self._connection.execute(COPIES_ARE_LEFT).fetchone() is not None:
                 self._is_written_anew = compact_if_small(self._connection)
                 self._is_wal_clean, self._wal_cleaned_time_us = False, 0
