@@ -243,7 +243,7 @@ class World:
             if row.close_time_us is not None and row.close_time_us < before_us
         ]:
             del rows[reservation_id]
-            self._reservations.remove(reservation_id)
+        self._reservations = [name for name in self._reservations if name in rows]
 
     def erase(self) -> None:
         """Bob, or some pieces of it; then he may come back."""
@@ -286,14 +286,13 @@ class World:
                 return a_consent(authorization, subscriber, cap_microcredits=self.chance.choice([None, 400]))
             case "grant":
                 return self._grant(subscriber, now["now_us"])
-            case "expire":
-                return Expire(subscriber_id=subscriber, **now)
-            case "revoke":
+            case "revoke" if subscriber not in self.memory.unfinished:  # whose erasure revoked them
                 return RevokeAuthorization(authorization_id=authorization, **now)
             case "correct":
                 return self._correction({"subscriber_id": subscriber} | now)
-            case _:
+            case "reserve" | "capture" | "settle":
                 return self._spend(name, subscriber, authorization, now)
+        return Expire(subscriber_id=subscriber, **now)
 
     def _grant(self, subscriber: str, now_us: int) -> Operation:
         expires = self.chance.choice([None, NOW_US + DAY_US, NOW_US + 2 * DAY_US, now_us + DAY_US])
