@@ -9,10 +9,9 @@ from metergate.core.accounts import DAY_US, AccountBalance, RollUp
 from metergate.core.audit import ClosedProblem, ClosedReservation, SubscriberLedger
 from metergate.core.batches import Operation, Outcome
 from metergate.core.books import LOST_TO, Books, request_key
-from metergate.core.erasing import ERASED_REASON, check_erasure, grant_pseudonyms, pseudonym
+from metergate.core.erasing import ERASED_REASON, check_erasure, grant_pseudonym, pseudonym
 from metergate.core.errors import (
     AuthorizationRevoked,
-    ChargesTooMany,
     IdConflict,
     LedgerInvariantBroken,
     RateCardServed,
@@ -257,9 +256,6 @@ class MemoryLedgerStore:
         running = sum(row.subscriber_id == old for row in self.open_reservations())
         if running:
             raise ReservationsOpen(subscriber_id=old, reservations=running)
-        charges = sum(row.subscriber_id == old for row in self.books.charges.rows.values())
-        if operation.charges_max is not None and charges > operation.charges_max:
-            raise ChargesTooMany(subscriber_id=old, charges_max=operation.charges_max)
         self._forget(old, new)
         erasure = Erasure(
             subscriber_id=new,
@@ -276,9 +272,11 @@ class MemoryLedgerStore:
         before, self.books = self.books, Books()
         self._ledger = Ledger(self.books)
         mine = [row for row in before.corrections.rows.values() if row.subscriber_id == old]
-        corrections = {row.correction_id: pseudonym(number) for number, row in enumerate(mine)}
+        correction_numbers = {row.correction_id: number for number, row in enumerate(mine)}
+        corrections = {correction_id: pseudonym(number) for correction_id, number in correction_numbers.items()}
         own = [row.grant_id for row in before.grants_of(old)]
-        grants = {"": ""} | grant_pseudonyms(enumerate(own), corrections)
+        numbers = {grant_id: number for number, grant_id in enumerate(own)}
+        grants = {"": ""} | {name: grant_pseudonym(name, numbers.get, correction_numbers.get) or "" for name in own}
         accounts = {grant_account(name): grant_account(grants[name]) for name in own}
         gone = {row.authorization_id for row in before.authorizations.rows.values() if row.subscriber_id == old}
         self._keys = {name: key for name, key in self._keys.items() if key.authorization_id not in gone}

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from soak.counting import counting
 from soak.crash import crash
+from soak.erasing import erasing
 from soak.faults import faults
 from soak.memory import memory
 from soak.parts import Figures, Step
@@ -27,6 +28,7 @@ PARTS: Mapping[str, tuple[Callable[[int, Step], Figures], int]] = {
     "power": (power, 2_000),
     "faults": (faults, 1_200),
     "counting": (counting, 20_000),
+    "erasing": (erasing, 100),  # thousands of charges, all of one subscriber
     "memory": (memory, 500),  # thousands of charges
     "scale": (scale, 10_000),  # thousands of charges
 }

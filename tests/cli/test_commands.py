@@ -48,6 +48,7 @@ def test_every_command_explains_itself_with_an_example(run: Run) -> None:
         ("authorization", "revoke"),
         ("authorization", "list"),
         ("grant", "reverse"),
+        ("charge", "list"),
         ("charge", "refund"),
         ("wallet", "show"),
         ("wallet", "adjust"),
@@ -117,6 +118,11 @@ def test_the_same_grant_id_with_other_content_is_refused(alice: Run, other: tupl
         (("--credits", "0.0000001"), "finer than one microcredit"),
         (("--credits", "1e30"), "out of range"),
         (("--credits", "1e999999"), "out of range"),
+        (
+            ("--credits", "5", "--effective-time", "2999-07-01T00:00:00Z", "--expire-time", "2999-06-30T00:00:00Z"),
+            "expire_time: must be later than effective_time",
+        ),
+        (("--credits", "5", "--effective-time", "2027-01-01T00:00:00"), "needs a time zone"),
         (("--credits", "5", "--expire-time", "9999-12-31T23:59:59-12:00"), "must be from 1970"),
         (("--credits", "5", "--expire-time", "0001-01-01T00:00:00+12:00"), "must be from 1970"),
         (("--credits", "0"), "amount_microcredits"),
@@ -140,6 +146,21 @@ def test_a_bad_grant_is_refused_with_the_reason(alice: Run, arguments: tuple[str
     assert (code, out) == (2, "")
     assert reason in re.sub(r"[\s│]+", " ", err)
     assert "Traceback" not in err
+
+
+def test_a_grant_of_next_month_is_shown_and_cannot_be_spent_yet(alice: Run) -> None:
+    command = ("grant", "add", "alice", "--credits", "5", "--id", "july", "--expires-in", "31d", *STORE)
+    for _ in range(2):
+        code, out, err = alice(*command, "--effective-time", "2999-07-01T12:00:00Z")
+        assert (code, out) == (0, "july\n")
+        assert "5.000000 credits for alice, from 2999-07-01" in err
+        assert "expiring: 2999-08-01" in err
+    code, _, err = alice(*command, "--effective-time", "2999-07-02T12:00:00Z")
+    assert code == 2
+    assert "The id july was used for another grant." in err
+    shown = alice("wallet", "show", "alice", *STORE)[1]
+    assert re.search(r"available\W+0\.000000", shown)
+    assert re.search(r"july +TOP_UP.* 2999-07-01.* 2999-08-01", shown)
 
 
 def test_a_grant_for_nobody_is_refused(alice: Run) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ledger_rows import CARD, a_consent, a_reserve, a_settle
+from ledger_rows import CARD, a_capture, a_consent, a_reserve, a_settle
 
 from metergate.app import SystemClock
+from metergate.cli import charges as cli_charges
 from metergate.cli.main import main
 from metergate.stores.sqlite import SqliteLedgerStore
 
@@ -153,3 +154,50 @@ def test_a_grant_that_rolls_over_shows_its_rule(run: Run) -> None:
         assert (code, out) == (0, "july\n")
         assert "2.000000 credits of it roll over" in err
     assert "2.000000" in run("wallet", "show", "alice")[1]
+
+
+async def crash(path: Path) -> None:
+    """A request of which 90 were captured and 60 are known to be delivered, when its gateway died."""
+    store = await SqliteLedgerStore.open(path, clock=SystemClock(), owner_id="dies", create=False)
+    now_us = SystemClock().now_us()
+    await store.reserve(a_reserve("cut", owner=store.owner, now_us=now_us))
+    await store.capture(a_capture(90, "cut", owner=store.owner, now_us=now_us, delivered_microcredits=60))
+    await store.close()
+    await (await SqliteLedgerStore.open(path, clock=SystemClock(), owner_id="next", create=False)).close()
+
+
+def charges(run: Run, *arguments: str) -> list[str]:
+    """The lines of the list that have numbers."""
+    code, out, _ = run("charge", "list", "alice", *arguments)
+    assert code == 0
+    return [line for line in out.splitlines() if "0.0000" in line]
+
+
+def test_what_a_dead_gateway_did_not_deliver_can_be_seen_and_refunded_and_no_more(run: Run, tmp_path: Path) -> None:
+    asyncio.run(crash(tmp_path / "ledger.db"))
+    (cut, finished) = charges(run)
+    assert re.search(r"c1 .*FINISHED +0\.000040 +0\.000040$", finished.rstrip())
+    assert re.search(r"CRASH +0\.000090 +0\.000060 +0\.000030$", cut.rstrip()), "claim at most"
+    assert charges(run, "--crashed") == charges(run)[:1]
+    charge_id = cut.split()[2]
+    refund = ("charge", "refund", "alice", charge_id, "--reason", "the gateway died", "--id")
+    assert run(*refund, "claim-1", "--credits", "0.00002")[0] == 0
+    (cut,) = charges(run, "--crashed")
+    assert re.search(r"CRASH +0\.000090 +0\.000060 +0\.000020 +0\.000010$", cut.rstrip()), "refunded, still to claim"
+    assert run(*refund, "claim-2", "--credits", "0.00001")[0] == 0
+    (cut,) = charges(run, "--crashed")
+    assert re.search(r"CRASH +0\.000090 +0\.000060 +0\.000030$", cut.rstrip()), "nothing is left to claim"
+    code, out, err = run(*refund, "claim-3", "--credits", "0.000061")
+    assert (code, out) == (2, "")
+    assert "too much" in err
+
+
+def test_charges_of_nobody_are_refused_and_of_many_the_newest_are_shown(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = run("charge", "list", "bob")
+    assert (code, out) == (2, "")
+    assert "subscribers/bob" in err
+    monkeypatch.setattr(cli_charges, "CHARGES_SHOWN_MAX", 0)
+    code, _, err = run("charge", "list", "alice")
+    assert (code, "only the newest 0 are shown" in err) == (0, True)

@@ -17,11 +17,13 @@ from ledger_rows import (
     a_wallet,
     an_adjustment,
     available,
+    differences,
     open_wallet,
     reserve,
 )
 
 from metergate.core import postings
+from metergate.core.credits import AMOUNT_MICROCREDITS_MAX
 from metergate.core.errors import (
     AlreadyReversed,
     IdConflict,
@@ -480,3 +482,19 @@ async def test_corrections_are_listed_newest_first_in_pages(store: LedgerStore) 
     page = await store.list_corrections("alice", cursor=page.next_cursor, size=2)
     assert ([row.correction_id for row in page.rows], page.next_cursor) == (["a0"], None)
     assert (await store.list_corrections("bob", cursor=None, size=2)).rows == ()
+
+
+async def test_the_largest_amounts_may_be_charged_and_refunded_again_and_again(store: LedgerStore) -> None:
+    """Their sum is more than 64 bits: the audit must be able to add them up."""
+    largest = AMOUNT_MICROCREDITS_MAX
+    await open_wallet(store, a_grant("largest", largest))
+    for number in range(5):
+        name = f"res-{number}"
+        await reserve(store, name, wanted_microcredits=largest // 2, limit_microcredits=largest)
+        await store.settle(a_settle(largest // 2, name, owner=store.owner, captured=largest // 2))
+        await store.refund(a_refund(largest // 2, f"charge-of-{name}", correction_id=name))
+        assert await available(store) == largest
+        assert await differences(store) == []
+        await store.adjust(an_adjustment(-largest, f"taken-{number}"))
+        await store.adjust(an_adjustment(largest, f"given-{number}"))
+        assert await differences(store) == []

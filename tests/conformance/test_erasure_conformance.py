@@ -30,7 +30,6 @@ from ledger_rows import (
 )
 
 from metergate.core.errors import (
-    ChargesTooMany,
     MetergateError,
     RequestInvalid,
     ReservationsOpen,
@@ -39,7 +38,8 @@ from metergate.core.errors import (
 )
 from metergate.core.operations import EraseSubscriber
 from metergate.ports import ChargeFilter, LedgerStore, TransferFilter
-from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, compacting, expiring
+from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore, compacting, erasing, expiring
+from metergate.stores.sqlite import store as store_module
 
 PSEUDONYM = "erased-0f3c"
 
@@ -158,7 +158,6 @@ async def test_what_is_running_keeps_a_subscriber_from_being_forgotten(store: Le
         ({"reason": "ALICE asked"}, RequestInvalid),
         ({"actor": "alice"}, RequestInvalid),
         ({"actor": "two\nlines"}, RequestInvalid),
-        ({"charges_max": 1}, ChargesTooMany),
     ],
 )
 async def test_a_refused_erasure_changes_nothing(
@@ -169,11 +168,6 @@ async def test_a_refused_erasure_changes_nothing(
         await store.erase_subscriber(an_erasure(**values))
     assert (await store.find_grantee(b"h" * 32)) is not None
     assert (await store.balance("alice", None, NOW_US)).available_microcredits > 0
-
-
-async def test_as_many_charges_as_captures_may_wait_for_are_renamed(store: LedgerStore) -> None:
-    await live(store)
-    await store.erase_subscriber(an_erasure(charges_max=2))
 
 
 async def test_the_same_subscriber_may_come_back_and_is_somebody_new(store: LedgerStore) -> None:
@@ -287,21 +281,57 @@ async def test_of_a_large_store_it_is_said_that_copies_may_be_left_until_it_is_c
     await store.close()
     compacting.compact(path)
     assert left(path, names) == set()
+    with closing(sqlite3.connect(path)) as raw:
+        assert raw.execute("SELECT sum(leaves_copies) FROM erasures").fetchone() == (0,)
     reader = await SqliteLedgerReader.open_read_only(path)
     assert await differences(reader) == []
     await reader.close()
 
 
-async def test_what_a_reader_keeps_in_the_wal_is_gone_once_it_has_left(tmp_path: Path) -> None:
+async def test_what_a_reader_keeps_in_the_wal_is_gone_once_it_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, clock = tmp_path / "ledger.db", FakeClock(NOW_US)
     store = await SqliteLedgerStore.open(path, clock=clock, owner_id="gateway-1", create=True)
     await live(store)
     with closing(sqlite3.connect(path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM wallets").fetchone()
-        await store.erase_subscriber(an_erasure())
+        monkeypatch.setattr(store_module, "WAL_WAIT_SECONDS", 0.0)
+        assert (await store.erase_subscriber(an_erasure())).leaves_copies, "the reader is still there"
         assert left(path, ["alice"]) != set()
     clock.advance(1_000_000)
     await store.check()
+    assert left(path, ["alice"]) == set()
+    with closing(sqlite3.connect(path)) as raw:
+        assert raw.execute("SELECT leaves_copies FROM erasures").fetchone() == (0,)
+    await store.close()
+
+
+async def test_an_erasure_waits_for_a_reader_before_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, clock = tmp_path / "ledger.db", FakeClock(NOW_US)
+    store = await SqliteLedgerStore.open(path, clock=clock, owner_id="gateway-1", create=True)
+    await live(store)
+    monkeypatch.setattr(store_module, "WAL_LOOK_SECONDS", 0.01)
+    looked = asyncio.Event()
+    look = erasing.leaves_copies
+
+    def looking(connection: sqlite3.Connection, pseudonym: str) -> bool:
+        clock.advance(1_000_000)
+        found = look(connection, pseudonym)
+        loop.call_soon_threadsafe(looked.set)
+        return found
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(store_module, "leaves_copies", looking)
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM wallets").fetchone()
+        task = asyncio.create_task(store.erase_subscriber(an_erasure()))
+        async with asyncio.timeout(30):
+            await looked.wait()
+        assert not task.done()
+    async with asyncio.timeout(30):
+        assert not (await task).leaves_copies
     assert left(path, ["alice"]) == set()
     await store.close()

@@ -16,7 +16,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from metergate.core.errors import ListenerRefused
 from metergate.core.keys import hash_key
-from metergate.edges import admin as edges_admin
 from metergate.edges.admin import AdminServicer
 from metergate.edges.admin_socket import (
     PATH_BYTES_MAX,
@@ -282,15 +281,6 @@ async def test_a_forgotten_subscriber_is_found_under_its_pseudonym_only_and_the_
     assert await admin.store.find_grantee(HASH) is None
     refusal = await refused(admin.stub.EraseSubscriber(an_erasure()))
     assert refusal.reason == "RESOURCE_NOT_FOUND"
-
-
-async def test_who_has_more_charges_than_streams_may_wait_for_is_not_forgotten_while_they_run(
-    admin: Admin, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await set_up(admin)
-    monkeypatch.setattr(edges_admin, "ERASED_CHARGES_MAX", -1)  # who has none has too many
-    refusal = await refused(admin.stub.EraseSubscriber(an_erasure()))
-    assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "CHARGES_TOO_MANY")
 
 
 @pytest.mark.parametrize(

@@ -39,11 +39,19 @@ def add(
     source: Annotated[GrantSource, typer.Option(help="Where they come from.")] = GrantSource.TOP_UP,
     expires_in_us: Annotated[
         int | None,
-        typer.Option("--expires-in", parser=parse_duration_us, metavar="31d", help="Days (d), hours (h), minutes (m)."),
+        typer.Option(
+            "--expires-in", parser=parse_duration_us, metavar="31d", help="Days (d), hours (h), minutes (m) of effect."
+        ),
     ] = None,
     expire_time_us: Annotated[
         int | None,
         typer.Option("--expire-time", parser=parse_time_us, metavar="TIME", help="As 2027-01-01T00:00:00+08:00."),
+    ] = None,
+    effective_time_us: Annotated[
+        int | None,
+        typer.Option(
+            "--effective-time", parser=parse_time_us, metavar="TIME", help="Not to be spent before it; else at once."
+        ),
     ] = None,
     rollover_max: Annotated[
         int,
@@ -74,6 +82,7 @@ def add(
     if bool(rollover_max) != (rollover_seconds is not None):
         raise typer.BadParameter("give both --rollover-max-credits and --rollover-for, or neither")
     now_us = clock.now_us()
+    begin_us = now_us if effective_time_us is None else effective_time_us
     grant = Grant(
         grant_id=grant_id or uuid4().hex,
         subscriber_id=subscriber,
@@ -81,21 +90,24 @@ def add(
         priority=priority,
         amount_microcredits=amount,
         remaining_microcredits=amount,
-        effective_time_us=now_us,
-        expire_time_us=expire_time_us if expires_in_us is None else now_us + expires_in_us,
+        effective_time_us=begin_us,
+        expire_time_us=expire_time_us if expires_in_us is None else begin_us + expires_in_us,
         create_time_us=now_us,
         rollover_microcredits_max=rollover_max,
         rollover_seconds=rollover_seconds or 0,
     )
-    added = write(store_of(config, store), lambda ledger: _add(ledger, grant, expires_in_us))
-    explain(f"{credits_of(added.amount_microcredits)} for {subscriber}, expiring: {time_of(added.expire_time_us)}")
+    has_begin = effective_time_us is not None
+    added = write(store_of(config, store), lambda ledger: _add(ledger, grant, expires_in_us, has_begin=has_begin))
+    begin = f", from {time_of(added.effective_time_us)} on" if has_begin else ""
+    amount_text = credits_of(added.amount_microcredits)
+    explain(f"{amount_text} for {subscriber}{begin}, expiring: {time_of(added.expire_time_us)}")
     if added.rollover_microcredits_max:
         explain(f"at most {credits_of(added.rollover_microcredits_max)} of it roll over then")
     typer.echo(added.grant_id)
 
 
-async def _add(ledger: WritableLedger, grant: Grant, expires_in_us: int | None) -> Grant:
-    first = await _find(ledger, grant)
+async def _add(ledger: WritableLedger, grant: Grant, expires_in_us: int | None, *, has_begin: bool) -> Grant:
+    first = None if has_begin else await _find(ledger, grant)
     return await ledger.add_grant(AddGrant(grant=grant if first is None else _as_of(first, grant, expires_in_us)))
 
 

@@ -37,8 +37,8 @@ def erase(
     """Forget a subscriber for ever, also while a gateway serves, and print the pseudonym of what stays.
 
     Its id and those of its grants and requests are replaced, keys and authorizations are gone, credit that is left
-    cannot be spent any more. Charges and transfers stay, and verify. Refused while a request of it runs,
-    and of one with more than 10,000 charges while a gateway serves.
+    cannot be spent any more. Charges and transfers stay, and verify. Refused while a request of it runs.
+    If it was interrupted, do it again: it goes on.
     """
     operation = EraseSubscriber(
         subscriber_id=subscriber,

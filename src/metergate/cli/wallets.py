@@ -39,7 +39,7 @@ def show(subscriber: SubscriberId, config: ConfigFile = DEFAULT_CONFIG, store: S
     balance, grants, corrections = asyncio.run(_read(store_of(config, store), subscriber))
     console = output()
     show_listing(_totals(balance), console)
-    show_listing(_grants(grants.rows), console)
+    show_listing(_grants(grants.rows, clock.now_us()), console)
     if corrections.rows:
         show_listing(_corrections(corrections.rows), console)
     if grants.next_cursor is not None:
@@ -72,7 +72,7 @@ def _totals(balance: Balance) -> Listing:
     )
 
 
-def _grants(grants: tuple[Grant, ...]) -> Listing:
+def _grants(grants: tuple[Grant, ...], now_us: int) -> Listing:
     return Listing(
         title="Grants, in credits, newest first",
         columns=(
@@ -81,6 +81,7 @@ def _grants(grants: tuple[Grant, ...]) -> Listing:
             Column("priority", is_number=True),
             Column("granted", is_number=True),
             Column("remaining", is_number=True),
+            Column("from"),
             Column("expires"),
             Column("rolls over up to", is_number=True),
         ),
@@ -91,6 +92,7 @@ def _grants(grants: tuple[Grant, ...]) -> Listing:
                 str(grant.priority),
                 format_credits(grant.amount_microcredits),
                 Text(format_credits(grant.remaining_microcredits), "bold" if grant.remaining_microcredits else "dim"),
+                time_of(grant.effective_time_us) if grant.effective_time_us > now_us else "",
                 Text("reversed", "red") if grant.reverse_time_us is not None else time_of(grant.expire_time_us),
                 format_credits(grant.rollover_microcredits_max) if grant.rollover_microcredits_max else "",
             )

@@ -54,6 +54,21 @@ def place(operation: Operation) -> int:
     return _PLACES.get(type(operation), 2)
 
 
+def subscriber_of(operation: Operation) -> str:
+    """Whose wallet it is about; "" if it names only an authorization."""
+    match operation:
+        case AddGrant(grant=grant):
+            return grant.subscriber_id
+        case AddSubscriber(wallet=wallet):
+            return wallet.subscriber_id
+        case AddAuthorization(authorization=authorization):
+            return authorization.subscriber_id
+        case RevokeAuthorization():
+            return ""
+        case _:
+            return operation.subscriber_id
+
+
 def check_ids_of(operation: Operation) -> None:
     """Refuse an operation that would bring in a text that is no id, before any row is looked up by it.
 

@@ -1,6 +1,6 @@
 """Forgetting a subscriber: what names it is replaced by what tells nothing, and everything still adds up."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
 
 from metergate.core.errors import RequestInvalid, Violation
 from metergate.core.grants import OWN_MARK, REFUND_OF, ROLLOVER
@@ -35,20 +35,26 @@ def pseudonym(number: int) -> str:
     return f"erased-{number}"
 
 
-def grant_pseudonyms(grants: Iterable[tuple[int, str]], corrections: Mapping[str, str]) -> dict[str, str]:
-    """The new ids by the old ones, of grants with their numbers; ``corrections``: likewise, of corrections.
+def grant_pseudonym(
+    grant_id: str, grant_number: Callable[[str], int | None], correction_number: Callable[[str], int | None]
+) -> str | None:
+    """What a grant is called from then on, by the numbers of what is there under the old ids; None if it is not there.
 
     Grants that the ledger itself made are named after what they were made of, and stay so: the ledger finds them by it.
     A grant and a correction may have the same id.
     """
-    names = {grant_id: pseudonym(number) for number, grant_id in grants}
-    renamed = dict(names)
-    for grant_id, name in names.items():
-        kind, mark, source = grant_id.partition(OWN_MARK)
-        if not mark:
-            continue
-        if kind.startswith(REFUND_OF):
-            kind = REFUND_OF + names.get(kind.removeprefix(REFUND_OF), name)
-        sources = names if kind == ROLLOVER else corrections
-        renamed[grant_id] = kind + mark + sources.get(source, name)
-    return renamed
+    number = grant_number(grant_id)
+    if number is None:
+        return None
+    own = pseudonym(number)
+
+    def renamed(found: int | None) -> str:
+        return own if found is None else pseudonym(found)
+
+    kind, mark, source = grant_id.partition(OWN_MARK)
+    if not mark:
+        return own
+    if kind.startswith(REFUND_OF):
+        kind = REFUND_OF + renamed(grant_number(kind.removeprefix(REFUND_OF)))
+    number_of_source = grant_number if kind == ROLLOVER else correction_number
+    return kind + mark + renamed(number_of_source(source))

@@ -155,7 +155,8 @@ class Settled:
 class EraseSubscriber:
     """Replace what names a subscriber by a pseudonym that tells nothing; its keys and authorizations go.
 
-    Asked again it finds no such subscriber: that it was there is forgotten, too.
+    Asked again after an interruption it goes on, as it was asked for first. Once it is done it finds no such
+    subscriber: that it was there is forgotten, too.
     """
 
     subscriber_id: str
@@ -163,7 +164,6 @@ class EraseSubscriber:
     reason: str  # kept, as the actor is: neither may have the subscriber's id
     actor: str
     now_us: int
-    charges_max: int | None = None  # with more it is refused, because captures wait meanwhile; None: none do
 
 
 @row

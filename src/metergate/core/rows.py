@@ -207,7 +207,7 @@ class Erasure:
     reason: str
     actor: str  # who did it, as they said
     erase_time_us: int
-    leaves_copies: bool  # old copies may be left in unused space until the storage is compacted; not recorded
+    leaves_copies: bool  # old copies may be left in unused space until the storage is compacted
 
 
 @row

@@ -33,9 +33,6 @@ MODELS_MAX = 100
 PRIORITY_MAX = 1_000
 SECRET_HASH_BYTES = 32
 
-# Renamed while streams wait for their captures, at some 50 us each: half a second, as compacting the file afterwards.
-ERASED_CHARGES_MAX = 10_000
-
 _SOURCES = {number: source for source, number in GRANT_SOURCES.items()}
 _CHANNELS = {number: channel for channel, number in CHANNELS.items()}
 
@@ -102,7 +99,6 @@ class AdminServicer:
             reason=request.reason,
             actor=request.actor,
             now_us=self._clock.now_us(),
-            charges_max=ERASED_CHARGES_MAX,
         )
         try:
             erasure = await self._store.erase_subscriber(operation)

@@ -41,8 +41,8 @@ from metergate.v1 import admin_pb2, admin_pb2_grpc
 # A gateway under load answers in milliseconds; one that is stuck must not hold a person's terminal for ever.
 CALL_SECONDS_MAX = 15.0
 
-# Renaming as many charges as a gateway does while it serves, and compacting, is a second; a busy disk takes longer.
-ERASING_SECONDS_MAX = 30.0
+# A subscriber with a million charges is forgotten within minutes. Who does not wait for it asks again, and it goes on.
+ERASING_SECONDS_MAX = 3_600.0
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")

@@ -18,7 +18,7 @@ STATUS_CODES: dict[type[errors.MetergateError], grpc.StatusCode] = {
     errors.RefundExceedsCharge: grpc.StatusCode.FAILED_PRECONDITION,
     errors.AlreadyReversed: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ReservationsOpen: grpc.StatusCode.FAILED_PRECONDITION,
-    errors.ChargesTooMany: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ErasureUnfinished: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PriceUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.AuthorizationRevoked: grpc.StatusCode.PERMISSION_DENIED,

@@ -134,8 +134,9 @@ class LedgerStore(Protocol):
     async def erase_subscriber(self, operation: EraseSubscriber) -> Erasure:
         """Forget a subscriber: ReservationsOpen while a request of it runs; ResourceNotFound; RequestInvalid.
 
-        ChargesTooMany if it has more than the operation allows. Nothing that names it is left on the storage, at the
-        latest when reads that began before have ended; unless the answer says that it is to be compacted first.
+        Meanwhile everything else of it is ErasureUnfinished; asked again after an interruption it goes on, under the
+        pseudonym and with the reason that were given first. Nothing that names it is left on the storage, unless the
+        answer says so: then once reads that began before have ended, and it was compacted.
         """
         ...
 

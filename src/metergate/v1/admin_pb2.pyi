@@ -885,12 +885,13 @@ class EraseSubscriberResponse(_message.Message):
     name: _builtins.str
     """`subscribers/{subscriber}`: the pseudonym under which what stays is found."""
     leaves_copies: _builtins.bool
-    """Whether old copies may be left in unused space of the store's file, which is too large to be written anew while the
-    gateway serves: `metergate ledger compact` does it while none serves.
+    """Whether old copies may be left: in unused space of the store's file, which is too large to be written anew while the
+    gateway serves, or because a program has read the store for more than 10 seconds. `metergate ledger compact` removes
+    them while no gateway serves.
     """
     @_builtins.property
     def erase_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was done."""
+        """When it began."""
 
     def __init__(
         self,

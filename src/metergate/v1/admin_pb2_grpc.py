@@ -197,8 +197,9 @@ class AdminServiceServicer:
     def EraseSubscriber(self, request, context):
         """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
         its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
-        (RESERVATIONS_OPEN) while a request of it runs, or (CHARGES_TOO_MANY) if it has more than 10,000 charges: forget it while
-        no gateway serves. Called again it is NOT_FOUND: that it was there is forgotten, too.
+        (RESERVATIONS_OPEN) while a request of it runs. It may take minutes; other requests go on. From its begin on everything
+        else that is asked for this subscriber is FAILED_PRECONDITION (ERASURE_UNFINISHED). If the call is cut off it is called
+        again, and goes on under the first pseudonym and reason. Called once more it is NOT_FOUND: that it was there is forgotten.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

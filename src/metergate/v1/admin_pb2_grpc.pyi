@@ -74,8 +74,9 @@ class AdminServiceStub:
     EraseSubscriber: _grpc.UnaryUnaryMultiCallable[_admin_pb2.EraseSubscriberRequest, _admin_pb2.EraseSubscriberResponse]
     """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
     its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
-    (RESERVATIONS_OPEN) while a request of it runs, or (CHARGES_TOO_MANY) if it has more than 10,000 charges: forget it while
-    no gateway serves. Called again it is NOT_FOUND: that it was there is forgotten, too.
+    (RESERVATIONS_OPEN) while a request of it runs. It may take minutes; other requests go on. From its begin on everything
+    else that is asked for this subscriber is FAILED_PRECONDITION (ERASURE_UNFINISHED). If the call is cut off it is called
+    again, and goes on under the first pseudonym and reason. Called once more it is NOT_FOUND: that it was there is forgotten.
     """
 
 @_typing.type_check_only
@@ -124,8 +125,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
     EraseSubscriber: _aio.UnaryUnaryMultiCallable[_admin_pb2.EraseSubscriberRequest, _admin_pb2.EraseSubscriberResponse]  # type: ignore[assignment]
     """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
     its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
-    (RESERVATIONS_OPEN) while a request of it runs, or (CHARGES_TOO_MANY) if it has more than 10,000 charges: forget it while
-    no gateway serves. Called again it is NOT_FOUND: that it was there is forgotten, too.
+    (RESERVATIONS_OPEN) while a request of it runs. It may take minutes; other requests go on. From its begin on everything
+    else that is asked for this subscriber is FAILED_PRECONDITION (ERASURE_UNFINISHED). If the call is cut off it is called
+    again, and goes on under the first pseudonym and reason. Called once more it is NOT_FOUND: that it was there is forgotten.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -243,8 +245,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.EraseSubscriberResponse, _abc.Awaitable[_admin_pb2.EraseSubscriberResponse]]:
         """Forgets a subscriber: its id, and those of its authorizations, grants and requests, are replaced by what tells nothing;
         its keys and authorizations go. What was charged and moved stays, and what it still held. FAILED_PRECONDITION
-        (RESERVATIONS_OPEN) while a request of it runs, or (CHARGES_TOO_MANY) if it has more than 10,000 charges: forget it while
-        no gateway serves. Called again it is NOT_FOUND: that it was there is forgotten, too.
+        (RESERVATIONS_OPEN) while a request of it runs. It may take minutes; other requests go on. From its begin on everything
+        else that is asked for this subscriber is FAILED_PRECONDITION (ERASURE_UNFINISHED). If the call is cut off it is called
+        again, and goes on under the first pseudonym and reason. Called once more it is NOT_FOUND: that it was there is forgotten.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,7 +25,7 @@ from metergate.core.errors.needs import (
     StoreUnavailable,
 )
 from metergate.core.errors.requests import (
-    ChargesTooMany,
+    ErasureUnfinished,
     MessageTooLarge,
     ModelNotFound,
     ModelTaskWrong,
@@ -62,12 +62,12 @@ __all__ = [
     "BackupRefused",
     "CapReached",
     "CertificateInvalid",
-    "ChargesTooMany",
     "CommandRefused",
     "ConfigInvalid",
     "ConfigProblem",
     "ContentPolicyUnavailable",
     "DeadlineExceeded",
+    "ErasureUnfinished",
     "FileRefused",
     "IdConflict",
     "InsufficientCredit",

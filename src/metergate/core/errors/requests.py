@@ -83,12 +83,11 @@ class ReservationsOpen(MetergateError):
 
 
 @dataclass(kw_only=True, eq=False)
-class ChargesTooMany(MetergateError):
-    """The subscriber {subscriber_id} has more than {charges_max} charges: forget it while no gateway serves."""
+class ErasureUnfinished(MetergateError):
+    """The subscriber {subscriber_id} is being forgotten: if that was interrupted, erase it again."""
 
-    reason: ClassVar[str] = "CHARGES_TOO_MANY"
+    reason: ClassVar[str] = "ERASURE_UNFINISHED"
     subscriber_id: str
-    charges_max: int
 
 
 @dataclass(kw_only=True, eq=False)

@@ -14,6 +14,7 @@ from metergate.core.rating import RateCard
 from metergate.core.rows import Grant, Wallet, WalletState
 from metergate.ports import ALL_DAYS
 from metergate.stores.sqlite import codec, derived
+from metergate.stores.sqlite.erased_names import ErasedNames, Renamed, unfinished
 from metergate.stores.sqlite.queries import Query
 
 Row = TypeVar("Row")
@@ -105,17 +106,24 @@ WRONG_CLOSED = f"""
     )
     WHERE problem IS NOT NULL LIMIT ?3
 """
+# Whole credits and the rest: a few of the largest refunds are more than 64 bits of microcredits.
 _REFUNDED = """
-    SELECT charge_id, sum(amount_microcredits) AS refunded_microcredits FROM corrections
-    WHERE subscriber_id = ?1 AND kind = 'REFUND' GROUP BY charge_id
+    SELECT
+        charge_id,
+        sum(amount_microcredits / 1000000) + sum(amount_microcredits % 1000000) / 1000000 AS refunded_credits,
+        sum(amount_microcredits % 1000000) % 1000000 AS refunded_rest
+    FROM corrections WHERE subscriber_id = ?1 AND kind = 'REFUND' GROUP BY charge_id
 """
+# ?2, ?3: what the subscriber is called, and, if it is being forgotten, was called before.
 REFUNDED_TOO_MUCH = f"""
     SELECT charge_id FROM ({_REFUNDED}) AS refunded LEFT JOIN charges USING (charge_id)
-    WHERE charges.subscriber_id IS NOT ?1 OR refunded_microcredits > charged_microcredits LIMIT {NAMED_IDS_MAX}
+    WHERE charges.subscriber_id IS NOT ?2 AND charges.subscriber_id IS NOT ?3
+        OR (refunded_credits, refunded_rest) > (charged_microcredits / 1000000, charged_microcredits % 1000000)
+    LIMIT {NAMED_IDS_MAX}
 """
 REFUNDED_BY_AUTHORIZATION = f"""
-    SELECT authorization_id, sum(refunded_microcredits) FROM ({_REFUNDED}) AS refunded JOIN charges USING (charge_id)
-    GROUP BY authorization_id
+    SELECT authorization_id, sum(refunded_credits), sum(refunded_rest)
+    FROM ({_REFUNDED}) AS refunded JOIN charges USING (charge_id) GROUP BY authorization_id
 """
 # A charge is written from its reservation: the two must tell the same story.
 _SHARED_COLUMNS = (
@@ -159,7 +167,7 @@ CORRECTIONS_AFTER = f"""
     WHERE subscriber_id = ? AND correction_number > ? ORDER BY correction_number LIMIT {PAGE_ROWS}
 """
 TRANSFERS_AFTER = f"""
-    SELECT sequence, {codec.TRANSFER} FROM transfers
+    SELECT sequence AS position, {codec.TRANSFER} FROM transfers
     WHERE subscriber_id = ? AND sequence > ? ORDER BY sequence LIMIT {PAGE_ROWS}
 """
 
@@ -173,6 +181,7 @@ class _Whole:
     reserved_microcredits: int  # by open reservations, as counted beside them
     pruned_before_us: int  # settled reservations from before it may be gone
     wrong_closed: Mapping[str, Sequence[ClosedReservation]]  # by subscriber, of those that were not handed over yet
+    forgotten: Mapping[str, Renamed]  # who is being forgotten, by pseudonym
 
 
 async def read_ledgers(
@@ -241,8 +250,12 @@ def _find_wrong_closed(
 def _whole(
     connection: sqlite3.Connection,
     unreadable: list[UnreadableRow],
-    wrong_closed: Mapping[str, Sequence[ClosedReservation]],
+    wrong_closed: dict[str, list[ClosedReservation]],
 ) -> _Whole:
+    forgotten = {renamed.new: renamed for renamed in unfinished(connection)}
+    for renamed in forgotten.values():
+        if renamed.old in wrong_closed:
+            wrong_closed.setdefault(renamed.new, []).extend(wrong_closed.pop(renamed.old))
     cards = _decoded("rate_cards", connection.execute(RATE_CARDS), codec.rate_card, unreadable)
     pruned_before_us, reserved_credits, reserved_rest = connection.execute(META).fetchone() or (0, 0, 0)
     return _Whole(
@@ -251,10 +264,19 @@ def _whole(
         pruned_before_us=pruned_before_us,
         reserved_microcredits=reserved_credits * MICROCREDITS_PER_CREDIT + reserved_rest,
         wrong_closed=wrong_closed,
+        forgotten=forgotten,
     )
 
 
 def _next_subscriber(connection: sqlite3.Connection, whole: _Whole, after: str | None) -> str | None:
+    """Who is being forgotten is found by its pseudonym alone."""
+    old_names = {renamed.old for renamed in whole.forgotten.values()}
+    while (subscriber_id := _next_name(connection, whole, after)) in old_names:
+        after = subscriber_id
+    return subscriber_id
+
+
+def _next_name(connection: sqlite3.Connection, whole: _Whole, after: str | None) -> str | None:
     found = connection.execute(SUBSCRIBER_FIRST) if after is None else connection.execute(SUBSCRIBER_AFTER, (after,))
     (subscriber_id,) = found.fetchone()
     candidates = [name for name in whole.wrong_closed if after is None or name > after]
@@ -275,32 +297,44 @@ def _ledger_of(
     # An erasure removes all closed reservations, whatever the clock said when it was asked for.
     pruned_before_us = whole.pruned_before_us if erasure is None else _AFTER_ALL_TIMES
 
+    forgotten = whole.forgotten.get(subscriber_id)
+    # What is renamed already, then, if the subscriber is being forgotten, what is not.
+    readers = [_Reader(connection, subscriber_id, None)]
+    if forgotten is not None:
+        readers.append(_Reader(connection, forgotten.old, ErasedNames(connection, forgotten)))
+    names = (subscriber_id, subscriber_id if forgotten is None else forgotten.old)
+
     def rows(table: str, sql: str, decode: Callable[[codec.Columns], Row], *values: object) -> tuple[Row, ...]:
-        return tuple(_decoded(table, connection.execute(sql, (subscriber_id, *values)), decode, unreadable))
+        found = [columns for reader in readers for columns in reader.rows(sql, *values)]
+        return tuple(_decoded(table, found, decode, unreadable))
+
+    def own_rows(table: str, sql: str, decode: Callable[[codec.Columns], Row]) -> tuple[Row, ...]:
+        """Those that have no old name."""
+        return tuple(_decoded(table, readers[0].rows(sql), decode, unreadable))
 
     count = 0
 
     def pages(table: str, sql: str, decode: Callable[[codec.Columns], Row]) -> AsyncIterator[Row]:
         nonlocal count
-        first = _all(connection, sql, (subscriber_id, 0))
-        count += len(first)
+        firsts = [reader.page(sql, 0) for reader in readers]
+        count += sum(map(len, firsts))
         read = partial(_decoded, table, decode=decode, noted=unreadable)
-        return _pages(connection, run, sql, subscriber_id, first, read)
+        return _pages(run, sql, tuple(zip(readers, firsts, strict=True)), read)
 
     ledger = SubscriberLedger(
-        wallet=next(iter(rows("wallets", WALLET, codec.wallet)), _missing_wallet(subscriber_id)),
+        wallet=next(iter(own_rows("wallets", WALLET, codec.wallet)), _missing_wallet(subscriber_id)),
         is_erased=erasure is not None,
         rate_cards=whole.cards,
         account_balances=whole.balances,
         reserved_microcredits=whole.reserved_microcredits,
         grants=rows("grants", GRANTS, partial(_grant, unreadable)),
-        authorizations=rows("authorizations", AUTHORIZATIONS, codec.authorization),
+        authorizations=own_rows("authorizations", AUTHORIZATIONS, codec.authorization),
         open_reservations=rows("reservations", OPEN_RESERVATIONS, codec.reservation),
         ownerless_reservation_ids=rows("reservations", OPEN_WITHOUT_OWNER, _id),
         wrong_closed_reservations=tuple(whole.wrong_closed.get(subscriber_id, ())),
         charge_ids_without_settled_reservation=rows("charges", CHARGES_WITHOUT_SETTLED, _id, pruned_before_us),
-        charge_ids_refunded_too_much=rows("corrections", REFUNDED_TOO_MUCH, _id),
-        refunded_microcredits=dict(rows("corrections", REFUNDED_BY_AUTHORIZATION, _sum)),
+        charge_ids_refunded_too_much=rows("corrections", REFUNDED_TOO_MUCH, _id, *names),
+        refunded_microcredits=dict(own_rows("corrections", REFUNDED_BY_AUTHORIZATION, _sum)),
         charges=pages("charges", CHARGES_AFTER, codec.charge),
         corrections=pages("corrections", CORRECTIONS_AFTER, codec.correction),
         transfers=pages("transfers", TRANSFERS_AFTER, codec.transfer),
@@ -322,7 +356,7 @@ def _id(columns: codec.Columns) -> str:
 
 
 def _sum(columns: codec.Columns) -> tuple[str, int]:
-    return str(columns[0]), int(columns[1])
+    return str(columns[0]), int(columns[1]) * MICROCREDITS_PER_CREDIT + int(columns[2])
 
 
 def _decoded(
@@ -343,22 +377,38 @@ def _missing_wallet(subscriber_id: str) -> Wallet:
     return Wallet(subscriber_id=subscriber_id, state=WalletState.SUSPENDED, sequence=0, create_time_us=0)
 
 
-def _all(connection: sqlite3.Connection, sql: str, values: codec.Columns) -> list[codec.Columns]:
-    return connection.execute(sql, values).fetchall()
+class _Reader:
+    """Reads one subscriber's rows; with ``names``, as they are called from now on."""
+
+    def __init__(self, connection: sqlite3.Connection, subscriber_id: str, names: ErasedNames | None) -> None:
+        self._connection = connection
+        self.subscriber_id = subscriber_id
+        self._names = names
+
+    def rows(self, sql: str, *values: object) -> list[codec.Columns]:
+        cursor = self._connection.execute(sql, (self.subscriber_id, *values))
+        found: list[codec.Columns] = cursor.fetchall()
+        if self._names is None:
+            return found
+        columns = [name for name, *_ in cursor.description]
+        return [tuple(self._names.row(dict(zip(columns, row, strict=True))).values()) for row in found]
+
+    def page(self, sql: str, after: int) -> list[codec.Columns]:
+        """The position of each row, and its columns."""
+        return self.rows(sql, after)
 
 
 async def _pages(
-    connection: sqlite3.Connection,
     run: Run[Any],
     sql: str,
-    subscriber_id: str,
-    page: list[codec.Columns],
+    firsts: Sequence[tuple[_Reader, list[codec.Columns]]],
     decode: Callable[[list[codec.Columns]], Iterator[Row]],
 ) -> AsyncIterator[Row]:
-    """The rows of a page, and of those that follow it."""
-    while True:
-        for row in decode([columns[1:] for columns in page]):
-            yield row
-        if len(page) < PAGE_ROWS:
-            return
-        page = await run(partial(_all, connection, sql, (subscriber_id, page[-1][0])))
+    """The rows of each reader's first page, and of those that follow it."""
+    for reader, page in firsts:
+        while True:
+            for row in decode([columns[1:] for columns in page]):
+                yield row
+            if len(page) < PAGE_ROWS:
+                break
+            page = await run(partial(reader.page, sql, page[-1][0]))

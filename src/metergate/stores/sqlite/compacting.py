@@ -14,9 +14,19 @@ from metergate.stores.sqlite.connection import FileLock, check_path, open_for_wr
 
 logger = logging.getLogger(__name__)
 
-# A file up to this size is written anew at once, between two batches: captures wait for about half a second. A larger
-# one is left to `metergate ledger compact`.
-COMPACTED_AT_ONCE_BYTES = 64 * 1024 * 1024
+# A file up to this size is written anew at once, between two batches: captures wait for some 0.15 s. A larger one is
+# left to `metergate ledger compact`.
+COMPACTED_AT_ONCE_BYTES = 32 * 1024 * 1024
+
+# Erasures that are done, and after which the file was not written anew, or its WAL not emptied.
+COPIES_ARE_LEFT = """
+    SELECT 1 FROM erasures INDEXED BY erasures_with_copies
+    WHERE leaves_copies = 1 AND erasing_subscriber_id IS NULL LIMIT 1
+"""
+COPIES_ARE_GONE = """
+    UPDATE erasures INDEXED BY erasures_with_copies SET leaves_copies = 0
+    WHERE leaves_copies = 1 AND erasing_subscriber_id IS NULL
+"""
 
 # There is no room for a second copy, or something reads: nothing has changed, and nothing is wrong with the connection.
 _HARMLESS = {"SQLITE_FULL", "SQLITE_BUSY", "SQLITE_LOCKED"}
@@ -29,16 +39,21 @@ def is_small(connection: sqlite3.Connection) -> bool:
     return bool(pages * page_bytes <= COMPACTED_AT_ONCE_BYTES)
 
 
-def compact_if_small(connection: sqlite3.Connection) -> None:
-    """Write a small file anew, outside a transaction; sqlite3.Error if the connection cannot be used any more."""
+def compact_if_small(connection: sqlite3.Connection) -> bool:
+    """Write a small file anew, outside a transaction, and say whether that was done.
+
+    sqlite3.Error if the connection cannot be used any more.
+    """
     if not is_small(connection):
-        return
+        return False
     try:
         connection.execute("VACUUM")
     except sqlite3.OperationalError as exc:
         if exc.sqlite_errorname not in _HARMLESS:
             raise
         logger.warning("the ledger's file could not be written anew, run `metergate ledger compact`: %s", exc)
+        return False
+    return True
 
 
 def compact(path: Path) -> None:
@@ -49,6 +64,7 @@ def compact(path: Path) -> None:
         with closing(open_for_writing(path, create=False)) as connection:
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            connection.execute(COPIES_ARE_GONE)
     except sqlite3.Error as exc:
         logger.error("the ledger %s could not be written anew: %s", path, exc)
         raise StoreUnavailable from exc

@@ -1,122 +1,199 @@
-"""Forgets a subscriber within one transaction. It takes as long as the subscriber has charges: some 50 us each."""
+"""Forgets a subscriber in pieces, each a small transaction, so that captures of others go between them.
+
+The first piece marks it: from then on nothing is done for it but to forget it, and whoever asks again goes on. Until
+the last one its rows are some under the old id and some under the new; the audit reads them as one subscriber's.
+"""
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 
-from metergate.core.erasing import ERASED_REASON, check_erasure, grant_pseudonyms, pseudonym
-from metergate.core.errors import ChargesTooMany, ReservationsOpen, ResourceNotFound
+from metergate.core.erasing import check_erasure
+from metergate.core.errors import LedgerInvariantBroken, ReservationsOpen, ResourceNotFound
 from metergate.core.operations import EraseSubscriber
 from metergate.core.rows import Erasure
-from metergate.stores.sqlite import codec
 from metergate.stores.sqlite.compacting import is_small
+from metergate.stores.sqlite.erased_names import ErasedNames, Renamed
 
+# Rows of one piece: some 10 ms in which captures wait.
+PIECE_ROWS = 128
+
+ERASURE = """
+    SELECT subscriber_id FROM erasures INDEXED BY erasures_unfinished WHERE erasing_subscriber_id = ?
+"""
 IS_THERE = "SELECT 1 FROM wallets WHERE subscriber_id = ?"
 OPEN = """
     SELECT count(*) FROM reservations INDEXED BY reservations_active WHERE subscriber_id = ? AND state = 'ACTIVE'
 """
-CHARGES_UP_TO = "SELECT count(*) FROM (SELECT 1 FROM charges WHERE subscriber_id = ? LIMIT ?)"
-GRANTS = "SELECT grant_number, grant_id FROM grants WHERE subscriber_id = ?"
-CORRECTIONS = "SELECT correction_number, correction_id FROM corrections WHERE subscriber_id = ?"
-AUTHORIZATIONS = """
-    SELECT authorization_id FROM authorizations WHERE subscriber_id = ?1
-    UNION SELECT authorization_id FROM charges WHERE subscriber_id = ?1
-"""
-ADD_WALLET = """
+# Keys have nothing that the charges need. A person has a few, and a few authorizations.
+BEGIN = (
+    """
     INSERT INTO wallets (subscriber_id, state, sequence, create_time_us)
     SELECT ?2, state, sequence, create_time_us FROM wallets WHERE subscriber_id = ?1
+    """,
+    "UPDATE wallets SET state = 'SUSPENDED' WHERE subscriber_id = ?1 AND ?2 IS NOT NULL",
+    """
+    DELETE FROM keys WHERE ?2 IS NOT NULL
+        AND authorization_id IN (SELECT authorization_id FROM authorizations WHERE subscriber_id = ?1)
+    """,
+)
+REVOKE = "UPDATE authorizations SET revoke_time_us = ? WHERE subscriber_id = ? AND revoke_time_us IS NULL"
+ADD_ERASURE = """
+    INSERT INTO erasures (subscriber_id, reason, actor, erase_time_us, erasing_subscriber_id, leaves_copies)
+    VALUES (?, ?, ?, ?, ?, 1)
 """
-# Keys and closed reservations have nothing that the charges need.
-REMOVE = (
-    "DELETE FROM keys WHERE authorization_id IN (SELECT authorization_id FROM authorizations WHERE subscriber_id = ?)",
-    "DELETE FROM reservations WHERE subscriber_id = ? AND state = 'RELEASED'",
-    "DELETE FROM reservations WHERE reservation_id IN (SELECT reservation_id FROM charges WHERE subscriber_id = ?)",
-    "DELETE FROM authorizations WHERE subscriber_id = ?",
-)
-RENAME = (
-    "UPDATE grants SET subscriber_id = ?2, grant_id = erased_grant(grant_id) WHERE subscriber_id = ?1",
-    """
+
+RELEASED_NEXT = """
+    SELECT rowid FROM reservations INDEXED BY reservations_released
+    WHERE subscriber_id = ? AND state = 'RELEASED' LIMIT ?
+"""
+DELETE_RELEASED = "DELETE FROM reservations WHERE rowid = ?"
+CHARGES_NEXT = """
+    SELECT charge_number, reservation_id, charge_id, subscriber_id, authorization_id, request_id, content_hash,
+        allocations
+    FROM charges INDEXED BY charges_by_subscriber WHERE subscriber_id = ? ORDER BY charge_number LIMIT ?
+"""
+DELETE_SETTLED = "DELETE FROM reservations WHERE reservation_id = :reservation_id"
+RENAME_CHARGE = """
     UPDATE charges
-    SET subscriber_id = ?2, authorization_id = erased_authorization(authorization_id), request_id = charge_id,
-        content_hash = x'', allocations = erased_allocations(allocations)
-    WHERE subscriber_id = ?1
-    """,
-    f"""
-    UPDATE corrections
-    SET subscriber_id = ?2, correction_id = erased_correction(correction_id), grant_id = erased_grant(grant_id),
-        reason = '{ERASED_REASON}'
-    WHERE subscriber_id = ?1
-    """,  # noqa: S608 - a constant
-    """
+    SET subscriber_id = :subscriber_id, authorization_id = :authorization_id, request_id = :request_id,
+        content_hash = :content_hash, allocations = :allocations
+    WHERE charge_number = :charge_number
+"""
+TRANSFERS_NEXT = """
+    SELECT subscriber_id AS old_subscriber_id, sequence, subscriber_id, debit_account, credit_account, grant_id,
+        correction_id
+    FROM transfers WHERE subscriber_id = ? ORDER BY sequence LIMIT ?
+"""
+RENAME_TRANSFER = """
     UPDATE transfers
-    SET subscriber_id = ?2, debit_account = erased_account(debit_account),
-        credit_account = erased_account(credit_account), grant_id = erased_grant(grant_id),
-        correction_id = erased_correction(correction_id)
-    WHERE subscriber_id = ?1
-    """,
-    "DELETE FROM wallets WHERE subscriber_id = ?1 AND ?2 IS NOT NULL",
-)
-ADD_ERASURE = "INSERT INTO erasures (subscriber_id, reason, actor, erase_time_us) VALUES (?, ?, ?, ?)"
+    SET subscriber_id = :subscriber_id, debit_account = :debit_account, credit_account = :credit_account,
+        grant_id = :grant_id, correction_id = :correction_id
+    WHERE subscriber_id = :old_subscriber_id AND sequence = :sequence
+"""
+OWN_GRANTS_NEXT = """
+    SELECT grant_number, subscriber_id, grant_id FROM grants INDEXED BY grants_by_id
+    WHERE subscriber_id = ? AND instr(grant_id, ':') > 0 LIMIT ?
+"""
+GRANTS_NEXT = """
+    SELECT grant_number, subscriber_id, grant_id FROM grants INDEXED BY grants_by_id WHERE subscriber_id = ? LIMIT ?
+"""
+RENAME_GRANT = """
+    UPDATE grants SET subscriber_id = :subscriber_id, grant_id = :grant_id WHERE grant_number = :grant_number
+"""
+CORRECTIONS_NEXT = """
+    SELECT correction_number, subscriber_id, correction_id, grant_id, reason FROM corrections
+    WHERE subscriber_id = ? ORDER BY correction_number LIMIT ?
+"""
+RENAME_CORRECTION = """
+    UPDATE corrections
+    SET subscriber_id = :subscriber_id, correction_id = :correction_id, grant_id = :grant_id, reason = :reason
+    WHERE correction_number = :correction_number
+"""
+AUTHORIZATIONS_NEXT = "SELECT authorization_id FROM authorizations WHERE subscriber_id = ? LIMIT ?"
+DELETE_AUTHORIZATION = "DELETE FROM authorizations WHERE authorization_id = ?"
 
-_GRANT_PREFIX = "grant:"
+# References are not checked meanwhile: SQLite would read every reservation. All that an index tells is looked at here.
+DELETE_WALLET = """
+    DELETE FROM wallets WHERE subscriber_id = ?1
+        AND NOT EXISTS (SELECT 1 FROM grants WHERE subscriber_id = ?1)
+        AND NOT EXISTS (SELECT 1 FROM authorizations WHERE subscriber_id = ?1)
+        AND NOT EXISTS (SELECT 1 FROM charges WHERE subscriber_id = ?1)
+        AND NOT EXISTS (SELECT 1 FROM corrections WHERE subscriber_id = ?1)
+        AND NOT EXISTS (SELECT 1 FROM transfers WHERE subscriber_id = ?1)
+        AND NOT EXISTS (
+            SELECT 1 FROM reservations INDEXED BY reservations_active WHERE subscriber_id = ?1 AND state = 'ACTIVE'
+        )
+        AND NOT EXISTS (
+            SELECT 1 FROM reservations INDEXED BY reservations_released WHERE subscriber_id = ?1 AND state = 'RELEASED'
+        )
+"""
+END = """
+    UPDATE erasures SET erasing_subscriber_id = NULL WHERE erasing_subscriber_id = ?
+    RETURNING subscriber_id, reason, actor, erase_time_us
+"""
+LEAVES_COPIES = "SELECT leaves_copies FROM erasures WHERE subscriber_id = ?"
 
 
-def erase_subscriber(connection: sqlite3.Connection, operation: EraseSubscriber) -> Erasure:
-    """Replace what names the subscriber.
+def erase_piece(connection: sqlite3.Connection, operation: EraseSubscriber) -> bool:
+    """Begin, or rename the next rows, PIECE_ROWS at most; whether there was anything left to do before the end.
 
-    Refusals: ResourceNotFound, ReservationsOpen, ChargesTooMany, RequestInvalid.
+    Refusals, all before anything has changed: ResourceNotFound, ReservationsOpen, RequestInvalid.
     """
     check_erasure(operation)
+    found = connection.execute(ERASURE, (operation.subscriber_id,)).fetchone()
+    if found is None:
+        _begin(connection, operation)
+        return True
+    renamed = Renamed(old=operation.subscriber_id, new=found[0])
+    names = ErasedNames(connection, renamed)
+    return any(step(connection, renamed, names) for step in _STEPS)  # the first that has any
+
+
+def _begin(connection: sqlite3.Connection, operation: EraseSubscriber) -> None:
     old, new = operation.subscriber_id, operation.pseudonym
     if connection.execute(IS_THERE, (old,)).fetchone() is None:
         raise ResourceNotFound(resource_name=f"subscribers/{old}")
     (running,) = connection.execute(OPEN, (old,)).fetchone()
     if running:
         raise ReservationsOpen(subscriber_id=old, reservations=running)
-    if operation.charges_max is not None:
-        (charges,) = connection.execute(CHARGES_UP_TO, (old, operation.charges_max + 1)).fetchone()
-        if charges > operation.charges_max:
-            raise ChargesTooMany(subscriber_id=old, charges_max=operation.charges_max)
-    _name_anew(connection, old, new)
-    connection.execute(ADD_WALLET, (old, new))
-    for sql in REMOVE:
-        connection.execute(sql, (old,))
-    for sql in RENAME:
+    for sql in BEGIN:
         connection.execute(sql, (old, new))
-    erasure = Erasure(
-        subscriber_id=new,
-        reason=operation.reason,
-        actor=operation.actor,
-        erase_time_us=operation.now_us,
+    connection.execute(REVOKE, (operation.now_us, old))
+    connection.execute(ADD_ERASURE, (new, operation.reason, operation.actor, operation.now_us, old))
+
+
+Step = Callable[[sqlite3.Connection, Renamed, ErasedNames], bool]
+
+
+def _deletes(find: str, delete: str) -> Step:
+    def step(connection: sqlite3.Connection, renamed: Renamed, names: ErasedNames) -> bool:
+        rows = connection.execute(find, (renamed.old, PIECE_ROWS)).fetchall()
+        connection.executemany(delete, rows)
+        return bool(rows)
+
+    return step
+
+
+def _renames(find: str, *changes: str) -> Step:
+    def step(connection: sqlite3.Connection, renamed: Renamed, names: ErasedNames) -> bool:
+        cursor = connection.execute(find, (renamed.old, PIECE_ROWS))
+        columns = [name for name, *_ in cursor.description]
+        rows = [names.row(dict(zip(columns, row, strict=True))) for row in cursor.fetchall()]
+        for change in changes:
+            connection.executemany(change, rows)
+        return bool(rows)
+
+    return step
+
+
+# In the order that ErasedNames needs.
+_STEPS: Sequence[Step] = (
+    _deletes(RELEASED_NEXT, DELETE_RELEASED),
+    _renames(CHARGES_NEXT, DELETE_SETTLED, RENAME_CHARGE),
+    _renames(TRANSFERS_NEXT, RENAME_TRANSFER),
+    _renames(OWN_GRANTS_NEXT, RENAME_GRANT),
+    _renames(CORRECTIONS_NEXT, RENAME_CORRECTION),
+    _renames(GRANTS_NEXT, RENAME_GRANT),
+    _deletes(AUTHORIZATIONS_NEXT, DELETE_AUTHORIZATION),
+)
+
+
+def end_erasure(connection: sqlite3.Connection, subscriber_id: str) -> Erasure:
+    """Forget the old id itself, once no row has it. ResourceNotFound if somebody else did so meanwhile."""
+    if connection.execute(ERASURE, (subscriber_id,)).fetchone() is None:
+        raise ResourceNotFound(resource_name=f"subscribers/{subscriber_id}")
+    if connection.execute(DELETE_WALLET, (subscriber_id,)).rowcount != 1:
+        raise LedgerInvariantBroken(problem="something of a subscriber that is forgotten has its old name")
+    pseudonym, reason, actor, erase_time_us = connection.execute(END, (subscriber_id,)).fetchone()
+    return Erasure(
+        subscriber_id=pseudonym,
+        reason=reason,
+        actor=actor,
+        erase_time_us=erase_time_us,
         leaves_copies=not is_small(connection),
     )
-    connection.execute(ADD_ERASURE, (new, erasure.reason, erasure.actor, erasure.erase_time_us))
-    return erasure
 
 
-def _name_anew(connection: sqlite3.Connection, old: str, new: str) -> None:
-    """The functions of RENAME: every id as it is called from now on."""
-    corrections = {name: pseudonym(number) for number, name in connection.execute(CORRECTIONS, (old,))}
-    grants = grant_pseudonyms(connection.execute(GRANTS, (old,)).fetchall(), corrections)
-    found = connection.execute(AUTHORIZATIONS, (old,)).fetchall()
-    authorizations = {name: f"{new}-{number}" for number, (name,) in enumerate(found)}
-
-    def renamed(names: Mapping[str, str], name: str) -> str:
-        # "" stands for none; what is not there is a difference that the audit knows, and must not be kept.
-        return name and names.get(name, f"{new}-unknown")
-
-    def account(name: str) -> str:
-        if not name.startswith(_GRANT_PREFIX):
-            return name
-        return _GRANT_PREFIX + renamed(grants, name.removeprefix(_GRANT_PREFIX))
-
-    def allocations(text: str) -> str:
-        return codec.to_json([(renamed(grants, name), amount) for name, amount in codec.amounts(text)])
-
-    for name, function in (
-        ("erased_grant", lambda grant_id: renamed(grants, grant_id)),
-        ("erased_correction", lambda correction_id: renamed(corrections, correction_id)),
-        ("erased_authorization", lambda authorization_id: renamed(authorizations, authorization_id)),
-        ("erased_account", account),
-        ("erased_allocations", allocations),
-    ):
-        connection.create_function(name, 1, function)
+def leaves_copies(connection: sqlite3.Connection, pseudonym: str) -> bool:
+    """Whether what a subscriber was called may still be in unused space or in the WAL."""
+    return bool(connection.execute(LEAVES_COPIES, (pseudonym,)).fetchone()[0])

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 TO_SWEEP = """
     SELECT grant_number, subscriber_id FROM grants INDEXED BY grants_to_sweep
-    WHERE is_swept = 0 AND expire_time_us IS NOT NULL AND expire_time_us <= ? ORDER BY expire_time_us LIMIT ?
+    WHERE is_swept = 0 AND expire_time_us IS NOT NULL AND expire_time_us <= ?
+        AND subscriber_id NOT IN (SELECT erasing_subscriber_id FROM erasures WHERE erasing_subscriber_id IS NOT NULL)
+        AND subscriber_id NOT IN (SELECT subscriber_id FROM erasures WHERE erasing_subscriber_id IS NOT NULL)
+    ORDER BY expire_time_us LIMIT ?
 """
 
 
@@ -19,7 +22,7 @@ class ExpiredGrant:
 
 
 def expired_grants(connection: sqlite3.Connection, now_us: int, limit: int) -> list[ExpiredGrant]:
-    """Some grants that are over and were not swept."""
+    """Some grants that are over and were not swept. Those of who is being forgotten are found once that is done."""
     return [ExpiredGrant(*columns) for columns in connection.execute(TO_SWEEP, (now_us, limit))]
 
 

@@ -4,11 +4,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Self, cast
 from uuid import uuid4
 
-from metergate.core.errors import MetergateError, Overloaded, ResourceNotFound, StoreUnavailable
+from metergate.core.errors import ErasureUnfinished, MetergateError, Overloaded, ResourceNotFound, StoreUnavailable
 from metergate.core.leases import Leases
 from metergate.core.operations import (
     AddAuthorization,
@@ -37,13 +39,18 @@ from metergate.ports import Clock, Commit, Recovery
 from metergate.stores.group_commit import GroupCommit
 from metergate.stores.sqlite import expiring, setting_up
 from metergate.stores.sqlite.connection import FileLock, check_path
-from metergate.stores.sqlite.erasing import erase_subscriber
+from metergate.stores.sqlite.erasing import end_erasure, erase_piece, leaves_copies
 from metergate.stores.sqlite.reader import SqliteLedgerReader
 from metergate.stores.sqlite.upkeep import OpenReservation, heartbeats, open_reservations, prune
 from metergate.stores.sqlite.write_operations import SetUp, WriteOperation
 from metergate.stores.sqlite.writer import SqliteWriter
 
 logger = logging.getLogger(__name__)
+
+# How long an erasure waits for whoever reads the ledger, before it says that copies may be left: a look at a table
+# takes milliseconds; an audit of a large ledger, for which nobody waits at a terminal, minutes.
+WAL_WAIT_SECONDS = 10.0
+WAL_LOOK_SECONDS = 0.25
 
 
 class SqliteLedgerStore(SqliteLedgerReader):
@@ -218,7 +225,9 @@ class SqliteLedgerStore(SqliteLedgerReader):
         for operation, outcome in zip(operations, outcomes, strict=True):
             if isinstance(outcome, StoreUnavailable | Overloaded):
                 raise outcome
-            if isinstance(outcome, ResourceNotFound):  # meanwhile: the next sweep finds its grants by its pseudonym
+            if isinstance(
+                outcome, ResourceNotFound | ErasureUnfinished
+            ):  # meanwhile: the next sweep finds its grants by its pseudonym
                 erased.add(operation.subscriber_id)
             elif isinstance(outcome, BaseException):  # books that cannot be read: they must not keep all others from it
                 logger.error("grants of %r cannot expire: %s", operation.subscriber_id, outcome)
@@ -254,11 +263,23 @@ class SqliteLedgerStore(SqliteLedgerReader):
         return cast(Wallet, await self._commits.submit(operation, is_new_work=True))
 
     async def erase_subscriber(self, operation: EraseSubscriber) -> Erasure:
-        """Forget a subscriber, in the WAL and in free space too."""
-        erasure = await self._set_up(
-            SetUp(lambda connection: erase_subscriber(connection, operation), leaves_traces=True)
-        )
-        return cast(Erasure, erasure)
+        """Forget a subscriber, in the WAL and in free space too, in pieces between which other operations go."""
+        piece = SetUp(partial(erase_piece, operation=operation))
+        while await self._commits.submit(piece, is_new_work=False):
+            pass
+        end = SetUp(partial(end_erasure, subscriber_id=operation.subscriber_id), leaves_traces=True)
+        erasure = cast(Erasure, await self._commits.submit(end, is_new_work=False))
+        return replace(erasure, leaves_copies=erasure.leaves_copies or await self._leaves_copies(erasure))
+
+    async def _leaves_copies(self, erasure: Erasure) -> bool:
+        """Whether copies are left once readers that began before have had some time to leave the WAL."""
+        until_seconds = time.monotonic() + WAL_WAIT_SECONDS
+        look = SetUp(partial(leaves_copies, pseudonym=erasure.subscriber_id))
+        while await self._commits.submit(look, is_new_work=False):
+            if time.monotonic() > until_seconds:
+                return True
+            await asyncio.sleep(WAL_LOOK_SECONDS)
+        return False
 
     async def add_authorization(self, operation: AddAuthorization) -> Authorization:
         """Record a subscriber's consent."""

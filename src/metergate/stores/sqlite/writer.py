@@ -11,10 +11,16 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from metergate.core.batches import Operation, Outcome, check_ids_of
+from metergate.core.batches import Operation, Outcome, check_ids_of, subscriber_of
 from metergate.core.books import Books
 from metergate.core.capturing import answer, debited, is_covered
-from metergate.core.errors import LedgerInvariantBroken, MetergateError, StoreRefused, StoreUnavailable
+from metergate.core.errors import (
+    ErasureUnfinished,
+    LedgerInvariantBroken,
+    MetergateError,
+    StoreRefused,
+    StoreUnavailable,
+)
 from metergate.core.ledger import Ledger
 from metergate.core.operations import Capture, CaptureStatus, Recover, Reserve
 from metergate.core.reservation import Owner, Reservation
@@ -22,13 +28,14 @@ from metergate.core.rows import TransferKind
 from metergate.ports import Clock
 from metergate.stores.sqlite import codec
 from metergate.stores.sqlite.charged_requests import ChargedRequests
-from metergate.stores.sqlite.compacting import compact_if_small
+from metergate.stores.sqlite.compacting import COPIES_ARE_GONE, COPIES_ARE_LEFT, compact_if_small
 from metergate.stores.sqlite.connection import (
     BUSY_TIMEOUT_S,
     COMMAND_CACHE_MEBIBYTES,
     FileIdentity,
     open_for_writing,
 )
+from metergate.stores.sqlite.erased_names import unfinished
 from metergate.stores.sqlite.loading import Loader
 from metergate.stores.sqlite.open_rows import OpenRows
 from metergate.stores.sqlite.saving import Before, RowsMissing, save, save_captured
@@ -72,6 +79,7 @@ class SqliteWriter:
         self._heartbeat_time_us = 0
         self._expired_microcredits = 0  # since it was asked last
         self._is_wal_clean = True  # False: it may hold what was erased
+        self._is_written_anew = False  # the file, since something was erased last
         self._wal_cleaned_time_us = 0
         self._open = OpenRows()
         self._charged: ChargedRequests | None = None  # with the connection
@@ -122,6 +130,7 @@ class SqliteWriter:
             raise
         self._connection = connection
         self._recover()
+        self._see_to_erasures()
 
     def warm(self) -> None:
         """Before a gateway serves. Not when the store is opened again: then requests are waiting."""
@@ -240,6 +249,8 @@ class SqliteWriter:
         """
         if self._connection is None:
             raise StoreUnavailable
+        if len(operations) > 1 and any(map(_leaves_traces, operations)):
+            return self._commit_apart(operations)
         try:
             captures = self._covered_captures(operations)
             if captures is not None:
@@ -256,6 +267,15 @@ class SqliteWriter:
             raise StoreUnavailable from exc
         except Exception as exc:  # noqa: BLE001 - a defect of ours, or a value that no column takes
             return self._commit_singly(operations, exc)
+
+    def _commit_apart(self, operations: Sequence[WriteOperation]) -> list[Result]:
+        """What erases has a transaction of its own: references are not checked in it."""
+        results: dict[int, Result] = {}
+        together = [position for position, operation in enumerate(operations) if not _leaves_traces(operation)]
+        alone = [[position] for position, operation in enumerate(operations) if _leaves_traces(operation)]
+        for positions in ([together] if together else []) + alone:
+            results.update(zip(positions, self.commit([operations[position] for position in positions]), strict=True))
+        return [results[position] for position in range(len(operations))]
 
     def _commit_singly(self, operations: Sequence[WriteOperation], cause: Exception) -> list[Result]:
         """One operation cannot be written: find it, so that the others are not refused with it."""
@@ -280,6 +300,7 @@ class SqliteWriter:
         connection.execute("BEGIN IMMEDIATE")
         to_decide: list[tuple[int, Operation]] = []
         set_ups: list[tuple[int, SetUp]] = []
+        forgotten = {name for renamed in unfinished(connection) for name in (renamed.old, renamed.new)}
         for position in positions_in_order(operations):
             operation = operations[position]
             if isinstance(operation, SetUp):
@@ -287,6 +308,8 @@ class SqliteWriter:
                 continue
             try:
                 check_ids_of(operation)
+                if forgotten and subscriber_of(operation) in forgotten:
+                    raise ErasureUnfinished(subscriber_id=subscriber_of(operation))
             except MetergateError as refusal:
                 results[position] = refusal
             else:
@@ -347,8 +370,8 @@ class SqliteWriter:
         return results
 
     def _check_references(self, connection: sqlite3.Connection, operations: Sequence[WriteOperation]) -> None:
-        """Unless something is erased: to see that nothing refers to a wallet, SQLite would read every reservation."""
-        checks = not any(isinstance(operation, SetUp) and operation.leaves_traces for operation in operations)
+        """Unless a wallet is erased: to see that nothing refers to it, SQLite would read every reservation."""
+        checks = not any(map(_leaves_traces, operations))
         if checks is not self._checks_references:
             connection.execute(f"PRAGMA foreign_keys = {'ON' if checks else 'OFF'}")
             self._checks_references = checks
@@ -361,7 +384,7 @@ class SqliteWriter:
     def _remove_traces(self, connection: sqlite3.Connection, set_ups: Sequence[SetUp]) -> None:
         """Leave nothing of what was erased. While a reader needs the WAL it stays, and is emptied a second later."""
         if any(set_up.leaves_traces for set_up in set_ups):
-            compact_if_small(connection)
+            self._is_written_anew = compact_if_small(connection)
             self._is_wal_clean, self._wal_cleaned_time_us = False, 0
         now_us = self._clock.now_us()
         if self._is_wal_clean or abs(now_us - self._wal_cleaned_time_us) < WAL_CLEANED_AGAIN_US:
@@ -371,6 +394,29 @@ class SqliteWriter:
         (is_busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1_000)}")
         self._is_wal_clean = not is_busy
+        if self._is_wal_clean and self._is_written_anew:
+            connection.execute(COPIES_ARE_GONE)
+            self._is_written_anew = False
+
+    def _see_to_erasures(self) -> None:
+        """Tell of those that a crash interrupted, and remove what those left that were done before it."""
+        if self._connection is None:  # recovery failed on it
+            return
+        try:
+            interrupted = len(unfinished(self._connection))
+            if interrupted:  # whom, the log must not say
+                logger.warning(
+                    "%d erasures of subscribers in %s are unfinished: run `metergate subscriber erase` again",
+                    interrupted,
+                    self._path,
+                )
+            if self._connection.execute(COPIES_ARE_LEFT).fetchone() is not None:
+                self._is_written_anew = compact_if_small(self._connection)
+                self._is_wal_clean, self._wal_cleaned_time_us = False, 0
+                self._remove_traces(self._connection, ())
+        except sqlite3.Error as exc:
+            self._fail(exc)
+            raise StoreUnavailable from exc
 
     def _decide(self, ledger: Ledger, operation: Operation) -> Outcome:
         # The caller read its owner before the store was opened again: that epoch's reservations would never be closed.
@@ -410,6 +456,10 @@ class SqliteWriter:
     def _fail(self, exc: Exception) -> None:
         logger.error("the ledger %s failed: %s", self._path, exc)
         self.close()
+
+
+def _leaves_traces(operation: WriteOperation) -> bool:
+    return isinstance(operation, SetUp) and operation.leaves_traces
 
 
 def _expired_microcredits(books: Books) -> int:
