@@ -116,13 +116,13 @@ async def test_the_terms_of_grants_that_version_7_made_are_those_of_their_rows(t
         raw.execute("ALTER TABLE transfers DROP COLUMN grant_terms")
         for column in ("reserved_credits", "reserved_rest"):
             raw.execute(f"ALTER TABLE meta DROP COLUMN {column}")
-        raw.execute("DROP INDEX grants_with_credit")
-        raw.execute("ALTER TABLE grants DROP COLUMN is_spent")
-        raw.execute("CREATE INDEX grants_with_credit ON grants (subscriber_id) WHERE unspent_microcredits > 0")
         for index in ("erasures_unfinished", "erasures_with_copies"):
             raw.execute(f"DROP INDEX {index}")
         for column in ("erasing_subscriber_id", "leaves_copies"):
             raw.execute(f"ALTER TABLE erasures DROP COLUMN {column}")
+        raw.execute("DROP INDEX grants_with_credit")
+        raw.execute("ALTER TABLE grants DROP COLUMN is_spent")
+        raw.execute("CREATE INDEX grants_with_credit ON grants (subscriber_id) WHERE unspent_microcredits > 0")
         raw.execute("PRAGMA user_version = 7")
     store = await open_store(path)
     assert (await store.list_transfers("alice", TransferFilter(), cursor=None, size=99)).rows == before
