@@ -21,6 +21,7 @@ class Frames:
     """A step that only HTTP/2 has: frames made for this stream, written as they are."""
 
     make: Callable[[int], bytes]  # of the stream's id
+    times: int = 1
 
 
 def raw(frame: Frame) -> Frames:
@@ -45,6 +46,7 @@ class ScriptedHttp2Server:
     script: Sequence[Step | Frames]
     kept_script: Sequence[Step | Frames]  # to all but the first request of a connection
     settings: dict[SettingCodes, int]
+    answers_early: bool  # as soon as the head of a request is there
     received: list[Received] = field(default_factory=list)
     connections: int = 0
     sent_bytes: int = 0
@@ -53,6 +55,9 @@ class ScriptedHttp2Server:
     is_reached: asyncio.Event = field(default_factory=asyncio.Event)  # a request has come
     go_on: asyncio.Event = field(default_factory=asyncio.Event)  # set by the test
     is_left: asyncio.Event = field(default_factory=asyncio.Event)  # the peer has reset a stream or closed a connection
+    look_status: str | None = "200"  # what a look gets; None: nothing
+    looked_at: list[str] = field(default_factory=list)  # paths
+    deaf_connections: int = 0  # set by the test: of so many connections, from the first, nothing more is read
     goodbyes: int = 0  # connections that the peer has ended with GOAWAY
     port: int = 0
     scheme: str = "http"
@@ -75,17 +80,20 @@ class _Connection:
         self._plays: dict[int, asyncio.Task[None]] = {}
         self._moved = asyncio.Event()  # a window may have grown
         self._scripts = 0
+        self._number = 0  # 1 for the first connection that says something
 
     async def serve(self) -> None:
         self._h2.local_settings = Settings(client=False, initial_values=self._server.settings)
         self._h2.initiate_connection()
-        is_counted = False
         try:
             self._flush()
             while data := await self._reader.read(65_536):
-                if not is_counted:
-                    is_counted = True
+                if not self._number:
                     self._server.connections += 1
+                    self._number = self._server.connections
+                if self._number <= self._server.deaf_connections:
+                    await self._writer.wait_closed()
+                    break
                 for event in self._h2.receive_data(data):
                     self._happened(event)
                 self._flush()
@@ -104,37 +112,45 @@ class _Connection:
         self._writer.write(self._h2.data_to_send())
 
     def _happened(self, event: object) -> None:
+        if isinstance(event, WindowUpdated):
+            self._moved.set()
+        elif isinstance(event, ConnectionTerminated):
+            self._server.goodbyes += 1
+        elif isinstance(event, RequestReceived | DataReceived | StreamEnded | StreamReset):
+            assert event.stream_id is not None
+            self._happened_to_stream(event.stream_id, event)
+
+    def _happened_to_stream(
+        self, stream_id: int, event: RequestReceived | DataReceived | StreamEnded | StreamReset
+    ) -> None:
         if isinstance(event, RequestReceived):
             headers = [(name.decode(), value.decode()) for name, value in event.headers or ()]
             pseudo = {name: value for name, value in headers if name.startswith(":")}
             head = f"{pseudo[':method']} {pseudo[':path']} HTTP/2\r\n"
             head += "".join(f"{name}: {value}\r\n" for name, value in headers if not name.startswith(":"))
-            assert event.stream_id is not None
-            self._requests[event.stream_id] = (f"{head}\r\n", bytearray())
+            self._requests[stream_id] = (f"{head}\r\n", bytearray())
+            if self._server.answers_early:
+                self._begin(stream_id)
         elif isinstance(event, DataReceived):
-            assert event.stream_id is not None
-            assert event.data is not None
-            self._requests[event.stream_id][1].extend(event.data)
-            self._h2.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id)
+            if not self._server.answers_early:  # else nothing more is taken
+                self._requests[stream_id][1].extend(event.data or b"")
+                self._h2.acknowledge_received_data(event.flow_controlled_length or 0, stream_id)
         elif isinstance(event, StreamEnded):
-            assert event.stream_id is not None
-            self._begin(event.stream_id)
-        elif isinstance(event, StreamReset):
-            assert event.stream_id is not None
-            self._server.resets.append(event.stream_id)
-            if event.stream_id in self._plays:
-                self._plays[event.stream_id].cancel()
+            if stream_id in self._requests:
+                self._begin(stream_id)
+        else:
+            self._server.resets.append(stream_id)
+            if stream_id in self._plays:
+                self._plays[stream_id].cancel()
             self._server.is_left.set()
-        elif isinstance(event, WindowUpdated):
-            self._moved.set()
-        elif isinstance(event, ConnectionTerminated):
-            self._server.goodbyes += 1
 
     def _begin(self, stream_id: int) -> None:
         head, body = self._requests.pop(stream_id)
         if head.startswith("GET "):
             self._server.connections -= 1
-            self._h2.send_headers(stream_id, [(":status", "200")], end_stream=True)
+            self._server.looked_at.append(head.split(" ")[1])
+            if self._server.look_status is not None:
+                self._h2.send_headers(stream_id, [(":status", self._server.look_status)], end_stream=True)
             return
         self._server.received.append(Received(head, bytes(body)))
         self._server.is_reached.set()
@@ -157,7 +173,10 @@ class _Connection:
                         self._writer.write(step)
                         continue
                 if isinstance(step, Frames):
-                    self._writer.write(step.make(stream_id))
+                    made = step.make(stream_id)
+                    for _ in range(step.times):
+                        self._writer.write(made)
+                        await self._writer.drain()
                 else:
                     await self._play(step, stream_id)
             with suppress(ProtocolError):
@@ -228,12 +247,13 @@ async def scripted_http2_server(
     kept: Sequence[Step | Frames] | None = None,
     tls: SSLContext | None = None,
     settings: dict[SettingCodes, int] | None = None,
+    answers_early: bool = False,
 ) -> AsyncIterator[ScriptedHttp2Server]:
     """A server that plays the script; it and its connections end with the context.
 
     ``kept`` is played to the requests that come on a connection that was used before; None: the script.
     """
-    scripted = ScriptedHttp2Server(script, script if kept is None else kept, settings or {})
+    scripted = ScriptedHttp2Server(script, script if kept is None else kept, settings or {}, answers_early)
     if tls is not None:
         scripted.scheme = "https"
         tls.set_alpn_protocols(["h2"])

@@ -36,14 +36,16 @@ class Http2Client:
         self._tls = _tls(options) if self._url.scheme == "https" else None
         self._headers = {"Accept": "*/*", **options.headers}
         self._connections: list[Http2Connection] = []
-        self._opened = 0
+        self._made = 0  # connections; each is numbered from 1
         self._opening: asyncio.Task[None] | None = None
-        self._waiters: set[asyncio.Future[HttpFailed | None]] = set()
+        self._failure: HttpFailed | None = None  # why the last one could not be made
+        self._failures = 0
+        self._waiters: set[asyncio.Future[None]] = set()
         self._is_closed = False
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], *, is_repeat: bool) -> HttpAnswer:
         """Send the request and return the head of the answer."""
-        newer_than = self._opened if is_repeat else 0
+        newer_than = self._made if is_repeat else 0
         try:
             async with asyncio.timeout(self._options.connect_timeout_seconds):
                 connection = await self._with_room(newer_than)
@@ -82,7 +84,8 @@ class Http2Client:
             self._opening.cancel()
             await asyncio.wait([self._opening])
         failure = HttpFailed("the gateway closed the connection")
-        self._wake(failure)
+        self._fail(failure)
+        self._wake()
         for connection in list(self._connections):
             connection.give_up(failure)
             await connection.lost()
@@ -90,7 +93,7 @@ class Http2Client:
     # --- where a request goes -----------------------------------------------------------------------------------
 
     async def _with_room(self, newer_than: int) -> Http2Connection:
-        """A connection that has room now and was not opened before; HttpFailed if none can be opened."""
+        """A connection that has room now and a larger number; HttpFailed if none can be opened."""
         while True:
             usable = [connection for connection in self._connections if connection.number > newer_than]
             for connection in usable:
@@ -99,25 +102,32 @@ class Http2Client:
             # A server that takes no stream at all would be connected to for ever.
             if self._opening is None and not any(connection.streams_max == 0 for connection in usable):
                 self._open()
+            failures = self._failures
             await self._changed()
+            if self._failure is not None and self._failures > failures:
+                raise self._failure.again() from self._failure.__cause__
 
     def _open(self) -> None:
         if self._is_closed:
             raise HttpFailed("the gateway closed the connection")
         if sum(not connection.is_closing for connection in self._connections) < self._options.connections_max:
-            self._opened += 1
-            self._opening = asyncio.create_task(self._add_connection(self._opened))
+            self._opening = asyncio.create_task(self._add_connection())
 
-    async def _add_connection(self, number: int) -> None:
-        failure: HttpFailed | None = None
+    async def _add_connection(self) -> None:
         try:
-            connection = await self._connect(number)
+            connection = await self._connect(self._made + 1)
+            self._made += 1
             self._connections.append(connection)
         except HttpFailed as exc:
-            failure = exc
+            self._fail(exc)
         finally:
             self._opening = None
-        self._wake(failure)
+            self._wake()
+
+    def _fail(self, failure: HttpFailed) -> None:
+        """Tell all that wait for a connection now."""
+        self._failure = failure
+        self._failures += 1
 
     async def _connect(self, number: int) -> Http2Connection:
         """A new connection whose server speaks HTTP/2; HttpFailed if there is none in time."""
@@ -154,23 +164,21 @@ class Http2Client:
     def _room(self) -> None:
         """A connection may have room, or takes no more."""
         self._connections = [connection for connection in self._connections if not connection.is_lost]
-        self._wake(None)
+        self._wake()
 
-    def _wake(self, failure: HttpFailed | None) -> None:
+    def _wake(self) -> None:
         for waiter in self._waiters:
             if not waiter.done():
-                waiter.set_result(failure)
+                waiter.set_result(None)
 
     async def _changed(self) -> None:
-        """Wait until there may be room; HttpFailed if a connection could not be opened."""
-        waiter: asyncio.Future[HttpFailed | None] = asyncio.get_running_loop().create_future()
+        """Wait until a connection may have room, or could not be made."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
-            failure = await waiter
+            await waiter
         finally:
             self._waiters.discard(waiter)
-        if failure is not None:
-            raise failure.again() from failure.__cause__
 
 
 def _tls(options: HttpOptions) -> SSLContext:

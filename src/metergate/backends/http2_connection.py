@@ -30,8 +30,7 @@ from yarl import URL
 
 from metergate.backends.http2_frames import FrameGate, FramesInvalid, GoAway
 from metergate.backends.http2_stream import WINDOW_BYTES, Http2Stream
-from metergate.backends.http_client import HttpFailed
-from metergate.backends.kept_connections import CROSSING_SECONDS
+from metergate.backends.http_client import CROSSING_SECONDS, HttpFailed
 
 # One read of the socket. h2 takes about 10 us a frame: of the smallest frames this holds up the loop for some 20 ms.
 _READ_BYTES = 16 * 1024
@@ -66,10 +65,10 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._changed = changed
         self._idle_seconds = idle_seconds
-        self.number = number  # those that were opened before it
+        self.number = number  # larger for those that were made later
         self._h2 = _client_connection()
         self._gate = FrameGate()
-        self._buffer = bytearray(_READ_BYTES)
+        self._buffer = memoryview(bytearray(_READ_BYTES))
         self._transport: asyncio.Transport | None = None
         self._streams: dict[int, Http2Stream] = {}  # those that the server may still send on, or that are being sent
         self._streams_begun = 0
@@ -140,6 +139,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         """End it and all its streams at once."""
         if self._failure is None:
             self._failure = failure
+        self._fail_all(None)
         self._leave()
         if self._transport is not None:
             self._transport.abort()
@@ -184,7 +184,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._h2.increment_flow_control_window(_CONNECTION_WINDOW_BYTES - WINDOW_BYTES)
         self._flush()
 
-    def get_buffer(self, sizehint: int) -> bytearray:
+    def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
         return self._buffer
 
@@ -193,7 +193,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._heard_seconds = self._loop.time()
         self._ping_seconds = None
         try:
-            for piece in self._gate.feed(bytes(memoryview(self._buffer)[:nbytes])):
+            for piece in self._gate.feed(bytes(self._buffer[:nbytes])):
                 if isinstance(piece, GoAway):
                     self._goaway(piece)
                     continue
@@ -223,9 +223,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._is_leaving = True
         if self._idle is not None:
             self._idle.cancel()
-        for stream in self._streams.values():
-            stream.failed(self._loss(stream, exc))
-        self._streams.clear()
+        self._fail_all(exc)
         if not self._ready.done():
             failure = self._failure or HttpFailed("it closed the connection without speaking HTTP/2", was_reached=False)
             self._ready.set_exception(failure)
@@ -307,16 +305,21 @@ class Http2Connection(asyncio.BufferedProtocol):
             del self._streams[stream_id]
         self._leave()
 
+    def _fail_all(self, exc: Exception | None) -> None:
+        for stream in self._streams.values():
+            stream.failed(self._loss(stream, exc))
+        self._streams.clear()
+
     def _loss(self, stream: Http2Stream, exc: Exception | None) -> HttpFailed:
         """What the loss of the connection is for a stream."""
         if self._failure is not None:
             return self._failure
         if stream.status:
             failure = HttpFailed("its answer broke off")
-        elif self._may_cross_its_end and self._loop.time() - stream.sent_seconds < CROSSING_SECONDS:
-            failure = HttpFailed("it closed the connection without an answer", connection_was_kept=True)
         else:
-            failure = HttpFailed("it closed the connection without an answer")
+            is_soon = self._loop.time() - stream.sent_seconds < CROSSING_SECONDS
+            was_kept = self._may_cross_its_end and is_soon and not self._gate.is_within_frame
+            failure = HttpFailed("it closed the connection without an answer", connection_was_kept=was_kept)
         if isinstance(exc, OSError):
             failure.__cause__ = exc
         return failure
@@ -324,7 +327,7 @@ class Http2Connection(asyncio.BufferedProtocol):
     # --- its end ------------------------------------------------------------------------------------------------
 
     def _drop(self, stream_id: int) -> None:
-        del self._streams[stream_id]
+        self._streams.pop(stream_id, None)
         if not self._streams:
             if self._is_leaving:
                 self._close()

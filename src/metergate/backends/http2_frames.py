@@ -35,6 +35,11 @@ class FrameGate:
         self._held = b""  # a frame header, or a GOAWAY, whose end has not come
         self._passing_bytes = 0  # of the frame that is passed on, those that have not come
 
+    @property
+    def is_within_frame(self) -> bool:
+        """Whether the end of a frame that has begun has not come."""
+        return bool(self._held) or self._passing_bytes > 0
+
     def feed(self, data: bytes) -> Iterator[bytes | GoAway]:
         """What h2 is to see, in order, and the GOAWAYs between; consume it all before the next piece."""
         if self._held:

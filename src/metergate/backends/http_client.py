@@ -9,6 +9,10 @@ from typing import Protocol, Self
 # so: the gateway goes first, so that no request is lost on a connection that the backend is closing at that moment.
 IDLE_CONNECTION_SECONDS = 4.0
 
+# The end of a connection that was being closed comes within a round trip. What a backend has had for longer it has
+# read: sent anew, it would cost twice.
+CROSSING_SECONDS = 1.0
+
 
 class HttpFailed(Exception):
     """No answer, or not all of it; the message says why, for people, and quotes nothing of the peer.
