@@ -1,4 +1,4 @@
-"""One test for both versions of HTTP: the fixture ``http_version`` of tests/backends says which one it runs with."""
+"""One test for both versions of HTTP: the fixture ``http_version`` says which one it runs with."""
 
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal
