@@ -25,10 +25,10 @@ from h2.events import (
 )
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
-from hpack import HeaderTuple, NeverIndexedHeaderTuple
 from yarl import URL
 
 from metergate.backends.http2_frames import FrameGate, FramesInvalid, GoAway
+from metergate.backends.http2_heads import answer_head, request_head
 from metergate.backends.http2_stream import WINDOW_BYTES, Http2Stream
 from metergate.backends.http_client import CROSSING_SECONDS, HttpFailed
 
@@ -54,8 +54,6 @@ _QUIET_SECONDS = 1.0
 # One that has not said so after this long gets no more requests: its host may have gone without a word. The answers
 # that are on it have their own deadlines.
 _PING_SECONDS = 5.0
-
-_SECRET_HEADERS = frozenset({"authorization"})
 
 
 class Http2Connection(asyncio.BufferedProtocol):
@@ -127,7 +125,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         if self._ping_seconds is None and now - self._heard_seconds > _QUIET_SECONDS:
             self._ping_seconds = now
             self._h2.ping(b"metergat")  # before the request: what is said to it says nothing of the request
-        self._h2.send_headers(stream_id, _request_head(method, url, headers), end_stream=not has_body)
+        self._h2.send_headers(stream_id, request_head(method, url, headers), end_stream=not has_body)
         stream = self._streams[stream_id] = Http2Stream(self, stream_id, sent_seconds=now)
         self._streams_begun += 1
         if self._streams_begun >= _STREAMS_MAX:
@@ -278,12 +276,11 @@ class Http2Connection(asyncio.BufferedProtocol):
             self._drop(stream_id)
 
     def _answered(self, stream: Http2Stream, headers: Mapping[bytes, bytes]) -> None:
-        status = headers.get(b":status", b"")
-        if len(status) != 3 or not status.isdigit():
+        head = answer_head(headers)
+        if head is None:
             stream.failed(HttpFailed("it sent something else than HTTP/2"))
-            return
-        content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        stream.answered(int(status), content_type.decode("ascii", "replace"))
+        else:
+            stream.answered(*head)
 
     def _received(self, event: DataReceived) -> None:
         self._may_cross_its_end = False
@@ -386,19 +383,6 @@ def _client_connection() -> H2Connection:
         },
     )
     return connection
-
-
-def _request_head(method: str, url: URL, headers: Mapping[str, str]) -> list[HeaderTuple]:
-    head = [
-        HeaderTuple(":method", method),
-        HeaderTuple(":scheme", url.scheme),
-        HeaderTuple(":authority", url.host_port_subcomponent or ""),
-        HeaderTuple(":path", url.raw_path_qs),
-    ]
-    for name, value in headers.items():
-        name = name.lower()
-        head.append((NeverIndexedHeaderTuple if name in _SECRET_HEADERS else HeaderTuple)(name, value))
-    return head
 
 
 def _reset(stream: Http2Stream, error_code: int | ErrorCodes | None) -> HttpFailed:
