@@ -104,6 +104,7 @@ class MemoryLedgerStore:
         self.clock = clock or FakeClock()
         self.books = Books()
         self.log: list[tuple[Operation, Outcome]] = []
+        self.urgent_reservations: list[bool] = []
         self._ledger = Ledger(self.books)
         self._owner = Owner(owner_id=owner_id, epoch=1)
         self._transfers: list[Transfer] = []
@@ -163,7 +164,8 @@ class MemoryLedgerStore:
     async def close(self) -> None:
         return None
 
-    async def reserve(self, operation: Reserve) -> Reserved | Replayed:
+    async def reserve(self, operation: Reserve, *, is_urgent: bool = True) -> Reserved | Replayed:
+        self.urgent_reservations.append(is_urgent)
         if operation.owner != self._owner:
             raise StoreUnavailable
         outcome = await self._run(operation)

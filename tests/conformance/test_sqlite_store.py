@@ -46,6 +46,8 @@ from metergate.stores.sqlite import (
     writer,
 )
 
+SECONDS_MAX = 20.0
+
 
 async def open_store(path: Path, *, create: bool = True) -> SqliteLedgerStore:
     return await SqliteLedgerStore.open(path, clock=FakeClock(NOW_US), owner_id="gateway-1", create=create)
@@ -494,6 +496,30 @@ async def test_new_work_is_refused_while_the_queue_is_full_but_running_streams_g
         return_exceptions=True,
     )
     assert [type(outcome) for outcome in outcomes] == [Grant, Overloaded, Captured]
+
+
+async def test_under_load_nothing_waits_for_others_that_a_first_token_waits_for(
+    store: SqliteLedgerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await open_wallet(store, a_grant())
+    for wait in ("WAIT_S_EACH", "WAIT_S_MAX"):
+        monkeypatch.setattr(group_commit, wait, 3600.0)  # what waits, waits for ever
+    together = range(group_commit.SHARED_OPERATIONS_MIN)
+    await asyncio.gather(*(store.check() for _ in together))
+    async with asyncio.timeout(SECONDS_MAX):
+        await store.reserve(a_reserve(owner=store.owner))
+        await asyncio.gather(*(store.check() for _ in together))
+        await store.capture(a_capture(10, owner=store.owner))
+        await asyncio.gather(*(store.check() for _ in together))
+    waiting = [
+        asyncio.ensure_future(store.reserve(a_reserve("res-2", request_id="2", owner=store.owner), is_urgent=False)),
+        asyncio.ensure_future(store.capture(a_capture(20, delivered_microcredits=10, owner=store.owner))),
+        asyncio.ensure_future(store.settle(a_settle(20, owner=store.owner))),
+    ]
+    done, _ = await asyncio.wait(waiting, timeout=0.1)
+    assert not done
+    async with asyncio.timeout(SECONDS_MAX):
+        await asyncio.gather(store.check(), *waiting)  # something urgent takes them along
 
 
 async def test_its_observer_is_told_of_every_transaction_and_of_what_expired_in_it(path: Path) -> None:

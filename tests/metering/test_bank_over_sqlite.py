@@ -60,9 +60,9 @@ class TellingStore(SqliteLedgerStore):
         self.acknowledged: Callable[[str, str], None] = lambda verb, request_id: None
         self._request_ids: dict[str, str] = {}  # by reservation id
 
-    async def reserve(self, operation: Reserve) -> Reserved | Replayed:
+    async def reserve(self, operation: Reserve, *, is_urgent: bool = True) -> Reserved | Replayed:
         self._request_ids[operation.reservation_id] = operation.request_id
-        outcome = await super().reserve(operation)
+        outcome = await super().reserve(operation, is_urgent=is_urgent)
         self.acknowledged("reserve", operation.request_id)
         return outcome
 

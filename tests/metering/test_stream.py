@@ -552,3 +552,10 @@ async def test_the_apps_deadline_is_told_from_its_cancel() -> None:
         [charge] = await world.charges()
         assert charge.close_cause is cause
         assert charge.charged_microcredits == cost("The str")
+
+
+async def test_only_a_stream_waits_for_its_first_token_so_only_its_reservation_is_urgent() -> None:
+    world = await World([*content(*PIECES), STOP]).fund(10_000)
+    await world.stream()
+    await world.metering.complete(world.caller, request(request_id="request-2"), time_left_seconds=None)
+    assert world.ledger.urgent_reservations == [True, False]

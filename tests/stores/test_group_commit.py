@@ -1,4 +1,4 @@
-"""Captures of many streams share a commit; nothing else waits, and nothing waits for longer than it is told."""
+"""Under load, operations share a commit; nothing urgent waits, and nothing waits for longer than it is told."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -9,10 +9,11 @@ from metergate.ports import Commit
 from metergate.stores import group_commit
 from metergate.stores.group_commit import (
     BATCH_OPERATIONS_MAX,
-    CAPTURES_WAIT_S_MAX,
     SHARED_OPERATIONS_MIN,
+    WAIT_S_EACH,
+    WAIT_S_MAX,
     GroupCommit,
-    captures_wait_s,
+    wait_s,
 )
 
 # Longer than any test may take: what waits, waits for ever.
@@ -33,7 +34,7 @@ class Batches:
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> Batches:
-    for bound in ("CAPTURES_WAIT_S_EACH", "CAPTURES_WAIT_S_MAX"):
+    for bound in ("WAIT_S_EACH", "WAIT_S_MAX"):
         monkeypatch.setattr(group_commit, bound, FOR_EVER_S)
     return Batches()
 
@@ -64,29 +65,31 @@ async def queue(commits: GroupCommit[str], operation: str, *, is_urgent: bool) -
     return outcome
 
 
-async def test_after_a_shared_batch_captures_wait_for_something_urgent(
+async def test_after_a_shared_batch_operations_wait_for_something_urgent(
     commits: GroupCommit[str], batches: Batches
 ) -> None:
     await commit_together(commits, SHARED_OPERATIONS_MIN)
     captures = [await queue(commits, f"capture-{number}", is_urgent=False) for number in range(3)]
     assert len(batches.committed) == 1
-    await queue(commits, "settle", is_urgent=True)
+    await queue(commits, "reserve", is_urgent=True)
     async with asyncio.timeout(SECONDS_MAX):
         await asyncio.gather(*captures)
-    assert batches.committed[1:] == [["capture-0", "capture-1", "capture-2", "settle"]]
+    assert batches.committed[1:] == [["capture-0", "capture-1", "capture-2", "reserve"]]
 
 
-async def test_after_a_batch_of_few_a_capture_is_committed_at_once(commits: GroupCommit[str], batches: Batches) -> None:
+async def test_after_a_batch_of_few_an_operation_is_committed_at_once(
+    commits: GroupCommit[str], batches: Batches
+) -> None:
     await commit_together(commits, SHARED_OPERATIONS_MIN - 1)
     async with asyncio.timeout(SECONDS_MAX):
         await commits.submit("capture", is_new_work=False, is_urgent=False)
     assert batches.committed[1:] == [["capture"]]
 
 
-async def test_captures_that_wait_are_committed_when_their_time_is_over(
+async def test_operations_that_wait_are_committed_when_their_time_is_over(
     commits: GroupCommit[str], batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group_commit, "CAPTURES_WAIT_S_MAX", 0.5)
+    monkeypatch.setattr(group_commit, "WAIT_S_MAX", 0.5)
     await commit_together(commits, SHARED_OPERATIONS_MIN)
     capture = await queue(commits, "capture", is_urgent=False)
     assert len(batches.committed) == 1
@@ -95,11 +98,14 @@ async def test_captures_that_wait_are_committed_when_their_time_is_over(
     assert batches.committed[1:] == [["capture"]]
 
 
-def test_captures_wait_the_longer_the_more_streams_share_a_commit() -> None:
-    waits_s = [captures_wait_s(operations) for operations in (1, SHARED_OPERATIONS_MIN - 1, SHARED_OPERATIONS_MIN, 40)]
-    assert waits_s[:2] == [0.0, 0.0]
-    assert 0.0 < waits_s[2] < waits_s[3] < CAPTURES_WAIT_S_MAX
-    assert captures_wait_s(BATCH_OPERATIONS_MAX) == CAPTURES_WAIT_S_MAX
+def test_operations_wait_the_longer_the_more_share_a_commit_and_the_longer_it_takes() -> None:
+    assert wait_s(SHARED_OPERATIONS_MIN - 1, seconds=1.0) == 0.0
+    waits_s = [wait_s(operations, seconds=0.0) for operations in (SHARED_OPERATIONS_MIN, 40, BATCH_OPERATIONS_MAX)]
+    assert waits_s == pytest.approx([SHARED_OPERATIONS_MIN * WAIT_S_EACH, 40 * WAIT_S_EACH, WAIT_S_MAX])
+    assert 0.0 < waits_s[0] < waits_s[1] < waits_s[2]
+    # Of a commit that was slow, most of the time until the next one is rest all the same.
+    assert wait_s(SHARED_OPERATIONS_MIN, seconds=0.005) == pytest.approx(0.025)
+    assert wait_s(SHARED_OPERATIONS_MIN, seconds=1.0) == WAIT_S_MAX
 
 
 async def test_a_queue_that_fills_does_not_wait(

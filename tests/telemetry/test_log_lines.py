@@ -199,3 +199,27 @@ def test_colours_are_for_terminals_only(pipe: tuple[int, int]) -> None:
 @pytest.mark.parametrize("text", ["", "request-1", "海 😀", "a" * 512])
 def test_printable_text_stays_as_it_is(text: str) -> None:
     assert printable(text) == text
+
+
+def test_a_line_says_what_it_said_when_it_was_logged(pipe: tuple[int, int]) -> None:
+    writer = LineWriter(pipe[1])
+    writer.setFormatter(formatter("json", is_terminal=False))
+    changing = ["before"]
+    writer.handle(logging.makeLogRecord({"msg": "%s", "args": (changing,), "levelname": "INFO"}))
+    writer.handle(logging.makeLogRecord({"msg": changing, "levelname": "INFO"}))
+    changing[0] = "after"
+    writer.close()
+    assert [json.loads(line)["event"] for line in written(pipe[0])] == ["['before']", "['before']"]
+
+
+def test_a_record_that_no_line_can_be_made_of_touches_nobody(
+    pipe: tuple[int, int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    writer = LineWriter(pipe[1])
+    writer.setFormatter(formatter("json", is_terminal=False))
+    writer.handle(logging.makeLogRecord({"msg": "odd", "levelname": "INFO", "charge": object()}))
+    writer.handle(logging.makeLogRecord({"msg": "next", "levelname": "INFO"}))
+    writer.close()
+    events = [json.loads(line)["event"] for line in written(pipe[0])]
+    assert events == ["next", "1 log lines were dropped: nobody read them in time"]
+    assert capfd.readouterr() == ("", "")

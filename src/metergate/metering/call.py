@@ -24,6 +24,7 @@ class Call:
     offering: Offering  # what was on sale when it came in
     began_seconds: float  # on the services' clock
     deadline: float | None  # on the loop's clock; None: the app set none
+    is_streamed: bool  # somebody waits for its first token
     run: Run | None = None  # once it has a reservation
     reservation_id: str = ""  # that the call may have, from before it is asked for
 

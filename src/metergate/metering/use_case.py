@@ -232,6 +232,7 @@ class Metering:
             offering=self.offering,
             began_seconds=self._services.monotonic(),
             deadline=loop_deadline(time_left_seconds),
+            is_streamed=start.verb == "StreamComplete",
         )
         error: BaseException | None = None
 
@@ -298,7 +299,7 @@ class Metering:
         services, operation = self._services, reserve_operation(self._services, plan)
         call.reservation_id = operation.reservation_id
         self._reservation_ids.add(operation.reservation_id)
-        reserving = services.tasks.spawn(services.ledger.reserve(operation))
+        reserving = services.tasks.spawn(services.ledger.reserve(operation, is_urgent=call.is_streamed))
         try:
             return await asyncio.shield(reserving)
         except asyncio.CancelledError:

@@ -70,8 +70,8 @@ class LedgerStore(Protocol):
     # The three of every request return an awaitable that need not be a coroutine: an adapter that has a future already
     # spares the request a task.
 
-    def reserve(self, operation: Reserve) -> Awaitable[Reserved | Replayed]:
-        """Set credit aside for a request."""
+    def reserve(self, operation: Reserve, *, is_urgent: bool = True) -> Awaitable[Reserved | Replayed]:
+        """Set credit aside for a request. One that is not urgent may wait some milliseconds for others to join it."""
         ...
 
     def capture(self, operation: Capture) -> Awaitable[Captured]:

@@ -1,6 +1,6 @@
 """Group commit: when the last commit returns, everything that is queued goes into the next one.
 
-Under load, captures alone do not begin the next one at once: see ``CAPTURES_WAIT_S_MAX``.
+Under load, what nobody's first token waits for does not begin the next one at once: see ``wait_s``.
 
 The writer owns an operation from the moment it is queued: a caller that is cancelled stops waiting, and nothing else.
 """
@@ -28,15 +28,17 @@ BATCH_OPERATIONS_MAX = 512
 # settle that was refused would leave credit set aside.
 QUEUED_OPERATIONS_MAX = 8_192
 
-# A commit costs about the same CPU and the same write to disk for one capture as for forty, and a delivery the same for
-# one token as for two. So when many streams run (the last batch was of at least ``SHARED_OPERATIONS_MIN``), captures of
-# deliveries that follow a first one wait, for those of other streams to join and for their own streams' next tokens:
-# the longer the more streams run, up to ``CAPTURES_WAIT_S_MAX`` after the last commit began, at which an app still gets
-# some 25 deliveries a second. Nothing else waits, and nothing waits with it: a reservation, a first delivery or a
-# settlement begins the commit, and so does a queue that fills.
-CAPTURES_WAIT_S_EACH = 0.0004  # for each operation of the last batch
-CAPTURES_WAIT_S_MAX = 0.032
-SHARED_OPERATIONS_MIN = 8
+# A commit costs about the same CPU and the same write to disk for one operation as for forty, a delivery the same for
+# one token as for two, and what is done for many requests one after the other costs half of what it costs for each
+# alone, between other work. So under load (the last batch was of at least ``SHARED_OPERATIONS_MIN``) operations wait
+# for those of other requests, and captures for their own streams' next tokens: until the writer has rested four times
+# as long as it worked, and the longer the more requests share a commit; never beyond ``WAIT_S_MAX`` after the last
+# commit began, at which an app still gets some 25 deliveries a second. What a first token waits for does not wait, and
+# nothing waits with it; nor does a queue that fills.
+WAIT_S_EACH = 0.0004  # for each operation of the last batch
+WAIT_FACTOR = 5  # of the time that the last commit took
+WAIT_S_MAX = 0.032
+SHARED_OPERATIONS_MIN = 4
 WAITING_OPERATIONS_MAX = 128
 
 # Waits between attempts to open the store again, doubling: long enough not to hammer a full disk, short enough that
@@ -86,7 +88,7 @@ class GroupCommit(Generic[Operation]):
     def submit(self, operation: Operation, *, is_new_work: bool, is_urgent: bool = True) -> "asyncio.Future[Any]":
         """Queue an operation and return its outcome to come. Overloaded for new work while the queue is full.
 
-        One that is not urgent may wait for others, for no longer than ``CAPTURES_WAIT_S_MAX``.
+        One that is not urgent may wait for others, for no longer than ``WAIT_S_MAX``.
         """
         future: asyncio.Future[object] = self._loop.create_future()
         if self._is_closing:
@@ -116,13 +118,13 @@ class GroupCommit(Generic[Operation]):
         self._thread.shutdown()
 
     async def _run(self) -> None:
-        began_seconds, count = 0.0, 0
+        began_seconds, seconds, count = 0.0, 0.0, 0
         while self._queue or not self._is_closing:
             if not self._queue:
                 self._queued.clear()
                 await self._queued.wait()
                 continue
-            await self._gather(began_seconds + captures_wait_s(count) - time.monotonic())
+            await self._gather(began_seconds + wait_s(count, seconds) - time.monotonic())
             self._is_urgent = len(self._queue) > BATCH_OPERATIONS_MAX
             count = min(len(self._queue), BATCH_OPERATIONS_MAX)
             batch = [self._queue.popleft() for _ in range(count)]
@@ -183,9 +185,11 @@ class GroupCommit(Generic[Operation]):
         self._reopen_wait_s = min(2 * self._reopen_wait_s, REOPEN_WAIT_S_MAX)
 
 
-def captures_wait_s(operations: int) -> float:
-    """How long after a batch of so many operations began captures alone begin no other."""
-    return min(CAPTURES_WAIT_S_EACH * operations, CAPTURES_WAIT_S_MAX) if operations >= SHARED_OPERATIONS_MIN else 0.0
+def wait_s(operations: int, seconds: float) -> float:
+    """How long after a batch of so many operations, which took so long, began the next one may be put off."""
+    if operations < SHARED_OPERATIONS_MIN:
+        return 0.0
+    return min(max(WAIT_S_EACH * operations, WAIT_FACTOR * seconds), WAIT_S_MAX)
 
 
 def _answer(future: asyncio.Future[object], result: object) -> None:

@@ -139,9 +139,9 @@ class SqliteLedgerStore(SqliteLedgerReader):
 
     # --- credit -----------------------------------------------------------------------------------------------------
 
-    def reserve(self, operation: Reserve) -> Awaitable[Reserved | Replayed]:
+    def reserve(self, operation: Reserve, *, is_urgent: bool = True) -> Awaitable[Reserved | Replayed]:
         """Set credit aside for a request. StoreUnavailable too if the operation's owner is an earlier epoch."""
-        return self._commits.submit(operation, is_new_work=True)
+        return self._commits.submit(operation, is_new_work=True, is_urgent=is_urgent)
 
     def capture(self, operation: Capture) -> Awaitable[Captured]:
         """Debit a reservation before a delivery."""
@@ -150,7 +150,7 @@ class SqliteLedgerStore(SqliteLedgerReader):
 
     def settle(self, operation: Settle) -> Awaitable[Settled]:
         """Close a reservation."""
-        return self._commits.submit(operation, is_new_work=False)
+        return self._commits.submit(operation, is_new_work=False, is_urgent=False)
 
     async def add_grant(self, operation: AddGrant) -> Grant:
         """Add credits to a wallet."""
