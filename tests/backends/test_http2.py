@@ -137,7 +137,9 @@ async def test_a_reader_that_is_slow_holds_up_no_other_answer_and_its_own_is_not
             assert server.sent_bytes < 2 * 65_536 + len(endless)
 
 
-async def test_a_large_request_is_sent_as_it_is_taken() -> None:
+async def test_a_large_request_is_sent_as_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece is answered with windows, which say nothing of an answer."""
+    monkeypatch.setattr(http2_connection, "_EMPTY_FRAMES_MAX", 100)
     small = {SettingCodes.INITIAL_WINDOW_SIZE: 1_000}
     text = "x" * 2_000_000
     async with scripted_http2_server(head(), HI, STOP, settings=small) as server, backend_at(server.url) as backend:
@@ -371,8 +373,9 @@ def _padded(stream_id: int) -> bytes:
 
 
 async def test_padding_is_no_part_of_the_answer_and_does_not_use_up_its_window() -> None:
-    padding = Frames(lambda stream_id: _padded(stream_id) * 1_000)  # 256,000 bytes of a window of 65,535
-    async with scripted_http2_server(head(), HI, *[padding] * 3, STOP) as server, backend_at(server.url) as backend:
+    padding = Frames(lambda stream_id: _padded(stream_id) * 300)  # 76,800 bytes of a window of 65,535
+    script = (head(), padding, b": \n", padding, HI, padding, STOP)
+    async with scripted_http2_server(*script) as server, backend_at(server.url) as backend:
         assert await ask(backend) == EVENTS
         assert server.connections == 1
 

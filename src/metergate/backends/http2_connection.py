@@ -42,8 +42,9 @@ _CONNECTION_WINDOW_BYTES = 1024 * 1024
 # this are answers to frames that it sends without reading any.
 _UNTAKEN_BYTES_MAX = 1024 * 1024
 
-# Frames in a row that carry nothing of an answer; a server that is well sends a few a second.
-_EMPTY_FRAMES_MAX = 10_000
+# Frames in a row that carry nothing of an answer, while nothing of a request is sent: a server that is well sends a few
+# a second. So many hold up the loop for some 50 ms.
+_EMPTY_FRAMES_MAX = 1_000
 
 # Streams of one connection, then a new one takes its place: h2 keeps a note of each that was closed, some 100 bytes.
 _STREAMS_MAX = 10_000
@@ -152,6 +153,7 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def send(self, stream_id: int, data: bytes, *, is_last: bool) -> None:
         """Send a piece of a body."""
+        self._empty_frames = 0  # it is answered with windows
         self._h2.send_data(stream_id, data, end_stream=is_last)
         self._flush()
 
