@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 from h2.connection import H2Connection
-from hyperframe.frame import DataFrame, GoAwayFrame, PingFrame, SettingsFrame
+from hyperframe.frame import DataFrame, GoAwayFrame, PingFrame, SettingsFrame, WindowUpdateFrame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from yarl import URL
@@ -102,6 +102,18 @@ def receive(connection: Http2Connection, data: bytes) -> None:
     buffer = connection.get_buffer(-1)
     buffer[: len(data)] = data
     connection.buffer_updated(len(data))
+
+
+async def test_a_body_is_sent_in_small_pieces_though_the_server_takes_large_ones() -> None:
+    """Else one write would be beyond what may lie untaken."""
+    connection = Http2Connection(lambda: None, idle_seconds=60.0, number=1)
+    connection.connection_made(Wire(connection))
+    large = {SettingsFrame.INITIAL_WINDOW_SIZE: 2**24, SettingsFrame.MAX_FRAME_SIZE: 2**24 - 1}
+    receive(connection, SettingsFrame(0, settings=large).serialize())
+    receive(connection, WindowUpdateFrame(0, window_increment=2**24).serialize())
+    stream = connection.begin("POST", URL("http://h/v1"), {}, has_body=True)
+    assert connection.sendable_bytes(stream.stream_id) == FRAME_BYTES_MAX
+    connection.connection_lost(None)
 
 
 @settings(deadline=None, max_examples=300)

@@ -27,7 +27,7 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 from yarl import URL
 
-from metergate.backends.http2_frames import FrameGate, FramesInvalid, GoAway
+from metergate.backends.http2_frames import FRAME_BYTES_MAX, FrameGate, FramesInvalid, GoAway
 from metergate.backends.http2_heads import answer_head, request_head
 from metergate.backends.http2_stream import WINDOW_BYTES, Http2Stream
 from metergate.backends.http_client import CROSSING_SECONDS, HttpFailed
@@ -138,10 +138,10 @@ class Http2Connection(asyncio.BufferedProtocol):
         """End it and all its streams at once."""
         if self._failure is None:
             self._failure = failure
-        self._fail_all(None)
-        self._leave()
         if self._transport is not None:
             self._transport.abort()
+        self._fail_all(None)
+        self._leave()
 
     # --- for its streams ----------------------------------------------------------------------------------------
 
@@ -149,7 +149,8 @@ class Http2Connection(asyncio.BufferedProtocol):
         """How much of a body may be sent now."""
         if self._is_writing_paused:
             return 0
-        return min(self._h2.local_flow_control_window(stream_id), self._h2.max_outbound_frame_size)
+        # Whatever larger frames the server takes: after each the transport says whether it has taken it.
+        return min(self._h2.local_flow_control_window(stream_id), FRAME_BYTES_MAX)
 
     def send(self, stream_id: int, data: bytes, *, is_last: bool) -> None:
         """Send a piece of a body."""
@@ -200,7 +201,8 @@ class Http2Connection(asyncio.BufferedProtocol):
                 for event in self._h2.receive_data(piece):
                     self._happened(event)
         except (ProtocolError, FramesInvalid):
-            # They quote the peer.
+            # They quote the peer, which h2 tells its own error.
+            self._flush()
             self.give_up(HttpFailed("it sent something else than HTTP/2", was_reached=self._ready.done()))
             return
         self._flush()
