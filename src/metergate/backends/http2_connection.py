@@ -29,7 +29,7 @@ from yarl import URL
 
 from metergate.backends.http2_frames import FRAME_BYTES_MAX, FrameGate, FramesInvalid, GoAway
 from metergate.backends.http2_heads import answer_head, request_head
-from metergate.backends.http2_stream import WINDOW_BYTES, Http2Stream
+from metergate.backends.http2_stream import WINDOW_BYTES, Http2Stream, unseen
 from metergate.backends.http_client import CROSSING_SECONDS, HttpFailed
 
 # One read of the socket. h2 takes about 10 us a frame: of the smallest frames this holds up the loop for some 20 ms.
@@ -276,7 +276,7 @@ class Http2Connection(asyncio.BufferedProtocol):
             if not self._is_open(stream_id):
                 self._drop(stream_id)
         elif isinstance(event, StreamReset):
-            stream.failed(_reset(stream, event.error_code))
+            stream.was_reset(event.error_code)
             self._drop(stream_id)
 
     def _answered(self, stream: Http2Stream, headers: Mapping[bytes, bytes]) -> None:
@@ -302,7 +302,7 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def _goaway(self, goaway: GoAway) -> None:
         for stream_id in [stream_id for stream_id in self._streams if stream_id > goaway.last_stream_id]:
-            self._streams[stream_id].failed(_unseen("it said goodbye before it looked at the request"))
+            self._streams[stream_id].failed(unseen("it said goodbye before it looked at the request"))
             del self._streams[stream_id]
         self._leave()
 
@@ -387,17 +387,3 @@ def _client_connection() -> H2Connection:
         },
     )
     return connection
-
-
-def _reset(stream: Http2Stream, error_code: int | ErrorCodes | None) -> HttpFailed:
-    name = error_code.name if isinstance(error_code, ErrorCodes) else "an unknown code"
-    if stream.status:
-        return HttpFailed(f"its answer broke off ({name})")
-    if error_code == ErrorCodes.REFUSED_STREAM:
-        return _unseen("it refused the stream")
-    return HttpFailed(f"it reset the stream without an answer ({name})")
-
-
-def _unseen(problem: str) -> HttpFailed:
-    """The server says that it has not looked at the request, so that it may be sent again (RFC 9113, 8.7)."""
-    return HttpFailed(problem, was_reached=False, connection_was_kept=True)

@@ -3,6 +3,8 @@
 import asyncio
 from typing import Protocol
 
+from h2.errors import ErrorCodes
+
 from metergate.backends.http_client import HttpFailed
 
 # What the server may send before the reader took it: the protocol's initial window, about 250 deltas of 250 bytes.
@@ -60,6 +62,16 @@ class Http2Stream:
         """The answer has come to its end."""
         self.has_ended = True
         self.wake()
+
+    def was_reset(self, error_code: int | ErrorCodes | None) -> None:
+        """The server has ended it before its time."""
+        name = error_code.name if isinstance(error_code, ErrorCodes) else "an unknown code"
+        if self.status:
+            self.failed(HttpFailed(f"its answer broke off ({name})"))
+        elif error_code == ErrorCodes.REFUSED_STREAM:
+            self.failed(unseen("it refused the stream"))
+        else:
+            self.failed(HttpFailed(f"it reset the stream without an answer ({name})"))
 
     def failed(self, failure: HttpFailed) -> None:
         """Nothing more comes."""
@@ -134,3 +146,8 @@ class Http2Stream:
             await self._waiter
         finally:
             self._waiter = None
+
+
+def unseen(problem: str) -> HttpFailed:
+    """The server says that it has not looked at the request, so that it may be sent again (RFC 9113, 8.7)."""
+    return HttpFailed(problem, was_reached=False, connection_was_kept=True)
