@@ -62,16 +62,16 @@ def test_a_frame_that_is_longer_than_allowed_is_refused_by_its_head() -> None:
 class Wire(asyncio.Transport):
     """Takes what is written and keeps none of it."""
 
-    def __init__(self, protocol: Http2Connection) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._protocol = protocol
         self._is_closing = False
+        self.untaken_bytes = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         assert not self._is_closing
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.untaken_bytes
 
     def is_closing(self) -> bool:
         return self._is_closing
@@ -107,7 +107,7 @@ def receive(connection: Http2Connection, data: bytes) -> None:
 async def test_a_body_is_sent_in_small_pieces_though_the_server_takes_large_ones() -> None:
     """Else one write would be beyond what may lie untaken."""
     connection = Http2Connection(lambda: None, idle_seconds=60.0, number=1)
-    connection.connection_made(Wire(connection))
+    connection.connection_made(Wire())
     large = {SettingsFrame.INITIAL_WINDOW_SIZE: 2**24, SettingsFrame.MAX_FRAME_SIZE: 2**24 - 1}
     receive(connection, SettingsFrame(0, settings=large).serialize())
     receive(connection, WindowUpdateFrame(0, window_increment=2**24).serialize())
@@ -116,12 +116,25 @@ async def test_a_body_is_sent_in_small_pieces_though_the_server_takes_large_ones
     connection.connection_lost(None)
 
 
+async def test_what_a_server_does_not_read_does_not_pile_up() -> None:
+    connection, wire = Http2Connection(lambda: None, idle_seconds=60.0, number=1), Wire()
+    connection.connection_made(wire)
+    receive(connection, SettingsFrame(0).serialize())
+    stream = connection.begin("POST", URL("http://h/v1"), {}, has_body=True)
+    wire.untaken_bytes = 2 * 1024 * 1024
+    receive(connection, PING)  # which is answered
+    assert wire.is_closing()
+    with pytest.raises(HttpFailed, match="it does not read what it is sent"):
+        await stream.head()
+    connection.connection_lost(None)
+
+
 @settings(deadline=None, max_examples=300)
 @given(data=st.one_of(st.lists(FRAME, max_size=12).map(b"".join), st.binary(max_size=300)))
 def test_whatever_a_server_sends_ends_in_an_answer_or_a_typed_failure(data: bytes) -> None:
     async def meet() -> None:
         connection = Http2Connection(lambda: None, idle_seconds=60.0, number=1)
-        wire = Wire(connection)
+        wire = Wire()
         connection.connection_made(wire)
         receive(connection, SettingsFrame(0).serialize())
         await connection.ready()
