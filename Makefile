@@ -46,7 +46,7 @@ metrics: $(INSTALLED) ## Generate docs/reference/metrics.md
 	@$(BIN)/python scripts/generate_metrics_reference.py
 
 lock: $(INSTALLED) ## Pin the newest versions that pyproject.toml allows, for every supported Python
-	@$(BIN)/python -m uv pip compile pyproject.toml --extra dev --extra demo --extra otel --extra engines --extra parquet --universal --python-version 3.11 \
+	@$(BIN)/python -m uv pip compile pyproject.toml --extra dev --extra demo --extra otel --extra engines --extra http2 --extra parquet --universal --python-version 3.11 \
 		--upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
 		--custom-compile-command "make lock" --quiet --output-file requirements.lock
 

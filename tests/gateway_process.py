@@ -137,9 +137,9 @@ def cost(prompt_tokens: int, text: str) -> int:
     return rate_ceil(Usage.of({TokenClass.PROMPT: prompt_tokens, TokenClass.COMPLETION: completion_tokens}), CARD)
 
 
-def openai_backend(url: str) -> str:
+def openai_backend(url: str, *, http_version: str = "1.1") -> str:
     """The table of an OpenAI-compatible backend."""
-    return f'kind = "openai"\nurl = "{url}"'
+    return f'kind = "openai"\nurl = "{url}"\nhttp_version = "{http_version}"'
 
 
 def write_config(

@@ -307,4 +307,5 @@ def _openai_options(
         connections_max=table.requests_max,
         ca_pem=None if ca_pem is None else ca_pem.decode("ascii", "replace"),
         health_path=table.health_path,
+        http_version=table.http_version,
     )

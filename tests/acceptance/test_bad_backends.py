@@ -3,13 +3,15 @@
 import json
 from pathlib import Path
 
+import either_http
 import grpc
 import pytest
 from app_client import Answer, cause, finish, inference
 from certificates import Authority
+from either_http import scripted_server
 from gateway_process import cost, openai_backend
 from open_gateway import open_gateway
-from scripted_backend import CLOSE, HANG, RESET, Step, chunked, head, scripted_server
+from scripted_backend import CLOSE, HANG, RESET, Step, chunked, head
 from word_model import WordModel, speaking
 
 # Seconds; what is silent for longer is given up. Long enough that a busy machine does not take a slow test for silence.
@@ -30,7 +32,10 @@ async def answer_of(folder: Path, *script: Step, max_completion_tokens: int | No
     limits = {"first_token_seconds_max": PATIENCE_SECONDS, "between_tokens_seconds_max": PATIENCE_SECONDS}
     async with (
         scripted_server(*script) as server,
-        open_gateway(folder, openai_backend(server.url), limits=limits) as (app, books),
+        open_gateway(folder, openai_backend(server.url, http_version=either_http.http_version), limits=limits) as (
+            app,
+            books,
+        ),
     ):
         answer = await app.stream(inference("stream", max_completion_tokens=max_completion_tokens)).ended()
         charged_microcredits, _ = books.charges().get("stream", (0, ""))
@@ -40,6 +45,7 @@ async def answer_of(folder: Path, *script: Step, max_completion_tokens: int | No
     return answer
 
 
+@pytest.mark.usefixtures("http_version")
 @pytest.mark.parametrize(
     ("script", "reason", "code"),
     [
@@ -69,6 +75,7 @@ async def test_a_backend_that_delivers_nothing_is_a_typed_error_and_costs_nothin
     assert "charge" not in answer.refused.metadata
 
 
+@pytest.mark.usefixtures("http_version")
 @pytest.mark.parametrize(
     ("script", "close_cause"),
     [
@@ -169,12 +176,12 @@ async def test_a_backend_that_does_not_prove_itself_is_sent_nothing_and_one_that
 
 @pytest.mark.parametrize("closing", [CLOSE, RESET])
 async def test_an_only_backend_that_closes_kept_connections_costs_no_request_and_nothing_twice(
-    tmp_path: Path, closing: str
+    tmp_path: Path, closing: str, http_version: str
 ) -> None:
     answer = chunked(event("The sea."), END)
     async with (
         scripted_server(answer, kept=[closing]) as server,
-        open_gateway(tmp_path, openai_backend(server.url)) as (app, books),
+        open_gateway(tmp_path, openai_backend(server.url, http_version=http_version)) as (app, books),
     ):
         names = [f"stream-{index}" for index in range(6)]
         for name in names:

@@ -49,6 +49,7 @@ FAILING: list[tuple[str, list[Step]]] = [
 
 @pytest.mark.parametrize("script", [script for _, script in FAILING], ids=[name for name, _ in FAILING])
 async def test_a_backend_that_fails_costs_no_request_and_is_left_out_soon(tmp_path: Path, script: list[Step]) -> None:
+    """Though it lies: each look at it is answered with 200."""
     model = WordModel(words=WORDS)
     names = [f"request-{index}" for index in range(30)]
     async with (

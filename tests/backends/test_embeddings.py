@@ -9,10 +9,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import either_http
 import grpc
 import pytest
+from either_http import scripted_server
 from grpc import aio
-from scripted_backend import HANG, RESET, ScriptedServer, Step, head, scripted_server
+from scripted_backend import HANG, RESET, ScriptedServer, Step, head
+from scripted_http2 import ScriptedHttp2Server
 
 from metergate.backends.grpc import GrpcBackend, GrpcBackendOptions
 from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
@@ -46,9 +49,12 @@ def answer(*embeddings: Any, indexes: Sequence[int] | None = None, **fields: Any
 
 
 @asynccontextmanager
-async def openai(*script: Step, **options: Any) -> AsyncIterator[tuple[ScriptedServer, OpenAIBackend]]:
+async def openai(
+    *script: Step, **options: Any
+) -> AsyncIterator[tuple[ScriptedServer | ScriptedHttp2Server, OpenAIBackend]]:
     async with scripted_server(*script) as server:
         values: dict[str, Any] = {"model_names": {"embed": "m"}, "connect_timeout_seconds": 2.0}
+        values["http_version"] = either_http.http_version
         backend = OpenAIBackend(OpenAIBackendOptions(backend_id="b1", url=server.url, **(values | options)))
         try:
             yield server, backend
@@ -74,6 +80,7 @@ async def openai_failure(*script: Step) -> BackendUnavailable | BackendRejected:
 # --- OpenAI's protocol ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("http_version")
 @pytest.mark.parametrize("encode", [list, in_base64], ids=["float", "base64"])
 async def test_vectors_come_in_the_order_of_the_inputs_in_either_encoding(encode: Callable[[list[float]], Any]) -> None:
     body = answer(encode(VECTORS[1]), encode(VECTORS[0]), indexes=[1, 0], usage={"prompt_tokens": 9, "total_tokens": 9})
@@ -84,6 +91,7 @@ async def test_vectors_come_in_the_order_of_the_inputs_in_either_encoding(encode
     assert json.loads(server.received[0].body) == {"model": "m", "input": [SECRET, "b"], "encoding_format": "base64"}
 
 
+@pytest.mark.usefixtures("http_version")
 async def test_dimensions_are_asked_for_only_if_the_app_chose_them() -> None:
     async with openai(head(JSON), answer(*VECTORS), vector_encoding="float") as (server, backend):
         await embed(backend, asked(asks_dimensions=True))
@@ -95,6 +103,7 @@ async def test_dimensions_are_asked_for_only_if_the_app_chose_them() -> None:
     }
 
 
+@pytest.mark.usefixtures("http_version")
 @pytest.mark.parametrize(
     ("usage", "reported"),
     [
@@ -163,6 +172,7 @@ async def test_failures_are_those_of_a_chat(script: tuple[Step, ...], kind: type
     assert error.problem.startswith(problem)
 
 
+@pytest.mark.usefixtures("http_version")
 async def test_cancelling_closes_the_connection() -> None:
     async with openai(HANG) as (server, backend):
         call = asyncio.create_task(backend.embed(asked()))
@@ -171,6 +181,7 @@ async def test_cancelling_closes_the_connection() -> None:
         await asyncio.wait_for(server.is_left.wait(), SOON_SECONDS)
 
 
+@pytest.mark.usefixtures("http_version")
 async def test_large_answers_are_read_off_the_loop_and_alike() -> None:
     vector = [0.5] * 20_000
     async with openai(head(JSON), answer(in_base64(vector))) as (_, backend):
@@ -283,6 +294,7 @@ async def test_every_native_status_is_an_error_and_its_details_are_not_kept(code
     assert caught.value.metadata() == {"model_id": "embed", "problem": f"gRPC status {code.name}"}
 
 
+@pytest.mark.usefixtures("http_version")
 async def test_a_model_that_the_backend_is_not_set_up_for_is_unavailable() -> None:
     async with native(response(*VECTORS)) as (_, backend), openai(HANG) as (_, other):
         for adapter in (backend, other):

@@ -9,12 +9,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import either_http
 import grpc
 import pytest
 from backend_requests import a_request
 from certificates import Authority, Issued
+from either_http import scripted_server
 from grpc import aio
-from scripted_backend import CLOSE, Step, head, scripted_server
+from scripted_backend import CLOSE, Step, head
 
 from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
 from metergate.core.errors import BackendUnavailable
@@ -35,6 +37,7 @@ async def ask(url: str, **options: Any) -> list[BackendEvent]:
         "model_names": {"smol": "smol"},
         "api_key": "sk-secret",
         "connect_timeout_seconds": 2.0,
+        "http_version": either_http.http_version,
     }
     backend = OpenAIBackend(OpenAIBackendOptions(**(values | options)))
     try:
@@ -221,6 +224,7 @@ async def test_a_server_that_does_not_prove_itself_gets_nothing(
     ],
     ids=["one event", "one line", "a whole answer", "a header", "an error"],
 )
+@pytest.mark.usefixtures("http_version")
 async def test_a_hundred_megabytes_without_a_line_end_take_a_few_megabytes(
     before: tuple[Step, ...], is_streamed: bool
 ) -> None:

@@ -10,6 +10,7 @@ import grpc
 import pytest
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from scripted_http2 import scripted_http2_server
 
 from metergate.backends import grpc as grpc_adapter
 from metergate.backends import openai
@@ -38,7 +39,7 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-async def openai_is_up(port: int, health_path: str | None = None) -> bool:
+async def openai_is_up(port: int, health_path: str | None = None, **options: Any) -> bool:
     backend = OpenAIBackend(
         OpenAIBackendOptions(
             backend_id="b",
@@ -46,6 +47,7 @@ async def openai_is_up(port: int, health_path: str | None = None) -> bool:
             model_names={},
             connect_timeout_seconds=2.0,
             health_path=health_path,
+            **options,
         )
     )
     try:
@@ -72,8 +74,23 @@ async def test_an_http_backend_is_up_unless_it_fails_or_speaks_no_http(
         assert await openai_is_up(port) is is_up
 
 
-async def test_an_http_backend_that_cannot_be_connected_to_is_down() -> None:
-    assert await openai_is_up(free_port()) is False
+@pytest.mark.parametrize("http_version", ["1.1", "2"])
+async def test_an_http_backend_that_cannot_be_connected_to_is_down(http_version: str) -> None:
+    assert await openai_is_up(free_port(), http_version=http_version) is False
+
+
+@pytest.mark.parametrize(
+    ("status", "is_up"), [("200", True), ("404", True), ("503", False), (None, True)], ids=["200", "404", "503", "busy"]
+)
+async def test_an_http2_backend_is_up_unless_it_fails(
+    status: str | None, is_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of the others the answer is waited for, however slow this machine is.
+    monkeypatch.setattr(openai, "_LOOK_SECONDS", 0.1 if status is None else 10.0)
+    async with scripted_http2_server() as server:
+        server.look_status = status
+        assert await openai_is_up(server.port, http_version="2") is is_up
+        assert server.looked_at == ["/v1/models"]
 
 
 async def test_a_grpc_backend_is_up_while_it_can_be_connected_to() -> None:

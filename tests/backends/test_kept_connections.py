@@ -7,10 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import either_http
 import pytest
 from backend_requests import a_request
 from certificates import Authority
-from scripted_backend import CLOSE, RESET, Step, chunked, scripted_server
+from either_http import scripted_server
+from scripted_backend import CLOSE, RESET, Step, chunked
 
 from metergate.backends.openai import OpenAIBackend, OpenAIBackendOptions
 from metergate.core.changes import changed
@@ -18,6 +20,8 @@ from metergate.core.embedding import EmbeddingBackendRequest
 from metergate.core.errors import BackendUnavailable
 from metergate.core.inference import BackendEvent, Delta, Finish
 from metergate.core.rows import FinishReason
+
+pytestmark = pytest.mark.usefixtures("http_version")
 
 SOON_SECONDS = 10.0
 
@@ -42,8 +46,14 @@ TO_EMBED = EmbeddingBackendRequest(model_id="smol", inputs=("Hello",), dimension
 
 @asynccontextmanager
 async def backend_at(url: str, **options: Any) -> AsyncIterator[OpenAIBackend]:
-    values: dict[str, Any] = {"backend_id": "b1", "url": url, "model_names": {"smol": "smol"}}
-    backend = OpenAIBackend(OpenAIBackendOptions(**(values | {"connect_timeout_seconds": 2.0} | options)))
+    values: dict[str, Any] = {
+        "backend_id": "b1",
+        "url": url,
+        "model_names": {"smol": "smol"},
+        "connect_timeout_seconds": 2.0,
+        "http_version": either_http.http_version,
+    }
+    backend = OpenAIBackend(OpenAIBackendOptions(**(values | options)))
     try:
         yield backend
     finally:
@@ -152,7 +162,8 @@ async def test_a_server_that_closes_right_after_each_answer_is_met_in_every_way_
 
 
 async def test_what_the_backend_has_had_for_long_it_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metergate.backends.kept_connections.CROSSING_SECONDS", 0.0)
+    for module in ("kept_connections", "http2_connection"):
+        monkeypatch.setattr(f"metergate.backends.{module}.CROSSING_SECONDS", 0.0)
     async with scripted_server(ANSWER, kept=[CLOSE]) as server, backend_at(server.url) as backend:
         assert await ask(backend) == ANSWER_EVENTS
         with pytest.raises(BackendUnavailable) as raised:

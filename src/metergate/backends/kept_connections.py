@@ -15,9 +15,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
-# The end of a connection that was being closed comes within a round trip. What a backend has had for longer it has
-# read: sent anew, it would cost twice.
-CROSSING_SECONDS = 1.0
+from metergate.backends.http_client import CROSSING_SECONDS
 
 # How the system says that the peer has closed a connection, beside telling its end.
 _CLOSED_BY_PEER = frozenset({errno.ECONNRESET, errno.EPIPE})

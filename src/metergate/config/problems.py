@@ -38,11 +38,14 @@ def installation_problems(file: ConfigFile) -> Iterator[ConfigProblem]:
     """What needs a library that is not installed."""
     if file.traces.endpoint is not None and not _is_installed("opentelemetry.exporter.otlp.proto.http"):
         yield ConfigProblem("traces.endpoint", "needs OpenTelemetry: pip install 'metergate[otel]'")
-    if not _is_installed("smg_grpc_proto"):
-        for backend_id, backend in file.backends.items():
-            if isinstance(backend, EngineBackendTable):
-                problem = f"{backend.kind!r} needs its protocol's stubs: pip install 'metergate[engines]'"
-                yield ConfigProblem(f"backends.{backend_id}.kind", problem)
+    has_engines, has_http2 = _is_installed("smg_grpc_proto"), _is_installed("h2")
+    for backend_id, backend in file.backends.items():
+        if isinstance(backend, OpenAIBackendTable) and backend.http_version == "2" and not has_http2:
+            problem = "\"2\" needs h2: pip install 'metergate[http2]'"
+            yield ConfigProblem(f"backends.{backend_id}.http_version", problem)
+        if isinstance(backend, EngineBackendTable) and not has_engines:
+            problem = f"{backend.kind!r} needs its protocol's stubs: pip install 'metergate[engines]'"
+            yield ConfigProblem(f"backends.{backend_id}.kind", problem)
 
 
 def _is_installed(module: str) -> bool:

@@ -188,6 +188,8 @@ class OpenAIBackendTable(_BackendTable):
     )
     # How embeddings are asked for: their bytes, or numbers as text for servers that refuse base64.
     vector_encoding: Literal["base64", "float"] = "base64"
+    # "2": many answers share a connection; over https the server must offer h2, over http it must expect it at once.
+    http_version: Literal["1.1", "2"] = "1.1"
     # What a look asks for, from the root of the host: "/health". None: the list of models, {url}/models.
     health_path: Annotated[str, StringConstraints(pattern=r"^/[!-~]{0,255}$")] | None = None
 

@@ -142,6 +142,8 @@ def read_template(path: Path) -> TemplateSource:
         return _template_of_config(json.loads(text))
     except OSError as error:
         raise TokenizerInvalid(path=str(path), problem=error.strerror or str(error)) from error
+    except KeyError as error:
+        raise TokenizerInvalid(path=str(path), problem=f"it has no {error.args[0]}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise TokenizerInvalid(path=str(path), problem=f"it has no chat template: {error}") from error
 

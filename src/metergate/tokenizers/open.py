@@ -87,7 +87,17 @@ def _template(spec: TokenizerSpec, own_template: TemplateSource | None) -> ChatT
     if spec.chat_template_path is not None:
         source = read_template(spec.chat_template_path)
     elif source is None and spec.kind != "gguf":
-        source = read_template(spec.path.with_name("tokenizer_config.json"))
+        source = _template_beside(spec.path)
     if source is None:
         raise TokenizerInvalid(path=str(spec.path), problem="it has no chat template; name one with chat_template_path")
     return ChatTemplate(source, str(spec.chat_template_path or spec.path))
+
+
+def _template_beside(path: Path) -> TemplateSource:
+    """The one in the folder of a vocabulary, as models are published; packages of vocabularies mostly have none."""
+    beside = path.with_name("tokenizer_config.json")
+    try:
+        return read_template(beside)
+    except TokenizerInvalid as exc:
+        problem = f"no chat template beside it ({beside.name}: {exc.problem}); name one with chat_template_path"
+        raise TokenizerInvalid(path=str(path), problem=problem) from exc
