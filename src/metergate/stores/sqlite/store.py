@@ -225,9 +225,8 @@ class SqliteLedgerStore(SqliteLedgerReader):
         for operation, outcome in zip(operations, outcomes, strict=True):
             if isinstance(outcome, StoreUnavailable | Overloaded):
                 raise outcome
-            if isinstance(
-                outcome, ResourceNotFound | ErasureUnfinished
-            ):  # meanwhile: the next sweep finds its grants by its pseudonym
+            if isinstance(outcome, ResourceNotFound | ErasureUnfinished):
+                # Meanwhile: the next sweep finds its grants by its pseudonym.
                 erased.add(operation.subscriber_id)
             elif isinstance(outcome, BaseException):  # books that cannot be read: they must not keep all others from it
                 logger.error("grants of %r cannot expire: %s", operation.subscriber_id, outcome)
