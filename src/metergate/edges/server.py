@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -71,9 +72,9 @@ async def start_server(
     for servicer in servicers:
         handlers = gate.handlers(servicer)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(servicer.service.full_name, handlers),))
-    health_servicer = await _add_health(_Unregistered(server), names)
-    names += [health.SERVICE_NAME, reflection.SERVICE_NAME]
-    reflection.enable_server_reflection(names, _Unregistered(server))
+    unregistered = cast(grpc.aio.Server, _Unregistered(server))
+    health_servicer = await _add_health(unregistered, names)
+    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], unregistered)
     try:
         port = (
             server.add_insecure_port(address)
@@ -104,7 +105,7 @@ class _Unregistered:
         """Do nothing: the service was added."""
 
 
-async def _add_health(server: "_Unregistered", names: Sequence[str]) -> health.aio.HealthServicer:
+async def _add_health(server: grpc.aio.Server, names: Sequence[str]) -> health.aio.HealthServicer:
     health_servicer = health.aio.HealthServicer()
     for name in names:
         await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
