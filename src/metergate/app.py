@@ -138,6 +138,7 @@ class Gateway:
                 create=True,
                 observe=observer.committed,
                 cache_mebibytes=config.store_cache_mebibytes,
+                request_filter_mebibytes=config.store_request_filter_mebibytes,
             )
             opened.push_async_callback(ledger.close)
             await ledger.add_rate_cards(config.rate_cards)

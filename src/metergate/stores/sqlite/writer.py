@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metergate.core.batches import Operation, Outcome, check_ids_of, subscriber_of
-from metergate.core.books import Books
+from metergate.core.books import Books, request_key
 from metergate.core.capturing import answer, debited, is_covered
 from metergate.core.errors import (
     ErasureUnfinished,
@@ -27,7 +27,6 @@ from metergate.core.reservation import Owner, Reservation
 from metergate.core.rows import TransferKind
 from metergate.ports import Clock
 from metergate.stores.sqlite import codec
-from metergate.stores.sqlite.charged_requests import ChargedRequests
 from metergate.stores.sqlite.compacting import COPIES_ARE_GONE, COPIES_ARE_LEFT, compact_if_small
 from metergate.stores.sqlite.connection import (
     BUSY_TIMEOUT_S,
@@ -38,6 +37,7 @@ from metergate.stores.sqlite.connection import (
 from metergate.stores.sqlite.erased_names import unfinished
 from metergate.stores.sqlite.loading import Loader
 from metergate.stores.sqlite.open_rows import OpenRows
+from metergate.stores.sqlite.request_filter import RequestFilter
 from metergate.stores.sqlite.saving import Before, RowsMissing, save, save_captured
 from metergate.stores.sqlite.warming import warm
 from metergate.stores.sqlite.write_operations import SetUp, WriteOperation, positions_in_order
@@ -67,8 +67,19 @@ Result = Outcome | object | MetergateError
 class SqliteWriter:
     """Commits batches of operations. Not thread-safe: one thread at a time calls it."""
 
-    def __init__(self, path: Path, *, clock: Clock, owner_id: str, cache_mebibytes: int | None = None) -> None:
-        """``cache_mebibytes``: of a gateway, which reads beforehand what its requests will need; None: of a command."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Clock,
+        owner_id: str,
+        cache_mebibytes: int | None = None,
+        request_filter_mebibytes: int | None = None,
+    ) -> None:
+        """``cache_mebibytes``: of a gateway, which reads beforehand what its requests will need; None: of a command.
+
+        ``request_filter_mebibytes``: of the filter of charges' requests; None: there is none.
+        """
         self._path = path
         self._clock = clock
         self._owner = Owner(owner_id=owner_id, epoch=0)
@@ -82,7 +93,8 @@ class SqliteWriter:
         self._is_written_anew = False  # the file, since something was erased last
         self._wal_cleaned_time_us = 0
         self._open = OpenRows()
-        self._charged: ChargedRequests | None = None  # with the connection
+        self._request_filter_mebibytes = request_filter_mebibytes
+        self._request_filter: RequestFilter | None = None  # of this ledger, whatever connection is open
         self._checks_references = True
 
     @property
@@ -94,6 +106,11 @@ class SqliteWriter:
     def content_key(self) -> bytes:
         """The store's secret for content hashes."""
         return self._content_key
+
+    @property
+    def request_filter(self) -> RequestFilter | None:
+        """Which requests were never charged; None for a command, or before the ledger was opened."""
+        return self._request_filter
 
     @property
     def is_open(self) -> bool:
@@ -121,7 +138,8 @@ class SqliteWriter:
             self._owner = self._begin_epoch(connection)
             self._forget_idle_owners(connection)
             self._identity = FileIdentity(self._path)
-            self._charged = ChargedRequests(self._path, connection)
+            if self._request_filter is None and self._request_filter_mebibytes is not None:
+                self._request_filter = RequestFilter(content_key, self._request_filter_mebibytes)
         except sqlite3.Error as exc:
             connection.close()
             raise StoreRefused(path=str(self._path), problem=str(exc)) from exc
@@ -146,14 +164,12 @@ class SqliteWriter:
         """Close the connection; what was committed stays."""
         self._open = OpenRows()
         self._checks_references = True
-        charged, self._charged = self._charged, None
         connection, self._connection = self._connection, None
-        for each in (charged, connection):
-            try:
-                if each is not None:
-                    each.close()
-            except sqlite3.Error as exc:
-                logger.warning("closing the ledger %s: %s", self._path, exc)
+        try:
+            if connection is not None:
+                connection.close()
+        except sqlite3.Error as exc:
+            logger.warning("closing the ledger %s: %s", self._path, exc)
 
     def _read_content_key(self, connection: sqlite3.Connection) -> bytes:
         """The ledger's secret, made when the first owner opens it.
@@ -314,8 +330,7 @@ class SqliteWriter:
                 results[position] = refusal
             else:
                 to_decide.append((position, operation))
-        assert self._charged is not None
-        books = Loader(connection, self._open, self._charged).load([operation for _, operation in to_decide])
+        books = Loader(connection, self._open, self._request_filter).load([operation for _, operation in to_decide])
         before = Before.of(books)
         ledger = Ledger(books)
         for position, operation in to_decide:
@@ -325,6 +340,8 @@ class SqliteWriter:
                 results[position] = refusal
         expired_microcredits = _expired_microcredits(books)
         save(connection, books, before)
+        if self._request_filter is not None:  # before they are durable: it must never lack one that is
+            self._request_filter.add(map(request_key, books.charges.added.values()))
         for position, set_up in set_ups:
             try:
                 results[position] = set_up.run(connection)
