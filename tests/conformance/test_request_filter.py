@@ -1,7 +1,5 @@
 """The SQLite store's filter of charges' requests: whatever happens, no charge is missing in it once it is whole."""
 
-# ruff: noqa: ASYNC240 - a test may wait for a small file
-
 import asyncio
 import logging
 import shutil
@@ -13,7 +11,7 @@ from pathlib import Path
 import pytest
 from fakes import FakeClock
 from ledger_rows import NOW_US, a_grant, a_reserve, a_settle, available, differences, open_wallet, reserve
-from request_filters import keeping_of, until_whole, unknown_charges
+from request_filters import keeping_of, unknown_charges, until_whole
 
 from metergate.core.errors import RequestIdConflict, StoreUnavailable
 from metergate.core.operations import Replayed, Reserved
@@ -94,9 +92,7 @@ async def test_of_a_new_request_no_charge_is_looked_for_and_of_one_that_was_char
         assert isinstance(again, Replayed)
     assert len(reads) == 1
     with pytest.raises(RequestIdConflict):
-        await store.reserve(
-            a_reserve("more", request_id="request-of-res-1", content_hash=b"other", owner=store.owner)
-        )
+        await store.reserve(a_reserve("more", request_id="request-of-res-1", content_hash=b"other", owner=store.owner))
     assert isinstance(await store.reserve(a_reserve("new", owner=store.owner)), Reserved)
 
 

@@ -7,13 +7,14 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from request_filters import keeping_of, unknown_charges, until_whole
+
 from durability import workload
 from durability.disk import Disk, Kind, watched
 from durability.power_cut import Platter
 from durability.workload import Fact, Work, check_books, lost
 from metergate.core.errors import ResourceNotFound
 from metergate.stores.sqlite import SqliteLedgerStore
-from request_filters import keeping_of, unknown_charges, until_whole
 
 ROUNDS = 12
 

@@ -1,9 +1,10 @@
-"""The filter of charges' requests: what was added is never denied, nearly all else is, and nobody can choose collisions."""
+"""The filter of charged requests: what was added is never denied, nearly all else is, and nobody chooses collisions."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metergate.core.books import RequestKey
 from metergate.stores.sqlite.request_filter import CHUNK_BYTES, RequestFilter
 
 KEY = b"k" * 32
@@ -18,7 +19,9 @@ def whole(key: bytes = KEY) -> RequestFilter:
 
 
 @given(early=requests, late=requests, others=requests)
-def test_what_was_charged_is_never_denied_whether_added_or_stored(early: list, late: list, others: list) -> None:
+def test_what_was_charged_is_never_denied_whether_added_or_stored(
+    early: list[RequestKey], late: list[RequestKey], others: list[RequestKey]
+) -> None:
     """What is stored comes beside what was added meanwhile, and takes away nothing."""
     first, second = whole(), whole()
     first.add(early)
@@ -31,7 +34,7 @@ def test_what_was_charged_is_never_denied_whether_added_or_stored(early: list, l
 
 
 @given(requests=requests)
-def test_until_it_is_whole_it_denies_nothing(requests: list) -> None:
+def test_until_it_is_whole_it_denies_nothing(requests: list[RequestKey]) -> None:
     assert RequestFilter(KEY, 1).perhaps_charged(requests) == requests
 
 

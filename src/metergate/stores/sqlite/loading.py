@@ -141,7 +141,7 @@ class Loader:
         for operation in operations:
             if isinstance(operation, Reserve):
                 key = _request_of(operation)
-                if not self._recall_reservation(books, self._kept.active(key)):
+                if not self._recall_reservation(books, self._kept.active(key)) and not self._kept.are_all:
                     requests.add(key)
             elif not isinstance(operation, (Capture, Settle, Recover)):
                 continue

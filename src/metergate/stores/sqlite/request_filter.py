@@ -37,7 +37,7 @@ class RequestFilter:
         self._words = array("Q", bytes(mebibytes * 1024 * 1024))
         self._hash = hashlib.blake2b(digest_size=16, key=content_key, person=b"charged request")
         self._adding = threading.Lock()  # to set a bit is to read a word and write it
-        self.is_whole = False  # whether every committed charge is in it; until then whatever is asked was perhaps charged
+        self.is_whole = False  # whether every committed charge is in it; until then every request was perhaps charged
 
     @property
     def chunks(self) -> int:

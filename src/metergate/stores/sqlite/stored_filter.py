@@ -65,11 +65,15 @@ def read_chunk(connection: sqlite3.Connection, filter_: RequestFilter, number: i
         return None
     chunks, covers_charge_number, bits, seal = row
     if chunks != filter_.chunks:
-        raise ChunkUnusable(f"it is of {chunks * CHUNK_BYTES // 1024} KiB, not of {filter_.chunks * CHUNK_BYTES // 1024}")
+        raise ChunkUnusable(f"it is of {_kibibytes(chunks)} KiB, not of {_kibibytes(filter_.chunks)}")
     if seal != _seal(key, number, chunks, covers_charge_number, bits):
         raise ChunkUnusable(f"its chunk {number} is damaged")
     filter_.add_chunk(number, zlib.decompress(bits))
     return int(covers_charge_number)
+
+
+def _kibibytes(chunks: int) -> int:
+    return chunks * CHUNK_BYTES // 1024
 
 
 def _seal(key: bytes, number: int, chunks: int, covers_charge_number: int, bits: bytes) -> bytes:

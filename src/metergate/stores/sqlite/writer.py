@@ -96,6 +96,7 @@ class SqliteWriter:
         self._request_filter_mebibytes = request_filter_mebibytes
         self._request_filter: RequestFilter | None = None  # of this ledger, whatever connection is open
         self._checks_references = True
+        self._forgotten: frozenset[str] | None = None  # names of who is being forgotten; None: they must be read
 
     @property
     def owner(self) -> Owner:
@@ -163,6 +164,7 @@ class SqliteWriter:
     def close(self) -> None:
         """Close the connection; what was committed stays."""
         self._open = OpenRows()
+        self._forgotten = None
         self._checks_references = True
         connection, self._connection = self._connection, None
         try:
@@ -240,6 +242,8 @@ class SqliteWriter:
                     settled += 1
         if settled:
             logger.warning("recovered %d reservations that another epoch left open in %s", settled, self._path)
+        if self._connection is not None:  # recovery did not fail on it
+            self._open.are_all = not self._abandoned(("", "", ""))
 
     def _abandoned(self, after: codec.Columns) -> list[codec.Columns]:
         """The next batch of other epochs' ACTIVE reservations, in the order of the index that finds them."""
@@ -314,9 +318,34 @@ class SqliteWriter:
         results: list[Result] = [None] * len(operations)
         self._check_references(connection, operations)
         connection.execute("BEGIN IMMEDIATE")
+        to_decide, set_ups = self._sort_out(connection, operations, results)
+        books = Loader(connection, self._open, self._request_filter).load([operation for _, operation in to_decide])
+        before = Before.of(books)
+        ledger = Ledger(books)
+        for position, operation in to_decide:
+            try:
+                results[position] = self._decide(ledger, operation)
+            except MetergateError as refusal:
+                results[position] = refusal
+        expired_microcredits = _expired_microcredits(books)
+        save(connection, books, before)
+        if self._request_filter is not None:  # before they are durable: it must never lack one that is
+            self._request_filter.add(map(request_key, books.charges.added.values()))
+        self._run(connection, set_ups, results)
+        self._beat_if_due(connection)
+        self._commit(connection)
+        self._expired_microcredits += expired_microcredits
+        self._open.keep(books)
+        self._remove_traces(connection, [set_up for _, set_up in set_ups])
+        return results
+
+    def _sort_out(
+        self, connection: sqlite3.Connection, operations: Sequence[WriteOperation], results: list[Result]
+    ) -> tuple[list[tuple[int, Operation]], list[tuple[int, SetUp]]]:
+        """What is to be decided, in order, and what is written beside it; what is refused at once goes to results."""
         to_decide: list[tuple[int, Operation]] = []
         set_ups: list[tuple[int, SetUp]] = []
-        forgotten = {name for renamed in unfinished(connection) for name in (renamed.old, renamed.new)}
+        forgotten = self._read_forgotten(connection)
         for position in positions_in_order(operations):
             operation = operations[position]
             if isinstance(operation, SetUp):
@@ -330,29 +359,24 @@ class SqliteWriter:
                 results[position] = refusal
             else:
                 to_decide.append((position, operation))
-        books = Loader(connection, self._open, self._request_filter).load([operation for _, operation in to_decide])
-        before = Before.of(books)
-        ledger = Ledger(books)
-        for position, operation in to_decide:
-            try:
-                results[position] = self._decide(ledger, operation)
-            except MetergateError as refusal:
-                results[position] = refusal
-        expired_microcredits = _expired_microcredits(books)
-        save(connection, books, before)
-        if self._request_filter is not None:  # before they are durable: it must never lack one that is
-            self._request_filter.add(map(request_key, books.charges.added.values()))
+        return to_decide, set_ups
+
+    def _run(self, connection: sqlite3.Connection, set_ups: Sequence[tuple[int, SetUp]], results: list[Result]) -> None:
+        if set_ups:  # nothing else begins to forget anybody, or ends it
+            self._forgotten = None
         for position, set_up in set_ups:
             try:
                 results[position] = set_up.run(connection)
             except MetergateError as refusal:
                 results[position] = refusal
-        self._beat_if_due(connection)
-        self._commit(connection)
-        self._expired_microcredits += expired_microcredits
-        self._open.keep(books)
-        self._remove_traces(connection, [set_up for _, set_up in set_ups])
-        return results
+
+    def _read_forgotten(self, connection: sqlite3.Connection) -> frozenset[str]:
+        """What everybody who is being forgotten is called, and was."""
+        if self._forgotten is None:
+            self._forgotten = frozenset(
+                name for renamed in unfinished(connection) for name in (renamed.old, renamed.new)
+            )
+        return self._forgotten
 
     def _covered_captures(self, operations: Sequence[WriteOperation]) -> list[Capture] | None:
         """The operations, if all of them are captures that open reservations of this owner cover; else None."""
