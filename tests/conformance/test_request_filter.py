@@ -370,6 +370,25 @@ async def test_a_filter_that_takes_long_says_how_far_it_is(
     await opened.close()
 
 
+@pytest.mark.parametrize(("bits_min", "is_told"), [(8, False), (2**20, True)])
+async def test_a_filter_that_is_small_for_its_charges_is_told_of(
+    store: SqliteLedgerStore,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    bits_min: int,
+    *,
+    is_told: bool,
+) -> None:
+    await charge(store, *(f"res-{number}" for number in range(9)))  # of 2**23 bits
+    await store.close()
+    monkeypatch.setattr(filter_keeping, "BITS_A_CHARGE_MIN", bits_min)
+    opened = await open_store(path)
+    await until_whole(opened)
+    assert ("raise [store] request_filter_mebibytes" in caplog.text) is is_told
+    await opened.close()
+
+
 async def test_a_store_that_is_closed_while_it_fills_or_stores_its_filter_leaves_no_task(
     store: SqliteLedgerStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

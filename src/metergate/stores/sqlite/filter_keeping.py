@@ -45,6 +45,10 @@ CHUNK_PAUSE_SECONDS = 0.05
 
 TOLD_EVERY_SECONDS = 10.0
 
+# Below it, of 30 new requests one and more is looked for in vain.
+BITS_A_CHARGE_MIN = 8
+TOO_SMALL = "raise [store] request_filter_mebibytes"
+
 Read = Callable[[Callable[[sqlite3.Connection], Any]], Awaitable[Any]]
 Write = Callable[[SetUp], Awaitable[object]]
 
@@ -88,6 +92,8 @@ class FilterKeeping:
         if told != began:
             seconds = time.monotonic() - began
             logger.info("the request filter of %s is whole: %d charges, %.0f s", self._path, self._position, seconds)
+        if self._position * BITS_A_CHARGE_MIN > self._filter.bits:
+            logger.warning("the request filter of %s is small for its charges: %s", self._path, TOO_SMALL)
 
     async def _read_stored(self) -> int:
         """Until which charge what is stored covers all; 0 if it cannot be used."""

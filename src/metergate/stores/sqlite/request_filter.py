@@ -44,6 +44,11 @@ class RequestFilter:
         """How many parts it is stored in."""
         return len(self._words) // CHUNK_WORDS
 
+    @property
+    def bits(self) -> int:
+        """How many it has, set or not."""
+        return len(self._words) * WORD_BITS
+
     def add(self, requests: Iterable[RequestKey]) -> None:
         """Remember that these were charged."""
         placed = list(self._places(requests))
