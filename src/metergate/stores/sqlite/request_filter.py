@@ -34,7 +34,7 @@ class RequestFilter:
 
     def __init__(self, content_key: bytes, mebibytes: int) -> None:
         """``content_key``: the ledger's secret, without which nobody can choose ids that collide."""
-        self._words = array("Q", bytes(mebibytes * 1024 * 1024))
+        self._words = array("Q", [0]) * (mebibytes * 1024 * 1024 // WORD_BYTES)
         self._hash = hashlib.blake2b(digest_size=16, key=content_key, person=b"charged request")
         self._adding = threading.Lock()  # to set a bit is to read a word and write it
         self.is_whole = False  # whether every committed charge is in it; until then every request was perhaps charged
