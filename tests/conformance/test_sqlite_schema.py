@@ -16,6 +16,7 @@ from metergate.stores.sqlite import (
     SqliteLedgerStore,
     auditing,
     compacting,
+    epochs,
     erased_names,
     erasing,
     expiring,
@@ -31,6 +32,7 @@ from metergate.stores.sqlite import (
 MODULES = (
     auditing,
     compacting,
+    epochs,
     erased_names,
     erasing,
     expiring,

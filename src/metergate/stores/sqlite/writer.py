@@ -5,7 +5,6 @@ is closed, nothing is read back, and the next opening is a new epoch whose recov
 """
 
 import logging
-import secrets
 import sqlite3
 import uuid
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from metergate.stores.sqlite.connection import (
     FileIdentity,
     open_for_writing,
 )
+from metergate.stores.sqlite.epochs import begin_epoch, forget_idle_owners, read_content_key
 from metergate.stores.sqlite.erased_names import unfinished
 from metergate.stores.sqlite.loading import Loader
 from metergate.stores.sqlite.open_rows import OpenRows
@@ -132,12 +132,16 @@ class SqliteWriter:
         cache_mebibytes = self._cache_mebibytes or COMMAND_CACHE_MEBIBYTES
         connection = open_for_writing(self._path, create=create, cache_mebibytes=cache_mebibytes)
         try:
-            content_key = self._read_content_key(connection)
+            now_us = self._clock.now_us()
+            content_key = read_content_key(connection, now_us)
+            if content_key is None:
+                raise StoreRefused(path=str(self._path), problem="its content key is gone; restore it from a backup")
             if self._content_key not in (b"", content_key):
                 raise StoreRefused(path=str(self._path), problem="another ledger is in its place")
             self._content_key = content_key
-            self._owner = self._begin_epoch(connection)
-            self._forget_idle_owners(connection)
+            self._owner = begin_epoch(connection, self._owner.owner_id, now_us)
+            self._heartbeat_time_us = now_us
+            forget_idle_owners(connection, self._owner.epoch)
             self._identity = FileIdentity(self._path)
             if self._request_filter is None and self._request_filter_mebibytes is not None:
                 self._request_filter = RequestFilter(content_key, self._request_filter_mebibytes)
@@ -172,46 +176,6 @@ class SqliteWriter:
                 connection.close()
         except sqlite3.Error as exc:
             logger.warning("closing the ledger %s: %s", self._path, exc)
-
-    def _read_content_key(self, connection: sqlite3.Connection) -> bytes:
-        """The ledger's secret, made when the first owner opens it.
-
-        A lost one is not replaced: keyed by another, requests that were charged would look like new ones.
-        """
-        connection.execute(
-            "INSERT INTO meta (only_row, content_key, create_time_us) SELECT 1, ?, ? "
-            "WHERE NOT EXISTS (SELECT 1 FROM owners) ON CONFLICT DO NOTHING",
-            (secrets.token_bytes(32), self._clock.now_us()),
-        )
-        row = connection.execute("SELECT content_key FROM meta").fetchone()
-        if row is None:
-            raise StoreRefused(path=str(self._path), problem="its content key is gone; restore it from a backup")
-        return bytes(row[0])
-
-    def _begin_epoch(self, connection: sqlite3.Connection) -> Owner:
-        """The next epoch of this owner, recorded. Epochs of one file never repeat, whoever opens it."""
-        now_us = self._clock.now_us()
-        owner_id = self._owner.owner_id
-        (epoch,) = connection.execute(
-            "INSERT INTO owners (owner_id, epoch, start_time_us, heartbeat_time_us) "
-            "SELECT ?, 1 + coalesce(max(epoch), 0), ?, ? FROM owners RETURNING epoch",
-            (owner_id, now_us, now_us),
-        ).fetchone()
-        self._heartbeat_time_us = now_us
-        return Owner(owner_id=owner_id, epoch=epoch)
-
-    def _forget_idle_owners(self, connection: sqlite3.Connection) -> None:
-        """Remove earlier owners without a reservation; else each command and each start would leave a row for ever.
-
-        Reservations are stored in the order of epochs: whoever is newer than the last one's owner has none, and whoever
-        is older than the first one's has none any more.
-        """
-        connection.execute(
-            "DELETE FROM owners WHERE epoch < ? AND ("
-            "epoch > coalesce((SELECT owner_epoch FROM reservations ORDER BY rowid DESC LIMIT 1), 0) "
-            "OR epoch < (SELECT owner_epoch FROM reservations ORDER BY rowid LIMIT 1))",
-            (self._owner.epoch,),
-        )
 
     def _recover(self) -> None:
         """Settle every ACTIVE reservation that is not this epoch's, in bounded batches.
