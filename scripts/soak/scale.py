@@ -130,7 +130,7 @@ def _forget(path: Path) -> None:
 
 
 async def _measure(folder: Path, wallets: int) -> tuple[list[Timed], list[Timed]]:
-    """Rounds on both files in turns; on the large one each on other wallets, anywhere in it, and forgotten before."""
+    """Rounds on both files in turns; on the large one each on other wallets, anywhere in it. Both are forgotten before."""
     clock, chance = SystemClock(), random.Random(SEED)
     _forget(folder / "ledger.db")
     large = await _open(folder / "ledger.db")
@@ -145,6 +145,7 @@ async def _measure(folder: Path, wallets: int) -> tuple[list[Timed], list[Timed]
             anywhere = [f"s{number:07d}" for number in chance.sample(range(wallets), STREAMS)]
             _forget(folder / "ledger.db")
             of_large.append(await run_round(large, anywhere, clock.now_us()))
+            _forget(folder / "empty.db")
             of_small.append(await run_round(small, names, clock.now_us()))
     finally:
         await large.close()

@@ -269,8 +269,8 @@ REQUEST_FILTER_WHOLE = Family(
     name="metergate_store_request_filter_whole",
     kind="gauge",
     help=(
-        "1: of a new request the gateway knows from memory that it was never charged. 0, for minutes at the first start "
-        "on a large ledger and a second at others: it is looked for in the file."
+        "1: of a new request the gateway knows from memory that it was never charged. 0, for minutes at the first "
+        "start on a large ledger and a second at others: it is looked for in the file."
     ),
 )
 
