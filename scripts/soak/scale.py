@@ -130,7 +130,7 @@ def _forget(path: Path) -> None:
 
 
 async def _measure(folder: Path, wallets: int) -> tuple[list[Timed], list[Timed]]:
-    """Rounds on both files in turns; on the large one each on other wallets, anywhere in it. Both are forgotten before."""
+    """Rounds on both files in turns, forgotten before each; on the large one each on other wallets, anywhere in it."""
     clock, chance = SystemClock(), random.Random(SEED)
     _forget(folder / "ledger.db")
     large = await _open(folder / "ledger.db")
