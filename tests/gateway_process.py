@@ -21,8 +21,8 @@ from typing import Any, Self
 
 from real_vocabularies import smollm2_path
 
-from metergate.app import SystemClock
 from metergate.cli.main import main
+from metergate.clock import SystemClock
 from metergate.core.inference import Message, Prompt, Role
 from metergate.core.keys import format_key, hash_key
 from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber

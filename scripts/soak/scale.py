@@ -13,7 +13,7 @@ from bench.cycles import Timed, run_round, summary
 from bench.store import STREAMS, open_wallet
 from gateway_process import openai_backend, write_config
 
-from metergate.app import SystemClock
+from metergate.clock import SystemClock
 from metergate.config.schema import Store
 from metergate.stores.sqlite import SqliteLedgerStore
 from soak.generating import GRANT_MICROCREDITS, generate
