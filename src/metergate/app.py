@@ -48,6 +48,7 @@ from metergate.stores.sqlite import SqliteLedgerReader, SqliteLedgerStore
 from metergate.stores.sqlite.connection import check_path
 from metergate.telemetry.event_loop import sample_lag
 from metergate.telemetry.fan_out import FanOut
+from metergate.telemetry.gathering import EventClock, Gathering
 from metergate.telemetry.logs import RequestLog
 from metergate.telemetry.metrics import Metrics
 
@@ -120,10 +121,13 @@ class Gateway:
             clock = SystemClock()
             certificates = _open_certificates(config, clock)
             parts = await asyncio.to_thread(Parts.of, config)
-            metrics = Metrics(parts.catalog, time.monotonic)
+            event_clock = EventClock(time.monotonic)
+            metrics = Metrics(parts.catalog, event_clock.seconds)
+            gathering = _gather(metrics, event_clock)
+            opened.callback(gathering.tell)
             offerings = Offerings(parts, metrics)
             opened.push_async_callback(offerings.close)
-            observer = FanOut([metrics, *_open_observers(config, opened)])
+            observer = FanOut([gathering, *_open_traces(config, opened)])
             ledger = await SqliteLedgerStore.open(
                 config.store_path,
                 clock=clock,
@@ -138,7 +142,7 @@ class Gateway:
             metering = _metering(config, ledger, offerings, clock, observer, policy)
             readiness = Readiness(ledger, lambda: metering.offering.pool)
             await readiness.look()
-            pages = await _start_pages(config, ledger, metering, metrics, readiness, opened)
+            pages = await _start_pages(config, ledger, metering, metrics, gathering, readiness, opened)
             uses = KeyUses(ledger, clock)
             opened.push_async_callback(uses.write)
             authenticator = Authenticator(ledger, time.monotonic, clock, uses.note)
@@ -251,16 +255,19 @@ async def _cancel(task: "asyncio.Task[NoReturn]") -> None:
     await asyncio.wait([task])
 
 
-def _open_observers(config: Config, opened: AsyncExitStack) -> list[Observer]:
-    observers: list[Observer] = [RequestLog(time.monotonic)]
-    if config.traces.endpoint is not None:
-        # Imported only where it is wanted: OpenTelemetry is an optional extra.
-        from metergate.telemetry.traces import Traces
+def _gather(metrics: Metrics, clock: EventClock) -> Gathering:
+    return Gathering(FanOut([metrics, RequestLog(clock.seconds, clock.late_seconds)]), clock)
 
-        traces = Traces.to_collector(config.traces.endpoint, sample_ratio=config.traces.sample_ratio)
-        opened.push_async_callback(traces.close)
-        observers.append(traces)
-    return observers
+
+def _open_traces(config: Config, opened: AsyncExitStack) -> list[Observer]:
+    if config.traces.endpoint is None:
+        return []
+    # Imported only where it is wanted: OpenTelemetry is an optional extra.
+    from metergate.telemetry.traces import Traces
+
+    traces = Traces.to_collector(config.traces.endpoint, sample_ratio=config.traces.sample_ratio)
+    opened.push_async_callback(traces.close)
+    return [traces]
 
 
 def _open_policy(config: Config, opened: AsyncExitStack) -> ContentPolicy | None:
@@ -320,13 +327,19 @@ async def _start_pages(
     ledger: SqliteLedgerStore,
     metering: Metering,
     metrics: Metrics,
+    gathering: Gathering,
     readiness: Readiness,
     opened: AsyncExitStack,
 ) -> HttpServer | None:
     """None: the operator wants none."""
     if config.metrics.address is None:
         return None
-    shown = operators_pages(metrics, metering, readiness, lambda: ledger.queued_operations)
+
+    def refresh() -> None:
+        gathering.tell()
+        metrics.queued.set(ledger.queued_operations)
+
+    shown = operators_pages(metrics, metering, readiness, refresh)
     pages = await HttpServer.start(config.metrics.address, shown)
     opened.push_async_callback(pages.close)
     return pages

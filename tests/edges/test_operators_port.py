@@ -28,7 +28,9 @@ async def serving() -> AsyncIterator[tuple[HttpServer, World, Readiness]]:
     world = await World([*content("one"), STOP], observers=[metrics]).fund(10_000)
     readiness = Readiness(world.ledger, lambda: world.pool)
     await readiness.look()
-    server = await HttpServer.start("127.0.0.1:0", operators_pages(metrics, world.metering, readiness, lambda: 3))
+    server = await HttpServer.start(
+        "127.0.0.1:0", operators_pages(metrics, world.metering, readiness, lambda: metrics.queued.set(3))
+    )
     try:
         yield server, world, readiness
     finally:

@@ -13,7 +13,7 @@ from real_vocabularies import read_vocabulary
 from metergate.core.errors import RequestInvalid
 from metergate.core.inference import Message, Prompt, Role
 from metergate.tokenizers.composition import NON_STARTERS_MAX, compose, compose_prompt
-from metergate.tokenizers.openai_prompt import count_openai_prompt
+from metergate.tokenizers.openai_prompt import OpenAIPromptRule
 from metergate.tokenizers.tail_window import TailWindowCounter
 
 MARKS = "\u0301\u0323"  # acute and dot below: not in canonical order, so that sorting them costs the most
@@ -73,7 +73,7 @@ def test_a_run_of_a_million_marks_is_counted_or_refused_at_once() -> None:
         vocabulary.count_rendered(text)
     prompt = Prompt(messages=(Message(role=Role.USER, parts=(text,)),))
     with pytest.raises(RequestInvalid):
-        count_openai_prompt(vocabulary.count_prompt_text, prompt)
+        OpenAIPromptRule(vocabulary.count_prompt_text).count(prompt)
 
 
 def test_a_vocabulary_that_does_not_compose_takes_any_run() -> None:

@@ -133,14 +133,14 @@ class _Refusal(asyncio.Protocol):
         transport.abort()  # type: ignore[attr-defined]  # a stream's transport
 
 
-def operators_pages(metrics: Metrics, metering: Metering, readiness: Readiness, queued: Callable[[], int]) -> Pages:
-    """Return the pages that an operator's tools read; ``queued``: operations that wait for the store."""
+def operators_pages(metrics: Metrics, metering: Metering, readiness: Readiness, refresh: Callable[[], None]) -> Pages:
+    """Return the pages that an operator's tools read; ``refresh`` tells the metrics what else they need."""
     rendering = asyncio.Lock()
 
     async def show_metrics(accept: str) -> Page:
         metrics.running.set(metering.running)
         metrics.oldest_seconds.set(metering.oldest_run_seconds)
-        metrics.queued.set(queued())
+        refresh()
         metrics.pooled(_loads(metering.offering.pool))
         async with rendering:
             body, content_type = await asyncio.to_thread(metrics.render, accept)

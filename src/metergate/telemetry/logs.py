@@ -18,14 +18,18 @@ _NOTHING: Mapping[str, str] = {}
 
 
 class RequestLog:
-    """Logs calls; ``monotonic`` returns seconds of a clock that never goes back."""
+    """Logs calls; ``monotonic`` returns seconds of a clock that never goes back.
 
-    def __init__(self, monotonic: Callable[[], float]) -> None:
+    ``late_seconds`` returns how long ago that happened which it is just told of: a line has the time of its event.
+    """
+
+    def __init__(self, monotonic: Callable[[], float], late_seconds: Callable[[], float] = lambda: 0.0) -> None:
         self._monotonic = monotonic
+        self._late_seconds = late_seconds
 
     def call_began(self, start: CallStart) -> CallObserver:
         """Watch a call."""
-        return _CallLog(start, self._monotonic)
+        return _CallLog(start, self._monotonic, self._late_seconds)
 
     def committed(self, commit: Commit) -> None:
         """Say nothing: the store logs its failures itself, and there are a thousand commits a second."""
@@ -34,9 +38,10 @@ class RequestLog:
 class _CallLog:
     """What is known of one call so far."""
 
-    def __init__(self, start: CallStart, monotonic: Callable[[], float]) -> None:
+    def __init__(self, start: CallStart, monotonic: Callable[[], float], late_seconds: Callable[[], float]) -> None:
         self._start = start
         self._monotonic = monotonic
+        self._late_seconds = late_seconds
         self._began_seconds = monotonic()
         self._first_token_seconds: float | None = None
         self._reservation_id: str | None = None
@@ -58,7 +63,7 @@ class _CallLog:
     def failed_over(self, backend_id: str, problem: str) -> None:
         """Log a backend's failure."""
         fields = {"backend": backend_id, "problem": problem, "attempts": self._attempts}
-        logger.warning("backend failed", extra=_told(self._identity() | fields))
+        self._log(logging.WARNING, "backend failed", fields)
 
     def crossed(self, backend_id: str) -> None:
         """Say nothing: it is no failure, and some servers do it after each answer."""
@@ -99,7 +104,16 @@ class _CallLog:
             "deliveries": self._deliveries,
             "reservation": self._reservation_id,
         }
-        logger.info("request ended", extra=_told(self._identity() | fields | self._settling))
+        self._log(logging.INFO, "request ended", fields | self._settling)
+
+    def _log(self, level: int, event: str, fields: dict[str, Any]) -> None:
+        """Write a line with what applies to this call."""
+        if not logger.isEnabledFor(level):
+            return
+        told = {name: value for name, value in (self._identity() | fields).items() if value is not None and value != ""}
+        record = logger.makeRecord(logger.name, level, "", 0, event, (), None, extra=told)
+        record.created -= self._late_seconds()
+        logger.handle(record)
 
     def _identity(self) -> dict[str, Any]:
         start, caller = self._start, self._start.caller
@@ -122,8 +136,3 @@ def outcome(error: BaseException | None) -> str:
     if isinstance(error, asyncio.CancelledError):
         return "CANCELLED"
     return error.reason if isinstance(error, MetergateError) else MetergateError.reason
-
-
-def _told(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what does not apply to this call."""
-    return {name: value for name, value in fields.items() if value is not None and value != ""}

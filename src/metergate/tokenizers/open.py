@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +10,7 @@ from metergate.core.inference import Prompt
 from metergate.ports import TokenCodec, Tokenizer
 from metergate.tokenizers.chat_template import ChatTemplate, TemplateSource, read_template
 from metergate.tokenizers.gguf import load_gguf
-from metergate.tokenizers.openai_prompt import count_openai_prompt
+from metergate.tokenizers.openai_prompt import OpenAIPromptRule
 from metergate.tokenizers.tiktoken_ranks import load_tiktoken
 from metergate.tokenizers.tokenizer_json import load_tokenizer_json
 from metergate.tokenizers.vocabulary import Vocabulary, VocabularyCodec, VocabularyTokenizer
@@ -71,7 +70,7 @@ def _prompt_rule(
     spec: TokenizerSpec, vocabulary: Vocabulary, own_template: TemplateSource | None
 ) -> Callable[[Prompt], int]:
     if spec.prompt_rule == "openai":
-        return partial(count_openai_prompt, vocabulary.count_prompt_text)
+        return OpenAIPromptRule(vocabulary.count_prompt_text).count
     if spec.prompt_rule == "none":
         return _refuse_chat
     template = _template(spec, own_template)
