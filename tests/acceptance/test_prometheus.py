@@ -22,7 +22,7 @@ from word_model import WordModel, speaking
 GUIDES = Path(__file__).parents[2] / "docs" / "guides"
 QUERIES = re.findall(r"```promql\n(.*?)```", (GUIDES / "monitor.md").read_text(), re.DOTALL)
 SCRAPES = """
-global: {{scrape_interval: 500ms, evaluation_interval: 500ms}}
+global: {{scrape_interval: 200ms, evaluation_interval: 200ms}}
 scrape_configs:
   - job_name: metergate
     static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
