@@ -135,8 +135,10 @@ class Gateway:
                 create=True,
                 observe=observer.committed,
                 cache_mebibytes=config.store_cache_mebibytes,
+                request_filter_mebibytes=config.store_request_filter_mebibytes,
             )
             opened.push_async_callback(ledger.close)
+            metrics.request_filter_whole.set_function(lambda: ledger.has_whole_request_filter)
             await ledger.add_rate_cards(config.rate_cards)
             policy = _open_policy(config, opened)
             metering = _metering(config, ledger, offerings, clock, observer, policy)

@@ -113,6 +113,7 @@ async def test_the_terms_of_grants_that_version_7_made_are_those_of_their_rows(t
     before = (await store.list_transfers("alice", TransferFilter(), cursor=None, size=99)).rows
     await store.close()
     with closing(sqlite3.connect(path, isolation_level=None)) as raw:  # as version 7 had it
+        raw.execute("DROP TABLE request_filter")
         raw.execute("ALTER TABLE transfers DROP COLUMN grant_terms")
         for column in ("reserved_credits", "reserved_rest"):
             raw.execute(f"ALTER TABLE meta DROP COLUMN {column}")

@@ -34,6 +34,7 @@ from ledger_rows import (
     differences,
     tokens,
 )
+from request_filters import unknown
 
 from metergate.core.batches import Operation, check_ids_of, subscriber_of
 from metergate.core.books import LOST_TO, Books, Table
@@ -174,8 +175,10 @@ class World:
         self._ids, self._memory_ids = count(1), count(1)
         monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=next(self._ids)))
         self._lock = FileLock(path)
-        self.writer = SqliteWriter(path, clock=self.clock, owner_id="gateway-1")
+        self.writer = SqliteWriter(path, clock=self.clock, owner_id="gateway-1", request_filter_mebibytes=1)
         self.writer.open(create=True)
+        assert self.writer.request_filter is not None
+        self.writer.request_filter.is_whole = True  # of a ledger without charges
         self._reservations: list[str] = []
         self._charges: list[str] = []
 
@@ -377,7 +380,7 @@ class World:
     # --- what must be -----------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """The file has what the ledger in memory has, and the writer remembers what the file has."""
+        """The file has what the ledger in memory has; the writer remembers that, and every request that was charged."""
         hidden = {"bob"} if self.memory.unfinished else set()
         expected = self.memory.rows()
         expected = {name: [row for row in rows if row.subscriber_id not in hidden] for name, rows in expected.items()}
@@ -385,6 +388,9 @@ class World:
         for name, rows in expected.items():
             assert found[name] == rows, name
         self._check_memory(found)
+        with closing(sqlite3.connect(self.path)) as raw:
+            assert self.writer.request_filter is not None
+            assert unknown(raw, self.writer.request_filter) == []
 
     def _check_memory(self, found: Rows) -> None:
         kept = self.writer._open

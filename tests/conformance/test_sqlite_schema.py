@@ -16,6 +16,7 @@ from metergate.stores.sqlite import (
     SqliteLedgerStore,
     auditing,
     compacting,
+    epochs,
     erased_names,
     erasing,
     expiring,
@@ -24,12 +25,14 @@ from metergate.stores.sqlite import (
     reading_all,
     saving,
     setting_up,
+    stored_filter,
     upkeep,
 )
 
 MODULES = (
     auditing,
     compacting,
+    epochs,
     erased_names,
     erasing,
     expiring,
@@ -38,6 +41,7 @@ MODULES = (
     reading_all,
     saving,
     setting_up,
+    stored_filter,
     upkeep,
 )
 
@@ -103,7 +107,7 @@ async def test_no_statement_of_a_batch_reads_a_whole_table(database: sqlite3.Con
         scans = {
             (name, detail)
             for name, details in plans(database).items()
-            if name.startswith(("loading.", "saving.", "setting_up.", "erasing.", "erased_names."))
+            if name.startswith(("loading.", "saving.", "setting_up.", "erasing.", "erased_names.", "stored_filter."))
             for detail in details
             if re.match(r"SCAN (?!wanted|json_each)", detail) and "VIRTUAL" not in detail
         }

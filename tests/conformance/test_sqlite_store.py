@@ -27,6 +27,7 @@ from ledger_rows import (
 from metergate.core.errors import (
     LedgerInvariantBroken,
     Overloaded,
+    RequestInProgress,
     RequestInvalid,
     ReservationNotOwned,
     StoreRefused,
@@ -682,3 +683,18 @@ async def test_the_audit_reads_one_moment_while_the_gateway_goes_on(store: Sqlit
         seen.append((ledger.wallet.subscriber_id, len(ledger.grants)))
     assert seen == [("alice", 1), ("bob", 0)]
     await reader.close()
+
+
+async def test_a_request_whose_reservation_cannot_be_recovered_does_not_run_again(path: Path) -> None:
+    """It stays open, for people to look into; until then it is running."""
+    store = await open_store(path)
+    await open_wallet(store, a_grant())
+    await reserve(store)
+    await store.close()
+    with raw(path) as other:
+        other.execute("""UPDATE reservations SET allocations = '[["nothing",100]]'""")
+    store = await open_store(path)
+    with pytest.raises(RequestInProgress):
+        await store.reserve(a_reserve("again", request_id="request-of-res-1", owner=store.owner))
+    assert isinstance(await store.reserve(a_reserve("other", owner=store.owner)), Reserved)
+    await store.close()

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from request_filters import keeping_of, unknown_charges, until_whole
+
 from durability import workload
 from durability.disk import Disk, Kind, watched
 from durability.power_cut import Platter
@@ -21,7 +23,9 @@ LEDGER = "ledger.db"
 
 async def open_store(path: Path) -> SqliteLedgerStore:
     """As a gateway opens it; what was open is settled."""
-    return await SqliteLedgerStore.open(path, clock=workload.a_clock(), owner_id="gateway-1", create=True)
+    return await SqliteLedgerStore.open(
+        path, clock=workload.a_clock(), owner_id="gateway-1", create=True, request_filter_mebibytes=1
+    )
 
 
 async def recorded_work(folder: Path, seed: int) -> tuple[dict[str, bytes], Disk]:
@@ -34,7 +38,10 @@ async def recorded_work(folder: Path, seed: int) -> tuple[dict[str, bytes], Disk
         store = await open_store(folder / LEDGER)
         work = Work(seed, disk.note)
         await work.set_up(store)
-        assert await work.rounds(store, ROUNDS) == 0
+        await until_whole(store)
+        for rounds in (ROUNDS // 2, ROUNDS - ROUNDS // 2):
+            assert await work.rounds(store, rounds) == 0
+            await keeping_of(store).store()
         await store.close()
     kinds = {(event.kind, event.name) for event in disk.events}
     assert {(Kind.WRITE, LEDGER), (Kind.SYNC, LEDGER), (Kind.SYNC, f"{LEDGER}-wal")} <= kinds, "no checkpoint was seen"
@@ -69,6 +76,8 @@ async def lost_after(folder: Path, files: dict[str, bytes], facts: list[Fact]) -
         missing = await lost(store, facts)
         if not missing:
             await check_books(store, facts)
+            await until_whole(store)
+            assert unknown_charges(folder / LEDGER, store) == []
         return missing
     except ResourceNotFound:
         return list(facts)  # not even the wallet is there

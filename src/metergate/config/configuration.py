@@ -34,6 +34,7 @@ class Config:
     listener: Listener
     store_path: Path
     store_cache_mebibytes: int
+    store_request_filter_mebibytes: int
     limits: Limits
     retention: Retention
     audit: Audit
@@ -92,7 +93,11 @@ def _prompt_bound(table: ModelTable) -> PromptBound | None:
 
 
 # The keys of fields that are not called as a section of the file is.
-_SECTIONS = {"store_path": ("store", "path"), "store_cache_mebibytes": ("store", "cache_mebibytes")}
+_SECTIONS = {
+    "store_path": ("store", "path"),
+    "store_cache_mebibytes": ("store", "cache_mebibytes"),
+    "store_request_filter_mebibytes": ("store", "request_filter_mebibytes"),
+}
 
 
 def needing_restart(old: Config, new: Config) -> list[ConfigProblem]:

@@ -54,6 +54,7 @@ def _config_of(path: Path, file: ConfigFile) -> Config:
         listener=file.listener,
         store_path=path.parent / file.store.path,
         store_cache_mebibytes=file.store.cache_mebibytes,
+        store_request_filter_mebibytes=file.store.request_filter_mebibytes,
         limits=file.limits,
         retention=file.retention,
         audit=file.audit,

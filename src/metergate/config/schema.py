@@ -73,6 +73,10 @@ class Store(Table):
     # The writer's cache. A million wallets are 165 MB, which are read at start; twice as much keeps most of them there.
     # A small ledger fills none of it.
     cache_mebibytes: int = Field(default=512, ge=16, le=65_536)
+    # The filter that tells of a new request, from memory, that it was never charged. For 16 million charges 32 MiB are
+    # 16 bits a charge: of 1,000 new requests 5 are looked for in the file in vain; of twice as many charges 33, of four
+    # times 171. With another size it is made anew beside the next start's work.
+    request_filter_mebibytes: int = Field(default=32, ge=1, le=16_384)
 
 
 class Limits(Table):

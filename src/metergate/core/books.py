@@ -242,7 +242,7 @@ class Books:
             self._active[request_key(reservation)] = reservation.reservation_id
 
     def _index_charge(self, charge: Charge) -> None:
-        self._charged[(charge.subscriber_id, charge.authorization_id, charge.request_id)] = charge.charge_id
+        self._charged[request_key(charge)] = charge.charge_id
         self._charge_of[charge.reservation_id] = charge.charge_id
 
     def _index_correction(self, correction: Correction) -> None:
@@ -251,6 +251,6 @@ class Books:
             self._refunds.setdefault(correction.charge_id, []).append(key)
 
 
-def request_key(reservation: Reservation) -> RequestKey:
-    """What identifies the request a reservation is for."""
-    return (reservation.subscriber_id, reservation.authorization_id, reservation.request_id)
+def request_key(row: Reservation | Charge) -> RequestKey:
+    """What identifies the request that a reservation or a charge is of."""
+    return (row.subscriber_id, row.authorization_id, row.request_id)

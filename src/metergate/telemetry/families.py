@@ -265,6 +265,14 @@ QUEUED = Family(
     kind="gauge",
     help="Operations that wait for the next transaction.",
 )
+REQUEST_FILTER_WHOLE = Family(
+    name="metergate_store_request_filter_whole",
+    kind="gauge",
+    help=(
+        "1: of a new request the gateway knows from memory that it was never charged. 0, for minutes at the first "
+        "start on a large ledger and a second at others: it is looked for in the file."
+    ),
+)
 
 # --- the books ------------------------------------------------------------------------------------------------------
 
@@ -368,6 +376,7 @@ FAMILIES = (
     COMMIT_SECONDS,
     COMMIT_OPERATIONS,
     QUEUED,
+    REQUEST_FILTER_WHOLE,
     AUDITED,
     AUDIT_DIFFERENCES,
     AUDIT_SECONDS,

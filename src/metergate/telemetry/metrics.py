@@ -98,6 +98,7 @@ class Metrics:
         self.commit_seconds = Histogram(families.COMMIT_SECONDS, registry).series()
         self.commit_operations = Histogram(families.COMMIT_OPERATIONS, registry).series()
         self.queued = gauge(families.QUEUED, registry)
+        self.request_filter_whole = gauge(families.REQUEST_FILTER_WHOLE, registry)
         self.audited_subscribers = counter(families.AUDITED, registry)
         self.audit_differences = counter(families.AUDIT_DIFFERENCES, registry)
         self.audit_seconds = Histogram(families.AUDIT_SECONDS, registry).series()

@@ -24,8 +24,8 @@ from metergate.core.operations import (
 )
 from metergate.core.reservation import Reservation
 from metergate.stores.sqlite import codec, derived
-from metergate.stores.sqlite.charged_requests import ChargedRequests
 from metergate.stores.sqlite.open_rows import OpenRows
+from metergate.stores.sqlite.request_filter import RequestFilter
 
 Row = TypeVar("Row")
 
@@ -46,6 +46,12 @@ RESERVATIONS_ACTIVE = _select(
     index="reservations_active",
 )
 CHARGES_BY_ID = _select("charges", codec.CHARGE, "charges.charge_id = wanted.value")
+CHARGES_BY_REQUEST = _select(
+    "charges",
+    codec.CHARGE,
+    """charges.subscriber_id = wanted.value ->> 0 AND charges.authorization_id = wanted.value ->> 1
+        AND charges.request_id = wanted.value ->> 2""",
+)
 CHARGES_BY_RESERVATION = _select("charges", codec.CHARGE, "charges.reservation_id = wanted.value")
 WALLETS = _select("wallets", codec.WALLET, "wallets.subscriber_id = wanted.value")
 AUTHORIZATIONS_BY_ID = _select(
@@ -100,7 +106,8 @@ REFUNDS_BY_CHARGE = _select(
 class Loader:
     """One batch's loading. What the writer remembers (``kept``) is not read again."""
 
-    def __init__(self, connection: sqlite3.Connection, kept: OpenRows, charged: ChargedRequests) -> None:
+    def __init__(self, connection: sqlite3.Connection, kept: OpenRows, charged: RequestFilter | None) -> None:
+        """``charged`` tells which requests' charges need not be read; None: of all they are."""
         self._connection = connection
         self._charged = charged
         self._kept = kept
@@ -115,18 +122,14 @@ class Loader:
     def load(self, operations: Sequence[Operation]) -> Books:
         """The books that ``Ledger`` needs to decide the operations."""
         books = Books()
-        requests = {_request_of(operation) for operation in operations if isinstance(operation, Reserve)}
-        with self._charged.reading(requests) as charged:
-            self._load_reservations(books, operations)
-            for operation in operations:
-                self._note(books, operation)
-            self._load_corrections(books)
-            self._load_payers(books)
-            self._load_rollovers(books, operations)
-            self._load_reversed(books)
-            self._load_charges(books)
-        for columns in charged:
-            books.load_charge(codec.charge(columns))
+        self._load_reservations(books, operations)
+        for operation in operations:
+            self._note(books, operation)
+        self._load_corrections(books)
+        self._load_payers(books)
+        self._load_rollovers(books, operations)
+        self._load_reversed(books)
+        self._load_charges(books, operations)
         return books
 
     # --- reservations -----------------------------------------------------------------------------------------------
@@ -138,7 +141,7 @@ class Loader:
         for operation in operations:
             if isinstance(operation, Reserve):
                 key = _request_of(operation)
-                if not self._recall_reservation(books, self._kept.active(key)):
+                if not self._recall_reservation(books, self._kept.active(key)) and not self._kept.are_all:
                     requests.add(key)
             elif not isinstance(operation, (Capture, Settle, Recover)):
                 continue
@@ -269,7 +272,14 @@ class Loader:
         for subscriber_id, grant_id, lost in self._rows(LOST_BY_GRANT, carriers, tuple):
             books.load_lost((subscriber_id, grant_id), lost)
 
-    def _load_charges(self, books: Books) -> None:
+    def _load_charges(self, books: Books, operations: Sequence[Operation]) -> None:
+        """Of requests that are asked for again, and of reservations that are closed."""
+        requests: Collection[RequestKey]
+        requests = {_request_of(operation) for operation in operations if isinstance(operation, Reserve)}
+        if self._charged is not None:
+            requests = self._charged.perhaps_charged(requests)
+        for charge in self._rows(CHARGES_BY_REQUEST, requests, codec.charge):
+            books.load_charge(charge)
         closed = [row.reservation_id for row in books.reservations.rows.values() if row.close_cause is not None]
         for charge in self._rows(CHARGES_BY_RESERVATION, closed, codec.charge):
             books.load_charge(charge)

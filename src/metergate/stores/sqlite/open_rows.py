@@ -27,6 +27,7 @@ class OpenRows:
     def __init__(self) -> None:
         self.reservations: dict[str, Reservation] = {}  # ACTIVE ones, by id
         self.payers: dict[str, Payer] = {}  # by subscriber
+        self.are_all = False  # whether no other reservation in the file is ACTIVE: none that recovery could not settle
         self._by_request: dict[RequestKey, str] = {}
 
     def active(self, key: RequestKey) -> Reservation | None:

@@ -53,12 +53,15 @@ MOVE_RESERVED = """
 UPDATE_WALLET = "UPDATE wallets SET sequence = ? WHERE subscriber_id = ?"
 UPDATE_WALLET_STATE = "UPDATE wallets SET state = ? WHERE subscriber_id = ?"
 _GRANT_CHANGED = """
-    UPDATE grants SET unspent_microcredits = unspent_microcredits + ?1, amount_microcredits = ?2, reverse_time_us = ?3
+    SET unspent_microcredits = unspent_microcredits + ?1, amount_microcredits = ?2, reverse_time_us = ?3
 """
 _OF_ID = "WHERE subscriber_id = ?4 AND grant_id = ?5"
-UPDATE_GRANT = f"{_GRANT_CHANGED} {_OF_ID}"
+# By the index that its request found it in, which is in the writer's cache: a page of another one would be read.
+UPDATE_GRANT = f"UPDATE grants INDEXED BY grants_with_credit {_GRANT_CHANGED} {_OF_ID} AND is_spent = 0"
 # A statement of its own: it writes the index of grants with credit too.
-UPDATE_GRANT_TO_OR_FROM_NOTHING = f"{_GRANT_CHANGED}, is_spent = (unspent_microcredits + ?1 = 0) {_OF_ID}"
+UPDATE_GRANT_TO_OR_FROM_NOTHING = f"""
+    UPDATE grants {_GRANT_CHANGED}, is_spent = (unspent_microcredits + ?1 = 0) {_OF_ID}
+"""
 UPDATE_AUTHORIZATION = "UPDATE authorizations SET charged_microcredits = ? WHERE authorization_id = ?"
 REVOKE_AUTHORIZATION = "UPDATE authorizations SET revoke_time_us = ? WHERE authorization_id = ?"
 _CAPTURED = "UPDATE reservations SET captured_microcredits = ?, captured_usage = ?, delivered_microcredits = ?"

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Self, cast
+from typing import NoReturn, Self, cast
 from uuid import uuid4
 
 from metergate.core.errors import ErasureUnfinished, MetergateError, Overloaded, ResourceNotFound, StoreUnavailable
@@ -40,6 +40,7 @@ from metergate.stores.group_commit import GroupCommit
 from metergate.stores.sqlite import expiring, setting_up
 from metergate.stores.sqlite.connection import FileLock, check_path
 from metergate.stores.sqlite.erasing import end_erasure, erase_piece, leaves_copies
+from metergate.stores.sqlite.filter_keeping import FilterKeeping
 from metergate.stores.sqlite.reader import SqliteLedgerReader
 from metergate.stores.sqlite.upkeep import OpenReservation, heartbeats, open_reservations, prune
 from metergate.stores.sqlite.write_operations import SetUp, WriteOperation
@@ -64,6 +65,7 @@ class SqliteLedgerStore(SqliteLedgerReader):
         self._leases = Leases()
         self._lock = lock
         self._writer = writer
+        self._filter_keeping: asyncio.Task[NoReturn] | None = None
         self._commits: GroupCommit[WriteOperation] = GroupCommit(
             writer.commit,
             is_open=lambda: writer.is_open,
@@ -82,16 +84,25 @@ class SqliteLedgerStore(SqliteLedgerReader):
         create: bool,
         observe: Callable[[Commit], None] = lambda commit: None,
         cache_mebibytes: int | None = None,
+        request_filter_mebibytes: int | None = None,
     ) -> Self:
         """Open the ledger, or with ``create`` make a new one, and settle what a dead owner left open.
 
         ``observe`` is told of every transaction, in the event loop, and must not raise. ``cache_mebibytes`` is of
-        a gateway's cache, into which wallets are read beforehand; None: a command's.
+        a gateway's cache, into which wallets are read beforehand; None: a command's. ``request_filter_mebibytes`` is of
+        a gateway's memory of requests that were charged; None: each request's place among them is read.
 
         StoreRefused if the file is missing, foreign, newer, read-only, no database, or written by another process;
         StoreUnavailable if storage fails meanwhile.
         """
-        opening = asyncio.create_task(cls._open(path, clock, owner_id, create, observe, cache_mebibytes))
+        writer = SqliteWriter(
+            path,
+            clock=clock,
+            owner_id=owner_id,
+            cache_mebibytes=cache_mebibytes,
+            request_filter_mebibytes=request_filter_mebibytes,
+        )
+        opening = asyncio.create_task(cls._open(path, writer, clock, create, observe))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -104,17 +115,16 @@ class SqliteLedgerStore(SqliteLedgerReader):
     async def _open(
         cls,
         path: Path,
+        writer: SqliteWriter,
         clock: Clock,
-        owner_id: str,
         create: bool,
         observe: Callable[[Commit], None],
-        cache_mebibytes: int | None,
     ) -> Self:
-        writer = SqliteWriter(path, clock=clock, owner_id=owner_id, cache_mebibytes=cache_mebibytes)
         lock = await asyncio.to_thread(_lock_and_open, path, writer, create)
         store = cls(path, lock, writer, clock, observe)
         try:
             await store._in_thread(store._current_query)
+            store._keep_request_filter()
         except BaseException:
             await store.close()
             raise
@@ -131,6 +141,12 @@ class SqliteLedgerStore(SqliteLedgerReader):
         return self._writer.content_key
 
     @property
+    def has_whole_request_filter(self) -> bool:
+        """Whether of a request that was never charged nothing is read to see so."""
+        filter_ = self._writer.request_filter
+        return filter_ is not None and filter_.is_whole
+
+    @property
     def queued_operations(self) -> int:
         """Operations that wait for the next transaction."""
         return self._commits.queued
@@ -139,7 +155,23 @@ class SqliteLedgerStore(SqliteLedgerReader):
         """Write this owner's heartbeat, durably; a full queue does not refuse it."""
         await self._commits.submit(SetUp(self._writer.beat), is_new_work=False)
 
+    def _keep_request_filter(self) -> None:
+        filter_ = self._writer.request_filter
+        if filter_ is None:
+            return
+        keeping = FilterKeeping(
+            self._path,
+            filter_,
+            self.content_key,
+            read=lambda function: self._read(lambda query: function(query.connection)),
+            write=lambda set_up: self._commits.submit(set_up, is_new_work=False, is_urgent=False),
+        )
+        self._filter_keeping = asyncio.create_task(keeping.run(), name="ledger-filter")
+
     async def _close(self) -> None:
+        if self._filter_keeping is not None:
+            self._filter_keeping.cancel()
+            await asyncio.wait([self._filter_keeping])
         await self._commits.close()
         await super()._close()
         await asyncio.to_thread(self._close_writer)

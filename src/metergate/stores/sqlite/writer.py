@@ -5,14 +5,13 @@ is closed, nothing is read back, and the next opening is a new epoch whose recov
 """
 
 import logging
-import secrets
 import sqlite3
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 from metergate.core.batches import Operation, Outcome, check_ids_of, subscriber_of
-from metergate.core.books import Books
+from metergate.core.books import Books, request_key
 from metergate.core.capturing import answer, debited, is_covered
 from metergate.core.errors import (
     ErasureUnfinished,
@@ -27,7 +26,6 @@ from metergate.core.reservation import Owner, Reservation
 from metergate.core.rows import TransferKind
 from metergate.ports import Clock
 from metergate.stores.sqlite import codec
-from metergate.stores.sqlite.charged_requests import ChargedRequests
 from metergate.stores.sqlite.compacting import COPIES_ARE_GONE, COPIES_ARE_LEFT, compact_if_small
 from metergate.stores.sqlite.connection import (
     BUSY_TIMEOUT_S,
@@ -35,9 +33,11 @@ from metergate.stores.sqlite.connection import (
     FileIdentity,
     open_for_writing,
 )
+from metergate.stores.sqlite.epochs import begin_epoch, forget_idle_owners, read_content_key
 from metergate.stores.sqlite.erased_names import unfinished
 from metergate.stores.sqlite.loading import Loader
 from metergate.stores.sqlite.open_rows import OpenRows
+from metergate.stores.sqlite.request_filter import RequestFilter
 from metergate.stores.sqlite.saving import Before, RowsMissing, save, save_captured
 from metergate.stores.sqlite.warming import warm
 from metergate.stores.sqlite.write_operations import SetUp, WriteOperation, positions_in_order
@@ -67,8 +67,19 @@ Result = Outcome | object | MetergateError
 class SqliteWriter:
     """Commits batches of operations. Not thread-safe: one thread at a time calls it."""
 
-    def __init__(self, path: Path, *, clock: Clock, owner_id: str, cache_mebibytes: int | None = None) -> None:
-        """``cache_mebibytes``: of a gateway, which reads beforehand what its requests will need; None: of a command."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Clock,
+        owner_id: str,
+        cache_mebibytes: int | None = None,
+        request_filter_mebibytes: int | None = None,
+    ) -> None:
+        """``cache_mebibytes``: of a gateway, which reads beforehand what its requests will need; None: of a command.
+
+        ``request_filter_mebibytes``: of the filter of charges' requests; None: there is none.
+        """
         self._path = path
         self._clock = clock
         self._owner = Owner(owner_id=owner_id, epoch=0)
@@ -82,8 +93,10 @@ class SqliteWriter:
         self._is_written_anew = False  # the file, since something was erased last
         self._wal_cleaned_time_us = 0
         self._open = OpenRows()
-        self._charged: ChargedRequests | None = None  # with the connection
+        self._request_filter_mebibytes = request_filter_mebibytes
+        self._request_filter: RequestFilter | None = None  # of this ledger, whatever connection is open
         self._checks_references = True
+        self._forgotten: frozenset[str] | None = None  # names of who is being forgotten; None: they must be read
 
     @property
     def owner(self) -> Owner:
@@ -94,6 +107,11 @@ class SqliteWriter:
     def content_key(self) -> bytes:
         """The store's secret for content hashes."""
         return self._content_key
+
+    @property
+    def request_filter(self) -> RequestFilter | None:
+        """Which requests were never charged; None for a command, or before the ledger was opened."""
+        return self._request_filter
 
     @property
     def is_open(self) -> bool:
@@ -114,14 +132,19 @@ class SqliteWriter:
         cache_mebibytes = self._cache_mebibytes or COMMAND_CACHE_MEBIBYTES
         connection = open_for_writing(self._path, create=create, cache_mebibytes=cache_mebibytes)
         try:
-            content_key = self._read_content_key(connection)
+            now_us = self._clock.now_us()
+            content_key = read_content_key(connection, now_us)
+            if content_key is None:
+                raise StoreRefused(path=str(self._path), problem="its content key is gone; restore it from a backup")
             if self._content_key not in (b"", content_key):
                 raise StoreRefused(path=str(self._path), problem="another ledger is in its place")
             self._content_key = content_key
-            self._owner = self._begin_epoch(connection)
-            self._forget_idle_owners(connection)
+            self._owner = begin_epoch(connection, self._owner.owner_id, now_us)
+            self._heartbeat_time_us = now_us
+            forget_idle_owners(connection, self._owner.epoch)
             self._identity = FileIdentity(self._path)
-            self._charged = ChargedRequests(self._path, connection)
+            if self._request_filter is None and self._request_filter_mebibytes is not None:
+                self._request_filter = RequestFilter(content_key, self._request_filter_mebibytes)
         except sqlite3.Error as exc:
             connection.close()
             raise StoreRefused(path=str(self._path), problem=str(exc)) from exc
@@ -145,55 +168,14 @@ class SqliteWriter:
     def close(self) -> None:
         """Close the connection; what was committed stays."""
         self._open = OpenRows()
+        self._forgotten = None
         self._checks_references = True
-        charged, self._charged = self._charged, None
         connection, self._connection = self._connection, None
-        for each in (charged, connection):
-            try:
-                if each is not None:
-                    each.close()
-            except sqlite3.Error as exc:
-                logger.warning("closing the ledger %s: %s", self._path, exc)
-
-    def _read_content_key(self, connection: sqlite3.Connection) -> bytes:
-        """The ledger's secret, made when the first owner opens it.
-
-        A lost one is not replaced: keyed by another, requests that were charged would look like new ones.
-        """
-        connection.execute(
-            "INSERT INTO meta (only_row, content_key, create_time_us) SELECT 1, ?, ? "
-            "WHERE NOT EXISTS (SELECT 1 FROM owners) ON CONFLICT DO NOTHING",
-            (secrets.token_bytes(32), self._clock.now_us()),
-        )
-        row = connection.execute("SELECT content_key FROM meta").fetchone()
-        if row is None:
-            raise StoreRefused(path=str(self._path), problem="its content key is gone; restore it from a backup")
-        return bytes(row[0])
-
-    def _begin_epoch(self, connection: sqlite3.Connection) -> Owner:
-        """The next epoch of this owner, recorded. Epochs of one file never repeat, whoever opens it."""
-        now_us = self._clock.now_us()
-        owner_id = self._owner.owner_id
-        (epoch,) = connection.execute(
-            "INSERT INTO owners (owner_id, epoch, start_time_us, heartbeat_time_us) "
-            "SELECT ?, 1 + coalesce(max(epoch), 0), ?, ? FROM owners RETURNING epoch",
-            (owner_id, now_us, now_us),
-        ).fetchone()
-        self._heartbeat_time_us = now_us
-        return Owner(owner_id=owner_id, epoch=epoch)
-
-    def _forget_idle_owners(self, connection: sqlite3.Connection) -> None:
-        """Remove earlier owners without a reservation; else each command and each start would leave a row for ever.
-
-        Reservations are stored in the order of epochs: whoever is newer than the last one's owner has none, and whoever
-        is older than the first one's has none any more.
-        """
-        connection.execute(
-            "DELETE FROM owners WHERE epoch < ? AND ("
-            "epoch > coalesce((SELECT owner_epoch FROM reservations ORDER BY rowid DESC LIMIT 1), 0) "
-            "OR epoch < (SELECT owner_epoch FROM reservations ORDER BY rowid LIMIT 1))",
-            (self._owner.epoch,),
-        )
+        try:
+            if connection is not None:
+                connection.close()
+        except sqlite3.Error as exc:
+            logger.warning("closing the ledger %s: %s", self._path, exc)
 
     def _recover(self) -> None:
         """Settle every ACTIVE reservation that is not this epoch's, in bounded batches.
@@ -224,6 +206,8 @@ class SqliteWriter:
                     settled += 1
         if settled:
             logger.warning("recovered %d reservations that another epoch left open in %s", settled, self._path)
+        if self._connection is not None:  # recovery did not fail on it
+            self._open.are_all = not self._abandoned(("", "", ""))
 
     def _abandoned(self, after: codec.Columns) -> list[codec.Columns]:
         """The next batch of other epochs' ACTIVE reservations, in the order of the index that finds them."""
@@ -298,9 +282,34 @@ class SqliteWriter:
         results: list[Result] = [None] * len(operations)
         self._check_references(connection, operations)
         connection.execute("BEGIN IMMEDIATE")
+        to_decide, set_ups = self._sort_out(connection, operations, results)
+        books = Loader(connection, self._open, self._request_filter).load([operation for _, operation in to_decide])
+        before = Before.of(books)
+        ledger = Ledger(books)
+        for position, operation in to_decide:
+            try:
+                results[position] = self._decide(ledger, operation)
+            except MetergateError as refusal:
+                results[position] = refusal
+        expired_microcredits = _expired_microcredits(books)
+        save(connection, books, before)
+        if self._request_filter is not None:  # before they are durable: it must never lack one that is
+            self._request_filter.add(map(request_key, books.charges.added.values()))
+        self._run(connection, set_ups, results)
+        self._beat_if_due(connection)
+        self._commit(connection)
+        self._expired_microcredits += expired_microcredits
+        self._open.keep(books)
+        self._remove_traces(connection, [set_up for _, set_up in set_ups])
+        return results
+
+    def _sort_out(
+        self, connection: sqlite3.Connection, operations: Sequence[WriteOperation], results: list[Result]
+    ) -> tuple[list[tuple[int, Operation]], list[tuple[int, SetUp]]]:
+        """What is to be decided, in order, and what is written beside it; what is refused at once goes to results."""
         to_decide: list[tuple[int, Operation]] = []
         set_ups: list[tuple[int, SetUp]] = []
-        forgotten = {name for renamed in unfinished(connection) for name in (renamed.old, renamed.new)}
+        forgotten = self._read_forgotten(connection)
         for position in positions_in_order(operations):
             operation = operations[position]
             if isinstance(operation, SetUp):
@@ -314,28 +323,24 @@ class SqliteWriter:
                 results[position] = refusal
             else:
                 to_decide.append((position, operation))
-        assert self._charged is not None
-        books = Loader(connection, self._open, self._charged).load([operation for _, operation in to_decide])
-        before = Before.of(books)
-        ledger = Ledger(books)
-        for position, operation in to_decide:
-            try:
-                results[position] = self._decide(ledger, operation)
-            except MetergateError as refusal:
-                results[position] = refusal
-        expired_microcredits = _expired_microcredits(books)
-        save(connection, books, before)
+        return to_decide, set_ups
+
+    def _run(self, connection: sqlite3.Connection, set_ups: Sequence[tuple[int, SetUp]], results: list[Result]) -> None:
+        if set_ups:  # nothing else begins to forget anybody, or ends it
+            self._forgotten = None
         for position, set_up in set_ups:
             try:
                 results[position] = set_up.run(connection)
             except MetergateError as refusal:
                 results[position] = refusal
-        self._beat_if_due(connection)
-        self._commit(connection)
-        self._expired_microcredits += expired_microcredits
-        self._open.keep(books)
-        self._remove_traces(connection, [set_up for _, set_up in set_ups])
-        return results
+
+    def _read_forgotten(self, connection: sqlite3.Connection) -> frozenset[str]:
+        """What everybody who is being forgotten is called, and was."""
+        if self._forgotten is None:
+            self._forgotten = frozenset(
+                name for renamed in unfinished(connection) for name in (renamed.old, renamed.new)
+            )
+        return self._forgotten
 
     def _covered_captures(self, operations: Sequence[WriteOperation]) -> list[Capture] | None:
         """The operations, if all of them are captures that open reservations of this owner cover; else None."""

@@ -1,24 +1,19 @@
-"""What the SQLite store reads beside its writer, and beforehand: charges of requests, wallets."""
+"""What the SQLite store reads before it serves, so that admissions find it: wallets."""
 
 # ruff: noqa: ASYNC240 - a test may wait for a small file
 
-import asyncio
 import logging
 import os
 import sqlite3
-import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from fakes import FakeClock
-from ledger_rows import NOW_US, a_grant, a_refund, a_reserve, a_settle, available, differences, open_wallet, reserve
+from ledger_rows import NOW_US, a_grant, a_refund, a_settle, differences, open_wallet, reserve
 
-from metergate.core.errors import RequestIdConflict, StoreUnavailable
-from metergate.core.operations import Replayed, Reserved
-from metergate.stores.sqlite import SqliteLedgerStore, charged_requests, warming
-from metergate.stores.sqlite.charged_requests import REQUESTS_MIN
+from metergate.stores.sqlite import SqliteLedgerStore, warming
 
 CACHE_MEBIBYTES = 16
 
@@ -40,67 +35,6 @@ async def store(path: Path) -> AsyncIterator[SqliteLedgerStore]:
     await open_wallet(store, a_grant("grant-1", 1_000_000))
     yield store
     await store.close()
-
-
-@pytest.mark.parametrize("count", [1, REQUESTS_MIN - 1, REQUESTS_MIN, 3 * REQUESTS_MIN])
-async def test_requests_that_were_charged_are_known_in_a_batch_of_any_size(
-    store: SqliteLedgerStore, count: int
-) -> None:
-    """Some new, some charged, some charged with other content; no charge is made twice."""
-    names = [f"res-{number}" for number in range(count)]
-    await asyncio.gather(*(reserve(store, name) for name in names[::2]))
-    await asyncio.gather(*(store.settle(a_settle(9, name, owner=store.owner, captured=9)) for name in names[::2]))
-    before = await available(store)
-    contents = [b"other" if number % 4 == 0 else b"content" for number in range(count)]
-    outcomes = await asyncio.gather(
-        *(
-            store.reserve(
-                a_reserve(f"again-{name}", request_id=f"request-of-{name}", content_hash=content, owner=store.owner)
-            )
-            for name, content in zip(names, contents, strict=True)
-        ),
-        return_exceptions=True,
-    )
-    expected = [RequestIdConflict, Reserved, Replayed, Reserved]
-    assert [type(outcome) for outcome in outcomes] == [expected[number % 4] for number in range(count)]
-    assert before - await available(store) == 100 * (count // 2)
-    assert await differences(store) == []
-
-
-async def test_a_batch_whose_charges_cannot_be_read_fails_and_the_store_comes_back(
-    store: SqliteLedgerStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Otherwise requests that were charged before would be charged again."""
-    operations = [a_reserve(f"res-{number}", owner=store.owner) for number in range(REQUESTS_MIN)]
-
-    def fail(*_: object) -> None:
-        raise sqlite3.OperationalError("disk I/O error")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(charged_requests, "_charges", fail)
-        outcomes = await asyncio.gather(*map(store.reserve, operations), return_exceptions=True)
-    assert {type(outcome) for outcome in outcomes} == {StoreUnavailable}
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                await store.check()
-                break
-            except StoreUnavailable:
-                await asyncio.sleep(0.01)
-    assert await available(store) == 1_000_000
-    await asyncio.gather(*(reserve(store, f"res-{number}") for number in range(REQUESTS_MIN)))
-    assert await differences(store) == []
-
-
-async def test_a_closed_store_leaves_no_thread(store: SqliteLedgerStore) -> None:
-    await asyncio.gather(*(reserve(store, f"res-{number}") for number in range(REQUESTS_MIN)))
-    assert _threads()
-    await store.close()
-    assert not _threads()
-
-
-def _threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("ledger-requests")]
 
 
 async def test_wallets_are_read_beforehand_and_not_again(store: SqliteLedgerStore, path: Path) -> None:
