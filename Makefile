@@ -30,8 +30,10 @@ check: $(INSTALLED) ## Formatting, lint, types, floors, protos, drift of the gen
 	@echo "== stubs" && $(BIN)/python scripts/generate_stubs.py --check
 	@echo "== metrics" && $(BIN)/python scripts/generate_metrics_reference.py --check
 
-test: $(INSTALLED) ## All tests, those against the real model included
-	@$(BIN)/pytest
+# Whatever the environment says: the gateways that the tests start by the dozen would each compile all of it again.
+test: export PYTHONDONTWRITEBYTECODE :=
+test: $(INSTALLED) ## All tests, those against the real model included, on all cores; ARGUMENTS="-k name"
+	@$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGUMENTS)
 
 soak: $(INSTALLED) ## The proofs that take long: simulated worlds, killed gateways, power cuts, failing disks, a large ledger; ARGUMENTS="--only crash"
 	@PYTHONPATH=scripts:tests $(BIN)/python -m soak $(ARGUMENTS)

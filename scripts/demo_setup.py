@@ -73,11 +73,17 @@ class Surprise(Exception):
     """Something that should not happen here."""
 
 
+_kept: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port that nobody listens on, and that no process is given by chance until this one ends."""
+    kept = socket.socket()
+    _kept.append(kept)
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):  # each server sets the one or the other
+        kept.setsockopt(socket.SOL_SOCKET, option, 1)
+    kept.bind(("127.0.0.1", 0))
+    return int(kept.getsockname()[1])
 
 
 def is_free(port: int) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ports import reserved_port
+
 _SCRIPT = Path(__file__).parent.parent / "scripts" / "llama_server.py"
 _STOP_SECONDS_MAX = 10.0
 
@@ -16,22 +18,21 @@ class LlamaProcess:
 
     def __init__(self, *arguments: str) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
-        self._process = subprocess.Popen(
-            [sys.executable, str(_SCRIPT), *arguments], stdout=subprocess.PIPE, stderr=self._log, text=True
-        )
-        assert self._process.stdout is not None
-        # The script gives up by itself when the model does not load; then the line is empty.
-        ready, _, self.url = self._process.stdout.readline().strip().partition(" ")
+        with reserved_port() as port:  # while the model is loaded, before it listens
+            self._process = subprocess.Popen(
+                [sys.executable, str(_SCRIPT), "--port", str(port), *arguments],
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                text=True,
+            )
+            assert self._process.stdout is not None
+            # The script gives up by itself when the model does not load; then the line is empty.
+            ready, _, self.url = self._process.stdout.readline().strip().partition(" ")
         if ready != "ready":
             self._log.seek(0)
             problem = self._log.read()[-2000:]
             self.kill()
             raise AssertionError(f"the model server did not start: {problem}")
-
-    @property
-    def port(self) -> int:
-        """Where it listens, on 127.0.0.1."""
-        return int(self.url.rpartition(":")[2])
 
     def kill(self) -> None:
         """End it without a warning."""

@@ -13,7 +13,7 @@ import uuid_utils
 from bench.costs import Progress
 from bench.results import Cycles
 from bench.store import STREAMS, copy_ledger, open_wallet, reserve, usage
-from metergate.app import SystemClock
+from metergate.clock import SystemClock
 from metergate.core.operations import Capture, Settle, Settlement
 from metergate.core.reservation import CloseCause, Reservation
 from metergate.core.rows import Attempt, FinishReason

@@ -11,7 +11,7 @@ import uuid_utils
 
 from bench.costs import Progress
 from bench.results import Captures
-from metergate.app import SystemClock
+from metergate.clock import SystemClock
 from metergate.core.operations import AddAuthorization, AddGrant, AddSubscriber, Capture, Reserve, Reserved
 from metergate.core.reservation import Reservation
 from metergate.core.rows import Authorization, Channel, Grant, GrantSource, Wallet, WalletState

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.store import RESERVED_MICROCREDITS, open_wallet
 from ledger_rows import a_capture, a_reserve, a_settle, differences
 
-from metergate.app import SystemClock
+from metergate.clock import SystemClock
 from metergate.core.operations import EraseSubscriber
 from metergate.stores.sqlite import SqliteLedgerStore
 from soak.generating import generate

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gateway_process import openai_backend, write_config
 
-from metergate.app import SystemClock
+from metergate.clock import SystemClock
 from metergate.stores.sqlite import SqliteLedgerStore
 from metergate.stores.sqlite.connection import COMMAND_CACHE_MEBIBYTES
 from soak.generating import generate

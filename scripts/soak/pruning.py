@@ -4,7 +4,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from metergate.app import SystemClock
+from metergate.clock import SystemClock
 from metergate.metering.upkeep import Upkeep
 from metergate.stores.sqlite import SqliteLedgerStore
 

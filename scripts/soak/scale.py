@@ -16,7 +16,7 @@ from bench.cycles import Timed, run_round, summary
 from bench.store import STREAMS, open_wallet
 from gateway_process import openai_backend, write_config
 
-from metergate.app import SystemClock
+from metergate.clock import SystemClock
 from metergate.config.schema import Store
 from metergate.stores.sqlite import SqliteLedgerStore
 from metergate.stores.sqlite.filter_keeping import UNCOVERED_CHARGES_MIN

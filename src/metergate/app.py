@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import uuid_utils
 
+from metergate.clock import SystemClock
 from metergate.config import Config, needing_restart
 from metergate.core.audit import AuditRound
 from metergate.core.errors import (
@@ -58,14 +59,6 @@ LAST_WORDS_SECONDS = 2.0
 
 # A request that ended at its time limit still has to be settled, and its receipt and status be sent.
 SETTLING_SECONDS = 60.0
-
-
-class SystemClock:
-    """The machine's wall time."""
-
-    def now_us(self) -> int:
-        """Microseconds since the epoch, UTC."""
-        return time.time_ns() // 1_000
 
 
 async def start_problems(config: Config) -> list[MetergateError]:

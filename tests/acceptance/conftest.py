@@ -2,12 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import cache
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from ports import reserved_port
 
 from metergate import offerings
 from metergate.cli.main import main
@@ -21,6 +22,13 @@ _open_tokenizer_once = cache(open_tokenizer)
 @pytest.fixture(autouse=True)
 def _vocabulary_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offerings, "open_tokenizer", _open_tokenizer_once)
+
+
+@pytest.fixture
+def backend_port() -> Iterator[int]:
+    """For a backend that goes away and comes back."""
+    with reserved_port() as port:
+        yield port
 
 
 @pytest.fixture

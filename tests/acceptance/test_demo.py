@@ -52,9 +52,13 @@ def test_an_interrupted_demo_leaves_no_process_behind(tmp_path: Path, number: si
     arguments = [sys.executable, "-u", str(DEMO), "--folder", str(tmp_path)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as demo:
         assert demo.stdout is not None
+        said = ""
         for line in demo.stdout:
-            if "prompt" in line:
+            said += line
+            if line.startswith("prompt "):
                 break
+        else:
+            pytest.fail(f"it ended by itself: {said}")
         demo.send_signal(signal.SIGSTOP)  # or on a busy machine it has ended before it is looked at
         running = processes_in(tmp_path)
         assert any("metergate" in command for command in running)

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -11,6 +10,7 @@ import grpc
 import pytest
 from app_client import PROMPT, Answer, App, cause, finish, inference, tokens
 from gateway_process import GatewayProcess, cost, count_prompt, open_wallets, openai_backend, verify, write_config
+from ports import reserved_port
 from word_model import WordModel, speaking
 
 # Microcredits: for everything; for the prompt and some fifty tokens; for less than the prompt.
@@ -18,11 +18,10 @@ WALLETS = {"rich": 1_000_000_000, "poor": 500, "pauper": 40}
 
 
 @pytest.fixture(scope="module")
-def backend_port() -> int:
-    """A port that is free now; each test's backend listens there."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def backend_port() -> Iterator[int]:
+    """Each test's backend listens there."""
+    with reserved_port() as port:
+        yield port
 
 
 @pytest.fixture(scope="module")

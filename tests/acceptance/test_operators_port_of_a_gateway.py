@@ -44,10 +44,10 @@ async def health_of(gateway: GatewayProcess, service: str) -> str:
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
-async def test_readiness_and_grpc_health_follow_the_backend(tmp_path: Path) -> None:
+async def test_readiness_and_grpc_health_follow_the_backend(tmp_path: Path, backend_port: int) -> None:
     await open_wallets(tmp_path / "ledger.db", {"alice": 1_000_000})
     backend = AsyncExitStack()
-    model = await backend.enter_async_context(speaking(WordModel()))
+    model = await backend.enter_async_context(speaking(WordModel(), backend_port))
     write_config(tmp_path, openai_backend(model.url))
     with GatewayProcess(tmp_path) as gateway:
         await until_ready_is(gateway, 200)
@@ -57,7 +57,7 @@ async def test_readiness_and_grpc_health_follow_the_backend(tmp_path: Path) -> N
         assert await health_of(gateway, "metergate.v1.InferenceService") == "NOT_SERVING"
         assert await health_of(gateway, "metergate.v1.AccountService") == "SERVING"
         assert (await asyncio.to_thread(get, gateway, "/livez"))[0] == 200
-        async with speaking(WordModel(), model.port):
+        async with speaking(WordModel(), backend_port):
             await until_ready_is(gateway, 200)
             assert await health_of(gateway, "metergate.v1.InferenceService") == "SERVING"
 

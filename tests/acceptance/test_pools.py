@@ -234,20 +234,23 @@ async def test_requests_beyond_a_backends_limit_wait_in_line_and_beyond_the_line
         assert len(books.charges()) == 3
 
 
-async def test_a_backend_that_is_killed_mid_stream_and_comes_back_serves_again(tmp_path: Path) -> None:
+async def test_a_backend_that_is_killed_mid_stream_and_comes_back_serves_again(
+    tmp_path: Path, backend_port: int
+) -> None:
     """Alone in its pool: one break does not leave it out."""
     before = WordModel(words=WORDS, hold_after=4)
-    async with speaking(before) as model:
-        port = model.port
-        async with open_gateway(tmp_path, openai_backend(model.url)) as (app, books):
-            running = app.stream(inference("running"))
-            await running.until_characters(len(model.text(4)))
-            model.kill()
-            broken = await running.ended()
-            assert broken.refused.reason == "BACKEND_UNAVAILABLE"
-            assert broken.receipted.charged_microcredits == cost(broken.admitted.prompt_tokens, broken.text)
-            [refused] = await answers(app, ["while it is away"])
-            assert refused.refused.reason == "BACKEND_UNAVAILABLE"
-            async with speaking(WordModel(words=WORDS), port) as after:
-                [answer] = await answers(app, ["again"])
-                check(answer, after, books, "again")
+    async with (
+        speaking(before, backend_port) as model,
+        open_gateway(tmp_path, openai_backend(model.url)) as (app, books),
+    ):
+        running = app.stream(inference("running"))
+        await running.until_characters(len(model.text(4)))
+        model.kill()
+        broken = await running.ended()
+        assert broken.refused.reason == "BACKEND_UNAVAILABLE"
+        assert broken.receipted.charged_microcredits == cost(broken.admitted.prompt_tokens, broken.text)
+        [refused] = await answers(app, ["while it is away"])
+        assert refused.refused.reason == "BACKEND_UNAVAILABLE"
+        async with speaking(WordModel(words=WORDS), backend_port) as after:
+            [answer] = await answers(app, ["again"])
+            check(answer, after, books, "again")

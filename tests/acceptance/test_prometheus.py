@@ -5,11 +5,10 @@ import contextlib
 import json
 import re
 import shutil
-import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 from urllib.request import urlopen
@@ -23,7 +22,7 @@ from word_model import WordModel, speaking
 GUIDES = Path(__file__).parents[2] / "docs" / "guides"
 QUERIES = re.findall(r"```promql\n(.*?)```", (GUIDES / "monitor.md").read_text(), re.DOTALL)
 SCRAPES = """
-global: {{scrape_interval: 500ms, evaluation_interval: 500ms}}
+global: {{scrape_interval: 200ms, evaluation_interval: 200ms}}
 scrape_configs:
   - job_name: metergate
     static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
@@ -40,32 +39,34 @@ needs_prometheus = pytest.mark.skipif(
 STARTED_SECONDS_MAX = 30.0
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
-@contextmanager
-def prometheus(folder: Path, metrics_port: int) -> Iterator[str]:
+@asynccontextmanager
+async def prometheus(folder: Path, metrics_port: int) -> AsyncIterator[str]:
     """A Prometheus that scrapes the port; its URL."""
     assert PROMETHEUS is not None
-    config = folder / "prometheus.yml"
+    config, log = folder / "prometheus.yml", folder / "prometheus.log"
     config.write_text(SCRAPES.format(port=metrics_port, rules=GUIDES / "alerts.yml"))
-    port = free_port()
     arguments = [
         f"--config.file={config}",
         f"--storage.tsdb.path={folder / 'tsdb'}",
-        f"--web.listen-address=127.0.0.1:{port}",
+        "--web.listen-address=127.0.0.1:0",
     ]
-    with (
-        (folder / "prometheus.log").open("w") as log,
-        subprocess.Popen([PROMETHEUS, *arguments], stderr=log) as process,
-    ):
+    with log.open("w") as written:
+        process = await asyncio.create_subprocess_exec(PROMETHEUS, *arguments, stderr=written)
         try:
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{await listening_port(log)}"
         finally:
             process.terminate()
+            await process.wait()
+
+
+async def listening_port(log: Path) -> int:
+    """Where a Prometheus listens, once it says so in its log."""
+    async with asyncio.timeout(STARTED_SECONDS_MAX):
+        while True:
+            said = re.search(r'"Listening on" address=127\.0\.0\.1:(\d+)', await asyncio.to_thread(log.read_text))
+            if said is not None:
+                return int(said[1])
+            await asyncio.sleep(0.05)
 
 
 def ask(url: str, query: str) -> list[dict[str, object]]:
@@ -119,19 +120,18 @@ async def make_everything_happen(app: App, model: WordModel, name: str) -> None:
 @pytest.mark.timeout(120)
 async def test_a_real_prometheus_scrapes_the_gateway_and_every_query_of_the_guide_returns_data(tmp_path: Path) -> None:
     assert len(QUERIES) >= 20
-    async with busy_gateway(tmp_path) as (gateway, app, model):
-        with prometheus(tmp_path, gateway.metrics_port) as url:
-            await make_everything_happen(app, model, "first")
-            await until_true(url, "metergate_requests_total")
-            await until_true(url, "count_over_time(metergate_requests_total[1m]) > 2")
-            await make_everything_happen(app, model, "second")
-            await until_true(url, 'increase(metergate_requests_total{outcome="BACKEND_UNAVAILABLE"}[1m]) > 0')
-            without_data = [query for query in QUERIES if not await asyncio.to_thread(ask, url, query)]
-            assert without_data == []
-            shares = await asyncio.to_thread(ask, url, 'metergate_usage_reports_total{result="mismatch"} > 0')
-            assert shares
-            await until_true(url, 'ALERTS{alertname="MetergateUsageMismatch"}')
-            assert not await asyncio.to_thread(ask, url, 'ALERTS{alertname=~"MetergateDown|MetergateNotReady"}')
+    async with busy_gateway(tmp_path) as (gateway, app, model), prometheus(tmp_path, gateway.metrics_port) as url:
+        await make_everything_happen(app, model, "first")
+        await until_true(url, "metergate_requests_total")
+        await until_true(url, "count_over_time(metergate_requests_total[1m]) > 2")
+        await make_everything_happen(app, model, "second")
+        await until_true(url, 'increase(metergate_requests_total{outcome="BACKEND_UNAVAILABLE"}[1m]) > 0')
+        without_data = [query for query in QUERIES if not await asyncio.to_thread(ask, url, query)]
+        assert without_data == []
+        shares = await asyncio.to_thread(ask, url, 'metergate_usage_reports_total{result="mismatch"} > 0')
+        assert shares
+        await until_true(url, 'ALERTS{alertname="MetergateUsageMismatch"}')
+        assert not await asyncio.to_thread(ask, url, 'ALERTS{alertname=~"MetergateDown|MetergateNotReady"}')
 
 
 @needs_prometheus

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from app_client import App, cause, finish, inference, tokens
 from edge_harness import refused
-from gateway_process import CARD, GatewayProcess, cost, metergate, openai_backend, smollm2, write_config
+from gateway_process import CARD, GatewayProcess, command_here, cost, metergate, openai_backend, smollm2, write_config
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -24,9 +24,9 @@ PROMPTS = {
 
 
 def command(folder: Path, *arguments: str) -> str:
-    result = metergate(folder, *arguments)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
+    code, out, err = command_here(folder, *arguments)
+    assert code == 0, err
+    return out.strip()
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,8 @@ def app_key(folder: Path) -> str:
 def gateway(folder: Path, own_key: str, app_key: str) -> Iterator[GatewayProcess]:
     with GatewayProcess(folder) as process:
         yield process
-    assert "No differences" in command(folder, "ledger", "verify")
+    verified = metergate(folder, "ledger", "verify")
+    assert (verified.returncode, "No differences." in verified.stdout) == (0, True), verified.stderr
 
 
 def charged_for(usage: dict[str, int]) -> int:

@@ -77,10 +77,11 @@ async def test_requests_that_follow_each_other_on_the_real_server_all_get_their_
 
 
 async def test_a_real_server_that_is_killed_in_the_middle_is_charged_what_arrived_and_serves_again_once_it_is_back(
-    tmp_path: Path,
+    tmp_path: Path, backend_port: int
 ) -> None:
     keys = await open_wallets(tmp_path / "ledger.db", {"alice": 1_000_000})
-    with llama_process("--parallel", "1") as first:
+    arguments = ("--parallel", "1", "--port", str(backend_port))
+    with llama_process(*arguments) as first:
         write_config(tmp_path, openai_backend(f"{first.url}/v1"))
         with GatewayProcess(tmp_path) as gateway:
             async with App(gateway.port, keys["alice"]) as app:
@@ -89,7 +90,7 @@ async def test_a_real_server_that_is_killed_in_the_middle_is_charged_what_arrive
                 await asyncio.to_thread(first.kill)
                 broken = await running.ended()
                 away = await app.stream(inference("away")).ended()
-                again = await asyncio.to_thread(LlamaProcess, "--parallel", "1", "--port", str(first.port))
+                again = await asyncio.to_thread(LlamaProcess, *arguments)
                 try:
                     # The gateway has found it down, and up again, or the request itself finds it.
                     answer = await app.stream(inference("again", max_completion_tokens=8)).ended()

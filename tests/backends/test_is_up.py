@@ -1,7 +1,6 @@
 """Whether a backend is up, as readiness asks."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,6 +9,7 @@ import grpc
 import pytest
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from ports import reserved_port
 from scripted_http2 import scripted_http2_server
 
 from metergate.backends import grpc as grpc_adapter
@@ -31,12 +31,6 @@ async def answering(answer: bytes) -> AsyncIterator[int]:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield server.sockets[0].getsockname()[1]
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 async def openai_is_up(port: int, health_path: str | None = None, **options: Any) -> bool:
@@ -69,14 +63,16 @@ async def openai_is_up(port: int, health_path: str | None = None, **options: Any
 async def test_an_http_backend_is_up_unless_it_fails_or_speaks_no_http(
     answer: bytes, is_up: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openai, "_LOOK_SECONDS", 0.1)
+    # An answer is waited for, however slow this machine is.
+    monkeypatch.setattr(openai, "_LOOK_SECONDS", 10.0 if answer else 0.1)
     async with answering(answer) as port:
         assert await openai_is_up(port) is is_up
 
 
 @pytest.mark.parametrize("http_version", ["1.1", "2"])
 async def test_an_http_backend_that_cannot_be_connected_to_is_down(http_version: str) -> None:
-    assert await openai_is_up(free_port(), http_version=http_version) is False
+    with reserved_port() as port:
+        assert await openai_is_up(port, http_version=http_version) is False
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from ledger_rows import CARD, a_capture, a_consent, a_reserve, a_settle
 
-from metergate.app import SystemClock
 from metergate.cli import charges as cli_charges
 from metergate.cli.main import main
+from metergate.clock import SystemClock
 from metergate.stores.sqlite import SqliteLedgerStore
 
 Run = Callable[..., tuple[int, str, str]]

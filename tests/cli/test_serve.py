@@ -4,7 +4,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,6 +40,8 @@ microcredits_per_million_tokens = {{ prompt = 500_000, completion = 2_000_000 }}
 """
 
 METERGATE = [sys.executable, "-m", "metergate"]
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -106,17 +108,19 @@ def test_a_gateway_told_to_stop_as_soon_as_it_listens_exits_with_0(folder: Path)
     assert (stopped.returncode, "stopped" in stopped.stderr) == (0, True), stopped.stderr
 
 
-def test_while_a_gateway_serves_commands_write_through_it_and_another_gateway_is_refused(folder: Path) -> None:
-    assert command(folder, "subscriber", "create", "alice").returncode == 0
+def test_while_a_gateway_serves_commands_write_through_it_and_another_gateway_is_refused(
+    folder: Path, run: Run
+) -> None:
+    assert run("subscriber", "create", "alice")[0] == 0
     with serving(folder):
         refused = command(folder, "serve")
         assert refused.returncode == 2
         assert "a gateway or another command is writing it; stop it first" in refused.stderr
         assert "Traceback" not in refused.stderr
-        assert command(folder, "grant", "add", "alice", "--credits", "5").returncode == 0
-        assert "5.000000" in command(folder, "wallet", "show", "alice").stdout
-        verified = command(folder, "ledger", "verify")
-        assert (verified.returncode, "No differences." in verified.stdout) == (0, True)
+        assert run("grant", "add", "alice", "--credits", "5")[0] == 0
+        assert "5.000000" in run("wallet", "show", "alice")[1]
+        code, verified, _ = run("ledger", "verify")
+        assert (code, "No differences." in verified) == (0, True)
 
 
 def test_an_address_in_use_is_refused_by_name(folder: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from ledger_rows import a_grant, a_settle, open_wallet, reserve
 
-from metergate.app import SystemClock
 from metergate.cli.main import main
+from metergate.clock import SystemClock
 from metergate.core.usage import TokenClass, Usage
 from metergate.stores.sqlite import SqliteLedgerStore
 

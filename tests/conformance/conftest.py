@@ -1,14 +1,22 @@
 """Every store there is, opened empty; what a test leaves in it must add up."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from durability.workplace import fast_folder
 from fakes import FakeClock, MemoryLedgerStore
 from ledger_rows import NOW_US, differences
 
 from metergate.ports import LedgerStore
 from metergate.stores.sqlite import SqliteLedgerStore
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """What a store writes is tested here, not how long a disk takes to keep it."""
+    with fast_folder() as folder:
+        yield folder
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -1,7 +1,6 @@
 """SQLite answers any sequence of operations as the pure ledger in memory does, restarts included; L2 and L3 hold."""
 
 import asyncio
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from durability.workplace import fast_folder
 from fakes import FakeClock, MemoryLedgerStore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -247,5 +247,5 @@ def test_sqlite_and_memory_give_the_same_outcomes(steps: list[tuple[Any, ...]], 
         finally:
             await stored.store.close()
 
-    with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(compare(Path(folder)))
+    with fast_folder() as folder:
+        asyncio.run(compare(folder))

@@ -500,8 +500,12 @@ async def test_new_work_is_refused_while_the_queue_is_full_but_running_streams_g
 
 
 async def test_under_load_nothing_waits_for_others_that_a_first_token_waits_for(
-    store: SqliteLedgerStore, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    commits: list[Commit] = []
+    store = await SqliteLedgerStore.open(
+        path, clock=FakeClock(NOW_US), owner_id="gateway-1", create=True, observe=commits.append
+    )
     await open_wallet(store, a_grant())
     for wait in ("WAIT_S_EACH", "WAIT_S_MAX"):
         monkeypatch.setattr(group_commit, wait, 3600.0)  # what waits, waits for ever
@@ -512,15 +516,19 @@ async def test_under_load_nothing_waits_for_others_that_a_first_token_waits_for(
         await asyncio.gather(*(store.check() for _ in together))
         await store.capture(a_capture(10, owner=store.owner))
         await asyncio.gather(*(store.check() for _ in together))
+    commits.clear()
     waiting = [
         asyncio.ensure_future(store.reserve(a_reserve("res-2", request_id="2", owner=store.owner), is_urgent=False)),
         asyncio.ensure_future(store.capture(a_capture(20, delivered_microcredits=10, owner=store.owner))),
         asyncio.ensure_future(store.settle(a_settle(20, owner=store.owner))),
     ]
-    done, _ = await asyncio.wait(waiting, timeout=0.1)
-    assert not done
     async with asyncio.timeout(SECONDS_MAX):
+        while store.queued_operations < len(waiting) or store._commits._waiting is None:
+            assert not commits, "one did not wait"
+            await asyncio.sleep(0)
         await asyncio.gather(store.check(), *waiting)  # something urgent takes them along
+    assert [commit.operations for commit in commits] == [len(waiting) + 1]
+    await store.close()
 
 
 async def test_its_observer_is_told_of_every_transaction_and_of_what_expired_in_it(path: Path) -> None:

@@ -16,7 +16,7 @@ from edge_harness import Clockwork
 from fakes import MemoryLedgerStore
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from metergate.app import SystemClock
+from metergate.clock import SystemClock
 from metergate.core.errors import CertificateInvalid
 from metergate.edges.auth import Authenticator
 from metergate.edges.server import ServerHandle, ServerLimits, start_server

@@ -57,11 +57,13 @@ async def commit_together(commits: GroupCommit[str], count: int) -> None:
         await asyncio.gather(*(commits.submit(f"before-{number}", is_new_work=False) for number in range(count)))
 
 
-async def queue(commits: GroupCommit[str], operation: str, *, is_urgent: bool) -> "asyncio.Future[object]":
-    """Submit, and let the writer take what it does not put off: it looks at its queue when the loop comes round."""
-    outcome = commits.submit(operation, is_new_work=False, is_urgent=is_urgent)
-    for _ in range(10):
-        await asyncio.sleep(0)
+async def put_off(commits: GroupCommit[str], operation: str) -> "asyncio.Future[object]":
+    """Submit, and return when the writer waits for others: it then does until something tells it not to."""
+    outcome = commits.submit(operation, is_new_work=False, is_urgent=False)
+    async with asyncio.timeout(SECONDS_MAX):
+        while commits._waiting is None:
+            assert not outcome.done(), f"{operation} did not wait"
+            await asyncio.sleep(0)
     return outcome
 
 
@@ -69,11 +71,10 @@ async def test_after_a_shared_batch_operations_wait_for_something_urgent(
     commits: GroupCommit[str], batches: Batches
 ) -> None:
     await commit_together(commits, SHARED_OPERATIONS_MIN)
-    captures = [await queue(commits, f"capture-{number}", is_urgent=False) for number in range(3)]
+    captures = [await put_off(commits, f"capture-{number}") for number in range(3)]
     assert len(batches.committed) == 1
-    await queue(commits, "reserve", is_urgent=True)
     async with asyncio.timeout(SECONDS_MAX):
-        await asyncio.gather(*captures)
+        await asyncio.gather(*captures, commits.submit("reserve", is_new_work=False))
     assert batches.committed[1:] == [["capture-0", "capture-1", "capture-2", "reserve"]]
 
 
@@ -91,7 +92,7 @@ async def test_operations_that_wait_are_committed_when_their_time_is_over(
 ) -> None:
     monkeypatch.setattr(group_commit, "WAIT_S_MAX", 0.5)
     await commit_together(commits, SHARED_OPERATIONS_MIN)
-    capture = await queue(commits, "capture", is_urgent=False)
+    capture = await put_off(commits, "capture")
     assert len(batches.committed) == 1
     async with asyncio.timeout(SECONDS_MAX):
         await capture
@@ -113,15 +114,15 @@ async def test_a_queue_that_fills_does_not_wait(
 ) -> None:
     monkeypatch.setattr(group_commit, "WAITING_OPERATIONS_MAX", 3)
     await commit_together(commits, SHARED_OPERATIONS_MIN)
-    captures = [await queue(commits, f"capture-{number}", is_urgent=False) for number in range(3)]
+    captures = [await put_off(commits, f"capture-{number}") for number in range(2)]
     async with asyncio.timeout(SECONDS_MAX):
-        await asyncio.gather(*captures)
+        await asyncio.gather(*captures, commits.submit("capture-2", is_new_work=False, is_urgent=False))
     assert batches.committed[1:] == [["capture-0", "capture-1", "capture-2"]]
 
 
 async def test_closing_commits_what_waits(commits: GroupCommit[str], batches: Batches) -> None:
     await commit_together(commits, SHARED_OPERATIONS_MIN)
-    capture = await queue(commits, "capture", is_urgent=False)
+    capture = await put_off(commits, "capture")
     async with asyncio.timeout(SECONDS_MAX):
         await commits.close()
         assert await capture == "capture"

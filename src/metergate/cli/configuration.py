@@ -10,7 +10,6 @@ import typer
 from tomlkit.container import Container
 from tomlkit.items import AoT, Table
 
-from metergate.app import start_problems
 from metergate.cli.parameters import DEFAULT_CONFIG, ConfigFile
 from metergate.cli.terminal import explain
 from metergate.config import Setting, load_config, settings_in_effect
@@ -33,6 +32,8 @@ def check(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
     Safe while a gateway serves: nothing is written.
     """
+    from metergate.app import start_problems  # all of the gateway, which no other command here needs
+
     problems = asyncio.run(start_problems(load_config(config)))
     for problem in problems:
         explain(f"error: {problem}")

@@ -98,12 +98,16 @@ def add(
     )
     has_begin = effective_time_us is not None
     added = write(store_of(config, store), lambda ledger: _add(ledger, grant, expires_in_us, has_begin=has_begin))
-    begin = f", from {time_of(added.effective_time_us)} on" if has_begin else ""
-    amount_text = credits_of(added.amount_microcredits)
-    explain(f"{amount_text} for {subscriber}{begin}, expiring: {time_of(added.expire_time_us)}")
-    if added.rollover_microcredits_max:
-        explain(f"at most {credits_of(added.rollover_microcredits_max)} of it roll over then")
+    _tell_added(added, has_begin=has_begin)
     typer.echo(added.grant_id)
+
+
+def _tell_added(grant: Grant, *, has_begin: bool) -> None:
+    begin = f", from {time_of(grant.effective_time_us)} on" if has_begin else ""
+    amount = credits_of(grant.amount_microcredits)
+    explain(f"{amount} for {grant.subscriber_id}{begin}, expiring: {time_of(grant.expire_time_us)}")
+    if grant.rollover_microcredits_max:
+        explain(f"at most {credits_of(grant.rollover_microcredits_max)} of it roll over then")
 
 
 async def _add(ledger: WritableLedger, grant: Grant, expires_in_us: int | None, *, has_begin: bool) -> Grant:

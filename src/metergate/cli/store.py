@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 from uuid import uuid4
 
-from metergate.app import SystemClock
+from metergate.clock import SystemClock
 from metergate.core.operations import (
     AddAuthorization,
     AddGrant,
